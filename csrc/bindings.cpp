@@ -1,0 +1,172 @@
+// The Python module prefloss._core: names, argument translation, release of the GIL. No arithmetic, and no libtorch.
+//
+// A column is None, or (address, dtype, stride, row_stride) with strides in entries; python/prefloss/_core.pyi
+// documents every argument.
+#include <pybind11/pybind11.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/kernels.h"
+
+namespace py = pybind11;
+
+namespace prefloss {
+namespace {
+
+// Releasing the GIL costs more than a kernel over so few pairs.
+constexpr int64_t kReleaseGil = 4096;
+
+template <typename Kernel>
+void run(int64_t pairs, const Kernel& kernel) {
+  if (pairs < kReleaseGil) return kernel();
+  const py::gil_scoped_release released;
+  kernel();
+}
+
+void* address(uintptr_t value) { return reinterpret_cast<void*>(value); }
+
+void require_memory(const void* data, int64_t entries, const char* name) {
+  if (data == nullptr && entries > 0)
+    throw std::invalid_argument(std::string(name) + " has no memory (a null pointer); a plain dense tensor is needed");
+}
+
+Column column(const py::object& object) {
+  if (object.is_none()) return {};
+  const auto [data, dtype, stride, row_stride] = object.cast<std::tuple<uintptr_t, int, int64_t, int64_t>>();
+  if (dtype < 0 || dtype > static_cast<int>(Dtype::kBool))
+    throw std::invalid_argument("unknown dtype tag " + std::to_string(dtype));
+  return {address(data), static_cast<Dtype>(dtype), stride, row_stride};
+}
+
+// (chosen, rejected, margin, weight, target, rows, count, (beta, margin, target, label_smoothing,
+// center_rewards_coefficient))
+Pairs pairs_of(const py::tuple& tuple) {
+  Pairs pairs{column(tuple[0]), column(tuple[1]),         column(tuple[2]),         column(tuple[3]),
+              column(tuple[4]), tuple[5].cast<int64_t>(), tuple[6].cast<int64_t>(), {}};
+  const auto [beta, margin, target, label_smoothing, center] =
+      tuple[7].cast<std::tuple<double, double, double, double, double>>();
+  pairs.options = {beta, margin, target, label_smoothing, center};
+  const int64_t entries = pairs.rows * pairs.count;
+  require_memory(pairs.chosen.data, entries, "chosen");
+  require_memory(pairs.rejected.data, entries, "rejected");
+  return pairs;
+}
+
+// (number, address of one float64 a row or 0, its stride, whether that is a total weight)
+Divisor divisor_of(const py::tuple& tuple) {
+  const auto [number, rows, stride, total_weight] = tuple.cast<std::tuple<double, uintptr_t, int64_t, bool>>();
+  return {number, static_cast<const double*>(address(rows)), stride, total_weight};
+}
+
+Column upstream_of(const py::tuple& tuple, const Pairs& pairs) {
+  const Column upstream = column(tuple);
+  require_memory(upstream.data, pairs.rows * pairs.count, "the upstream gradient");
+  return upstream;
+}
+
+void paired_forward(const py::tuple& inputs, const py::tuple& divisor, uintptr_t loss, const py::object& terms,
+                    uintptr_t sums, bool statistics, int threads) {
+  const Pairs pairs = pairs_of(inputs);
+  const Divisor by = divisor_of(divisor);
+  const ForwardOutputs outputs{address(loss), column(terms), static_cast<double*>(address(sums)), statistics};
+  run(pairs.rows * pairs.count,
+      [&] { cpu::kernels().paired_forward(pairs, by, outputs, cpu::usable_threads(threads)); });
+}
+
+void paired_backward(const py::tuple& inputs, const py::tuple& divisor, const py::tuple& upstream,
+                     const py::object& grad_chosen, const py::object& grad_rejected, const py::object& grad_margin,
+                     int threads) {
+  const Pairs pairs = pairs_of(inputs);
+  const Divisor by = divisor_of(divisor);
+  const Column grad = upstream_of(upstream, pairs);
+  const Gradients gradients{column(grad_chosen), column(grad_rejected), column(grad_margin)};
+  run(pairs.rows * pairs.count,
+      [&] { cpu::kernels().paired_backward(pairs, by, grad, gradients, cpu::usable_threads(threads)); });
+}
+
+void paired_double_backward(const py::tuple& inputs, const py::tuple& divisor, const py::tuple& upstream,
+                            const py::object& towards_chosen, const py::object& towards_rejected,
+                            const py::object& towards_margin, const py::object& grad_upstream,
+                            const py::object& grad_chosen, const py::object& grad_rejected,
+                            const py::object& grad_margin, int threads) {
+  const Pairs pairs = pairs_of(inputs);
+  const Divisor by = divisor_of(divisor);
+  const Column grad = upstream_of(upstream, pairs), upstream_gradient = column(grad_upstream);
+  const Gradients directions{column(towards_chosen), column(towards_rejected), column(towards_margin)};
+  const Gradients gradients{column(grad_chosen), column(grad_rejected), column(grad_margin)};
+  run(pairs.rows * pairs.count, [&] {
+    cpu::kernels().paired_double_backward(pairs, by, grad, directions, upstream_gradient, gradients,
+                                          cpu::usable_threads(threads));
+  });
+}
+
+// The default call: contiguous rewards and no option. The general functions with less to translate.
+Pairs default_pairs(uintptr_t chosen, uintptr_t rejected, int dtype, int64_t count) {
+  require_memory(address(chosen), count, "chosen");
+  require_memory(address(rejected), count, "rejected");
+  const Dtype stored = static_cast<Dtype>(dtype);
+  return {{address(chosen), stored, 1, 0}, {address(rejected), stored, 1, 0}, {}, {}, {}, 1, count, {}};
+}
+
+void default_forward(uintptr_t chosen, uintptr_t rejected, int dtype, int64_t count, uintptr_t loss, int threads) {
+  const Pairs pairs = default_pairs(chosen, rejected, dtype, count);
+  const Divisor divisor{count > 0 ? static_cast<double>(count) : 1.0};
+  run(count, [&] {
+    cpu::kernels().paired_forward(pairs, divisor, {address(loss), {}, nullptr, false}, cpu::usable_threads(threads));
+  });
+}
+
+void default_backward(uintptr_t upstream, uintptr_t chosen, uintptr_t rejected, int dtype, int64_t count,
+                      uintptr_t grad_chosen, uintptr_t grad_rejected, int threads) {
+  const Pairs pairs = default_pairs(chosen, rejected, dtype, count);
+  const Divisor divisor{count > 0 ? static_cast<double>(count) : 1.0};
+  const Column upstream_column{address(upstream), Dtype::kFloat32, 0, 0};
+  require_memory(upstream_column.data, 1, "the upstream gradient");
+  const Gradients gradients{
+      {address(grad_chosen), pairs.chosen.dtype, 1, 0}, {address(grad_rejected), pairs.chosen.dtype, 1, 0}, {}};
+  run(count, [&] {
+    cpu::kernels().paired_backward(pairs, divisor, upstream_column, gradients, cpu::usable_threads(threads));
+  });
+}
+
+std::string compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#elif defined(__GNUC__)
+  return "gcc " __VERSION__;
+#elif defined(_MSC_VER)
+  return "msvc " + std::to_string(_MSC_VER);
+#else
+  return "unknown";
+#endif
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, module) {
+  module.doc() = "The compiled kernels of prefloss. Not public: arguments are not checked here.";
+  module.attr("__version__") = PREFLOSS_VERSION;
+  module.attr("compiler") = compiler();
+  module.attr("cpu") = cpu::kernels().name;
+#ifdef _OPENMP
+  module.attr("openmp") = true;
+#else
+  module.attr("openmp") = false;
+#endif
+  module.def("default_forward", &default_forward, py::arg("chosen"), py::arg("rejected"), py::arg("dtype"),
+             py::arg("count"), py::arg("loss"), py::arg("threads"));
+  module.def("default_backward", &default_backward, py::arg("upstream"), py::arg("chosen"), py::arg("rejected"),
+             py::arg("dtype"), py::arg("count"), py::arg("grad_chosen"), py::arg("grad_rejected"), py::arg("threads"));
+  module.def("paired_forward", &paired_forward, py::arg("pairs"), py::arg("divisor"), py::arg("loss"), py::arg("terms"),
+             py::arg("sums"), py::arg("statistics"), py::arg("threads"));
+  module.def("paired_backward", &paired_backward, py::arg("pairs"), py::arg("divisor"), py::arg("upstream"),
+             py::arg("grad_chosen"), py::arg("grad_rejected"), py::arg("grad_margin"), py::arg("threads"));
+  module.def("paired_double_backward", &paired_double_backward, py::arg("pairs"), py::arg("divisor"),
+             py::arg("upstream"), py::arg("towards_chosen"), py::arg("towards_rejected"), py::arg("towards_margin"),
+             py::arg("grad_upstream"), py::arg("grad_chosen"), py::arg("grad_rejected"), py::arg("grad_margin"),
+             py::arg("threads"));
+}
+
+}  // namespace prefloss

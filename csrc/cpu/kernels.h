@@ -1,0 +1,30 @@
+// The CPU kernels: one table of functions per instruction set, and the choice among them.
+#pragma once
+
+#include "../pairs.h"
+
+namespace prefloss::cpu {
+
+// `threads`: at most so many OpenMP threads; the results are the same bits for any number.
+struct Kernels {
+  const char* name;
+  void (*paired_forward)(const Pairs&, const Divisor&, const ForwardOutputs&, int threads);
+  void (*paired_backward)(const Pairs&, const Divisor&, const Column& upstream, const Gradients&, int threads);
+  void (*paired_double_backward)(const Pairs&, const Divisor&, const Column& upstream, const Gradients& directions,
+                                 const Column& upstream_gradient, const Gradients&, int threads);
+};
+
+extern const Kernels kBaseline;
+#ifdef PREFLOSS_X86
+extern const Kernels kAvx2, kAvx512;
+#endif
+
+// The kernels in use: the best that this processor runs, or those that the environment variable PREFLOSS_CPU names.
+// Throws std::runtime_error, naming what is accepted, where that is unknown here.
+const Kernels& kernels();
+
+// `wanted`, or 1 in a forked child: OpenMP's worker threads do not survive a fork, and libgomp would wait for them for
+// ever.
+int usable_threads(int wanted);
+
+}  // namespace prefloss::cpu

@@ -1,0 +1,471 @@
+// The paired loss on the CPU: forward, backward, double backward. Compiled once per instruction set (PREFLOSS_CPU_PATH,
+// PREFLOSS_CPU_KERNELS).
+//
+// A row is cut into chunks, which threads share, and a chunk into blocks that fit in the first-level cache: a block's
+// columns are brought to contiguous Real (float, or double for float64 rewards), computed in loops that the compiler
+// vectorises, and written back. Partial sums are float64, one set a chunk, added in order; so the bits do not depend on
+// the number of threads.
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "../pair_math.h"
+#include "../storage.h"
+#include "kernels.h"
+
+namespace prefloss::cpu {
+namespace {
+
+constexpr int kBlock = 512;
+constexpr int64_t kChunk = 8192;
+
+template <typename Real>
+struct alignas(64) Buffer {
+  Real values[kBlock];
+};
+
+template <typename Real, typename Stored>
+void gather(const Stored* first, int64_t stride, int count, Real* values) {
+  if (stride == 1)
+    for (int i = 0; i < count; i++) values[i] = static_cast<Real>(widen(first[i]));
+  else
+    for (int i = 0; i < count; i++) values[i] = static_cast<Real>(widen(first[i * stride]));
+}
+
+template <typename Stored, typename Real>
+void scatter(const Real* values, int count, int64_t stride, Stored* first) {
+  if (stride == 1)
+    for (int i = 0; i < count; i++) narrow(values[i], first[i]);
+  else
+    for (int i = 0; i < count; i++) narrow(values[i], first[i * stride]);
+}
+
+template <typename Stored>
+Stored* entry(const Column& column, int64_t row, int64_t index) {
+  return static_cast<Stored*>(column.data) + row * column.row_stride + index * column.stride;
+}
+
+template <typename Real>
+constexpr Dtype kDtypeOf = sizeof(Real) == sizeof(double) ? Dtype::kFloat64 : Dtype::kFloat32;
+
+// The entries [begin, begin + count) of a row as contiguous Real: in place where they are that already, else in
+// `buffer`.
+template <typename Real>
+const Real* load(const Column& column, int64_t row, int64_t begin, int count, Buffer<Real>& buffer) {
+  if (column.dtype == kDtypeOf<Real> && column.stride == 1) return entry<Real>(column, row, begin);
+  Real* values = buffer.values;
+  switch (column.dtype) {
+    case Dtype::kFloat64:
+      gather(entry<double>(column, row, begin), column.stride, count, values);
+      break;
+    case Dtype::kFloat32:
+      gather(entry<float>(column, row, begin), column.stride, count, values);
+      break;
+    case Dtype::kBFloat16:
+      gather(entry<BFloat16>(column, row, begin), column.stride, count, values);
+      break;
+    case Dtype::kFloat16:
+      gather(entry<Float16>(column, row, begin), column.stride, count, values);
+      break;
+    case Dtype::kBool:
+      gather(entry<bool>(column, row, begin), column.stride, count, values);
+      break;
+  }
+  return values;
+}
+
+// An optional column: a number fills its buffer once, before the blocks.
+template <typename Real>
+struct OptionalColumn {
+  const Column& column;
+  Buffer<Real> buffer;
+
+  OptionalColumn(const Column& given, double number) : column(given) {
+    if (!column) std::fill(buffer.values, buffer.values + kBlock, static_cast<Real>(number));
+  }
+
+  const Real* load(int64_t row, int64_t begin, int count) {
+    return column ? cpu::load(column, row, begin, count, buffer) : buffer.values;
+  }
+};
+
+// Where a block's results are computed: in place, or in `buffer`, from which `store` takes them.
+template <typename Real>
+Real* result(const Column& column, int64_t row, int64_t begin, Buffer<Real>& buffer) {
+  const bool in_place = column && column.dtype == kDtypeOf<Real> && column.stride == 1;
+  return in_place ? entry<Real>(column, row, begin) : buffer.values;
+}
+
+template <typename Real>
+void store(const Column& column, int64_t row, int64_t begin, int count, const Buffer<Real>& buffer) {
+  if (!column || (column.dtype == kDtypeOf<Real> && column.stride == 1)) return;
+  if (column.dtype == Dtype::kFloat32) scatter(buffer.values, count, column.stride, entry<float>(column, row, begin));
+  if constexpr (sizeof(Real) == sizeof(double)) {
+    if (column.dtype == Dtype::kFloat64)
+      scatter(buffer.values, count, column.stride, entry<double>(column, row, begin));
+  } else {
+    if (column.dtype == Dtype::kBFloat16)
+      scatter(buffer.values, count, column.stride, entry<BFloat16>(column, row, begin));
+    if (column.dtype == Dtype::kFloat16)
+      scatter(buffer.values, count, column.stride, entry<Float16>(column, row, begin));
+  }
+}
+
+// The options in the type of the computation; the pairs' formula with every option on.
+template <typename Real>
+struct Formula {
+  Real beta, smoothing, center;
+
+  explicit Formula(const Options& options)
+      : beta(static_cast<Real>(options.beta)),
+        smoothing(static_cast<Real>(options.label_smoothing)),
+        center(static_cast<Real>(options.center_rewards_coefficient)) {}
+
+  Real logit(Real chosen, Real rejected, Real margin) const { return fused(beta, chosen - rejected, -margin); }
+  Real smoothed(Real target) const { return fused(target, Real(1) - 2 * smoothing, smoothing); }
+};
+
+// Nothing but chosen and rejected: the default call.
+bool plain(const Pairs& pairs) {
+  const Options& options = pairs.options;
+  return !pairs.margin && !pairs.weight && !pairs.target && options.beta == 1 && options.margin == 0 &&
+         options.target == 1 && options.label_smoothing == 0 && options.center_rewards_coefficient == 0;
+}
+
+// The sum of entry(0 ... count - 1), float64, in an order that `count` alone decides; four sums at a time hide the
+// latency of an addition.
+template <typename Entry>
+double sum(int count, const Entry& entry) {
+  const int quarter = count / 4;
+  double first = 0, second = 0, third = 0, fourth = 0;
+#pragma omp simd reduction(+ : first, second, third, fourth)
+  for (int i = 0; i < quarter; i++) {
+    first += entry(i);
+    second += entry(quarter + i);
+    third += entry(2 * quarter + i);
+    fourth += entry(3 * quarter + i);
+  }
+  for (int i = 4 * quarter; i < count; i++) first += entry(i);
+  return (first + second) + (third + fourth);
+}
+
+struct Partial {
+  double terms = 0, weight = 0, sums[kSums] = {};
+
+  Partial() { sums[kMinimum] = std::numeric_limits<double>::infinity(), sums[kMaximum] = -sums[kMinimum]; }
+
+  void add(const Partial& other) {
+    terms += other.terms;
+    weight += other.weight;
+    for (int k = 0; k < kMinimum; k++) sums[k] += other.sums[k];
+    // The comparisons are false for NaN: a NaN that is here stays, one that comes is taken.
+    if (!(other.sums[kMinimum] >= sums[kMinimum]) && sums[kMinimum] == sums[kMinimum])
+      sums[kMinimum] = other.sums[kMinimum];
+    if (!(other.sums[kMaximum] <= sums[kMaximum]) && sums[kMaximum] == sums[kMaximum])
+      sums[kMaximum] = other.sums[kMaximum];
+  }
+};
+
+template <typename Real>
+void add_statistics(const Real* chosen, const Real* rejected, const Real* weight, const Real* loss, int count,
+                    double* sums) {
+  double n = 0, w1 = 0, w2 = 0, wl = 0, w2l = 0, w2l2 = 0, correct = 0, tied = 0, d1 = 0, d2 = 0, a1 = 0, a2 = 0,
+         b1 = 0, b2 = 0, nans = 0;
+  double low = std::numeric_limits<double>::infinity(), high = -low;
+  const double none_low = low, none_high = high;
+#pragma omp simd reduction(+ : n, w1, w2, wl, w2l, w2l2, correct, tied, d1, d2, a1, a2, b1, b2, nans) \
+    reduction(min : low) reduction(max : high)
+  for (int i = 0; i < count; i++) {
+    const bool counted = weight[i] != 0;
+    const double w = weight[i], a = counted ? chosen[i] : Real(0), b = counted ? rejected[i] : Real(0),
+                 l = counted ? loss[i] : Real(0);
+    const double difference = counted ? chosen[i] - rejected[i] : Real(0), weighted = w * l;
+    n += counted ? 1.0 : 0.0;
+    w1 += w;
+    w2 += w * w;
+    wl += weighted;
+    w2l += w * weighted;
+    w2l2 += weighted * weighted;
+    correct += counted && chosen[i] > rejected[i] ? 1.0 : 0.0;
+    tied += counted && chosen[i] == rejected[i] ? 1.0 : 0.0;
+    d1 += difference;
+    d2 += difference * difference;
+    a1 += a;
+    a2 += a * a;
+    b1 += b;
+    b2 += b * b;
+    nans += a != a || b != b ? 1.0 : 0.0;
+    const double smaller = counted ? (a < b ? a : b) : none_low, larger = counted ? (a > b ? a : b) : none_high;
+    low = smaller < low ? smaller : low;
+    high = larger > high ? larger : high;
+  }
+  const double block[kSums] = {n, w1, w2, wl, w2l, w2l2, correct, tied, d1, d2, a1, a2, b1, b2};
+  for (int k = 0; k < kMinimum; k++) sums[k] += block[k];
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  sums[kMinimum] = nans > 0 || sums[kMinimum] != sums[kMinimum] ? nan : std::min(sums[kMinimum], low);
+  sums[kMaximum] = nans > 0 || sums[kMaximum] != sums[kMaximum] ? nan : std::max(sums[kMaximum], high);
+}
+
+// Calls body(block_begin, block_count) for the blocks of a chunk.
+template <typename Body>
+void for_blocks(int64_t chunk, int64_t count, const Body& body) {
+  const int64_t end = std::min(count, (chunk + 1) * kChunk);
+  for (int64_t begin = chunk * kChunk; begin < end; begin += kBlock)
+    body(begin, static_cast<int>(std::min<int64_t>(kBlock, end - begin)));
+}
+
+// Calls body(chunk) for every chunk of a row. One thread does not enter OpenMP at all.
+template <typename Body>
+void for_chunks(int64_t chunks, int threads, const Body& body) {
+#ifdef _OPENMP
+  if (threads > 1 && chunks > 1) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t chunk = 0; chunk < chunks; chunk++) body(chunk);
+    return;
+  }
+#endif
+  for (int64_t chunk = 0; chunk < chunks; chunk++) body(chunk);
+}
+
+template <typename Real>
+Partial plain_forward(const Pairs& pairs, const Column& terms, int64_t row, int64_t chunk) {
+  Partial partial;
+  Buffer<Real> chosen_buffer, rejected_buffer, loss;
+  for_blocks(chunk, pairs.count, [&](int64_t begin, int count) {
+    const Real* chosen = load(pairs.chosen, row, begin, count, chosen_buffer);
+    const Real* rejected = load(pairs.rejected, row, begin, count, rejected_buffer);
+    for (int i = 0; i < count; i++) loss.values[i] = pair_loss(chosen[i] - rejected[i]);
+    partial.terms += sum(count, [&](int i) { return static_cast<double>(loss.values[i]); });
+    if (terms) scatter(loss.values, count, terms.stride, entry<Real>(terms, row, begin));
+  });
+  return partial;
+}
+
+template <typename Real>
+Partial general_forward(const Pairs& pairs, const ForwardOutputs& outputs, int64_t row, int64_t chunk) {
+  Partial partial;
+  const Formula<Real> formula(pairs.options);
+  const Real center = formula.center;
+  Buffer<Real> chosen_buffer, rejected_buffer, loss, centered;
+  OptionalColumn<Real> margins(pairs.margin, pairs.options.margin), weights(pairs.weight, 1),
+      targets(pairs.target, pairs.options.target);
+  for_blocks(chunk, pairs.count, [&](int64_t begin, int count) {
+    const Real* chosen = load(pairs.chosen, row, begin, count, chosen_buffer);
+    const Real* rejected = load(pairs.rejected, row, begin, count, rejected_buffer);
+    const Real *margin = margins.load(row, begin, count), *weight = weights.load(row, begin, count),
+               *target = targets.load(row, begin, count);
+    for (int i = 0; i < count; i++) {
+      const Real total = chosen[i] + rejected[i];
+      loss.values[i] = pair_loss(formula.logit(chosen[i], rejected[i], margin[i]), formula.smoothed(target[i]));
+      centered.values[i] = center == 0 ? loss.values[i] : fused(center * total, total, loss.values[i]);
+    }
+    // Weighting in float64 spares the sum a rounding a pair, and an overflow that the division would have undone.
+    const auto term = [&](int i) {
+      const double w = weight[i];
+      return w == 0 ? 0.0 : w * static_cast<double>(centered.values[i]);
+    };
+    partial.terms += sum(count, term);
+    partial.weight += sum(count, [&](int i) { return static_cast<double>(weight[i]); });
+    if (outputs.terms) {
+      for (int i = 0; i < count; i++) centered.values[i] = static_cast<Real>(term(i));
+      scatter(centered.values, count, outputs.terms.stride, entry<Real>(outputs.terms, row, begin));
+    }
+    if (outputs.statistics) add_statistics(chosen, rejected, weight, loss.values, count, partial.sums);
+  });
+  return partial;
+}
+
+template <typename Real>
+void forward(const Pairs& pairs, const Divisor& divisor, const ForwardOutputs& outputs, int threads) {
+  const int64_t chunks = (pairs.count + kChunk - 1) / kChunk;
+  const bool is_plain = plain(pairs) && !outputs.statistics;
+  std::vector<Partial> partials(chunks > 1 ? static_cast<size_t>(chunks) : 0);
+  for (int64_t row = 0; row < pairs.rows; row++) {
+    const auto part = [&](int64_t chunk) {
+      return is_plain ? plain_forward<Real>(pairs, outputs.terms, row, chunk)
+                      : general_forward<Real>(pairs, outputs, row, chunk);
+    };
+    Partial total;
+    if (chunks == 1) {
+      total = part(0);
+    } else {
+      for_chunks(chunks, threads, [&](int64_t chunk) { partials[static_cast<size_t>(chunk)] = part(chunk); });
+      for (const Partial& partial : partials) total.add(partial);
+    }
+    total.sums[kWeight] = total.weight;
+    const double by = divisor.total_weight ? divisor.resolve(total.weight) : divisor.of_row(row);
+    if (outputs.loss) static_cast<Real*>(outputs.loss)[row] = static_cast<Real>(total.terms / by);
+    if (outputs.sums) std::copy(total.sums, total.sums + kSums, outputs.sums + row * kSums);
+  }
+}
+
+template <typename Real>
+void plain_backward(const Pairs& pairs, Real scale, const Gradients& gradients, int64_t row, int64_t chunk) {
+  Buffer<Real> chosen_buffer, rejected_buffer, chosen_result, rejected_result;
+  for_blocks(chunk, pairs.count, [&](int64_t begin, int count) {
+    const Real* chosen = load(pairs.chosen, row, begin, count, chosen_buffer);
+    const Real* rejected = load(pairs.rejected, row, begin, count, rejected_buffer);
+    Real* __restrict grad_chosen = result(gradients.chosen, row, begin, chosen_result);
+    Real* __restrict grad_rejected = result(gradients.rejected, row, begin, rejected_result);
+    for (int i = 0; i < count; i++) {
+      const Real slope = scale * pair_slope(chosen[i] - rejected[i]);
+      grad_chosen[i] = slope;
+      grad_rejected[i] = -slope;
+    }
+    store(gradients.chosen, row, begin, count, chosen_result);
+    store(gradients.rejected, row, begin, count, rejected_result);
+  });
+}
+
+template <typename Real>
+void general_backward(const Pairs& pairs, double scale, const Column& upstream, const Gradients& gradients, int64_t row,
+                      int64_t chunk) {
+  const Formula<Real> formula(pairs.options);
+  const Real beta = formula.beta, twice_center = 2 * formula.center;
+  Buffer<Real> chosen_buffer, rejected_buffer, chosen_result, rejected_result, margin_result;
+  OptionalColumn<Real> margins(pairs.margin, pairs.options.margin), weights(pairs.weight, 1),
+      targets(pairs.target, pairs.options.target);
+  OptionalColumn<Real> scales(upstream, scale);
+  for_blocks(chunk, pairs.count, [&](int64_t begin, int count) {
+    const Real* chosen = load(pairs.chosen, row, begin, count, chosen_buffer);
+    const Real* rejected = load(pairs.rejected, row, begin, count, rejected_buffer);
+    const Real *margin = margins.load(row, begin, count), *weight = weights.load(row, begin, count),
+               *target = targets.load(row, begin, count);
+    const Real* factor = scales.load(row, begin, count);
+    Real* __restrict grad_chosen = result(gradients.chosen, row, begin, chosen_result);
+    Real* __restrict grad_rejected = result(gradients.rejected, row, begin, rejected_result);
+    Real* __restrict grad_margin = result(gradients.margin, row, begin, margin_result);
+    for (int i = 0; i < count; i++) {
+      const Real z = formula.logit(chosen[i], rejected[i], margin[i]);
+      const Real slope = pair_derivatives(z, formula.smoothed(target[i])).slope;
+      const Real pull = twice_center == 0 ? Real(0) : twice_center * (chosen[i] + rejected[i]);
+      const Real k = factor[i] * weight[i];
+      grad_chosen[i] = weight[i] == 0 ? Real(0) : k * fused(beta, slope, pull);
+      grad_rejected[i] = weight[i] == 0 ? Real(0) : k * fused(-beta, slope, pull);
+      grad_margin[i] = weight[i] == 0 ? Real(0) : -k * slope;
+    }
+    store(gradients.chosen, row, begin, count, chosen_result);
+    store(gradients.rejected, row, begin, count, rejected_result);
+    store(gradients.margin, row, begin, count, margin_result);
+  });
+}
+
+// An upstream gradient with one entry a row becomes a number, already divided; one a pair (reduction "none") is never
+// divided.
+template <typename Real>
+double row_scale(const Column& upstream, const Divisor& divisor, int64_t row) {
+  return static_cast<double>(*entry<Real>(upstream, row, 0)) / divisor.of_row(row);
+}
+
+template <typename Real>
+void backward(const Pairs& pairs, const Divisor& divisor, const Column& upstream, const Gradients& gradients,
+              int threads) {
+  const int64_t chunks = (pairs.count + kChunk - 1) / kChunk;
+  const bool one_a_row = upstream.stride == 0, is_plain = plain(pairs) && one_a_row && !gradients.margin;
+  for (int64_t row = 0; row < pairs.rows && chunks > 0; row++) {
+    const double scale = one_a_row ? row_scale<Real>(upstream, divisor, row) : 1.0;
+    for_chunks(chunks, threads, [&](int64_t chunk) {
+      if (is_plain)
+        plain_backward<Real>(pairs, static_cast<Real>(scale), gradients, row, chunk);
+      else
+        general_backward<Real>(pairs, scale, one_a_row ? Column{} : upstream, gradients, row, chunk);
+    });
+  }
+}
+
+// With v the direction given for each gradient, s the slope and h the curvature, dz = beta (v_chosen - v_rejected) -
+// v_margin the direction that reaches z, and u = v_chosen + v_rejected the one that reaches a + b: d/dg = (w / D) (s dz
+// + 2c (a + b) u), and so on.
+template <typename Real>
+double double_backward_chunk(const Pairs& pairs, double scale, double inverse_divisor, const Column& upstream,
+                             const Gradients& directions, const Column& upstream_gradient, const Gradients& gradients,
+                             int64_t row, int64_t chunk) {
+  double total = 0;
+  const Formula<Real> formula(pairs.options);
+  const Real beta = formula.beta, twice_center = 2 * formula.center, inverse = static_cast<Real>(inverse_divisor);
+  Buffer<Real> chosen_buffer, rejected_buffer, chosen_result, rejected_result, margin_result, upstream_result;
+  OptionalColumn<Real> margins(pairs.margin, pairs.options.margin), weights(pairs.weight, 1),
+      targets(pairs.target, pairs.options.target);
+  OptionalColumn<Real> scales(upstream, scale), towards_chosen(directions.chosen, 0),
+      towards_rejected(directions.rejected, 0), towards_margin(directions.margin, 0);
+  for_blocks(chunk, pairs.count, [&](int64_t begin, int count) {
+    const Real* chosen = load(pairs.chosen, row, begin, count, chosen_buffer);
+    const Real* rejected = load(pairs.rejected, row, begin, count, rejected_buffer);
+    const Real *margin = margins.load(row, begin, count), *weight = weights.load(row, begin, count),
+               *target = targets.load(row, begin, count);
+    const Real *factor = scales.load(row, begin, count), *v_chosen = towards_chosen.load(row, begin, count);
+    const Real *v_rejected = towards_rejected.load(row, begin, count),
+               *v_margin = towards_margin.load(row, begin, count);
+    Real* __restrict grad_chosen = result(gradients.chosen, row, begin, chosen_result);
+    Real* __restrict grad_rejected = result(gradients.rejected, row, begin, rejected_result);
+    Real* __restrict grad_margin = result(gradients.margin, row, begin, margin_result);
+#pragma omp simd
+    for (int i = 0; i < count; i++) {
+      const Real z = formula.logit(chosen[i], rejected[i], margin[i]);
+      const PairDerivatives<Real> pair = pair_derivatives(z, formula.smoothed(target[i]));
+      const Real dz = fused(beta, v_chosen[i] - v_rejected[i], -v_margin[i]), u = v_chosen[i] + v_rejected[i];
+      const Real pull = twice_center == 0 ? Real(0) : twice_center * u;
+      const Real along = twice_center == 0 ? pair.slope * dz : fused(pair.slope, dz, pull * (chosen[i] + rejected[i]));
+      const Real bend = pair.curvature * dz, k = factor[i] * weight[i];
+      const bool counted = weight[i] != 0;
+      upstream_result.values[i] = counted ? weight[i] * inverse * along : Real(0);
+      grad_chosen[i] = counted ? k * fused(beta, bend, pull) : Real(0);
+      grad_rejected[i] = counted ? k * fused(-beta, bend, pull) : Real(0);
+      grad_margin[i] = counted ? -k * bend : Real(0);
+    }
+    total += sum(count, [&](int i) { return static_cast<double>(upstream_result.values[i]); });
+    if (upstream_gradient.stride != 0)
+      scatter(upstream_result.values, count, upstream_gradient.stride, entry<Real>(upstream_gradient, row, begin));
+    store(gradients.chosen, row, begin, count, chosen_result);
+    store(gradients.rejected, row, begin, count, rejected_result);
+    store(gradients.margin, row, begin, count, margin_result);
+  });
+  return total;
+}
+
+template <typename Real>
+void double_backward(const Pairs& pairs, const Divisor& divisor, const Column& upstream, const Gradients& directions,
+                     const Column& upstream_gradient, const Gradients& gradients, int threads) {
+  const int64_t chunks = (pairs.count + kChunk - 1) / kChunk;
+  const bool one_a_row = upstream.stride == 0;
+  std::vector<double> partials(static_cast<size_t>(chunks));
+  for (int64_t row = 0; row < pairs.rows; row++) {
+    const double scale = one_a_row ? row_scale<Real>(upstream, divisor, row) : 1.0,
+                 inverse = one_a_row ? 1.0 / divisor.of_row(row) : 1.0;
+    for_chunks(chunks, threads, [&](int64_t chunk) {
+      partials[static_cast<size_t>(chunk)] = double_backward_chunk<Real>(
+          pairs, scale, inverse, one_a_row ? Column{} : upstream, directions, upstream_gradient, gradients, row, chunk);
+    });
+    double total = 0;
+    for (const double partial : partials) total += partial;
+    if (upstream_gradient && upstream_gradient.stride == 0)
+      *entry<Real>(upstream_gradient, row, 0) = static_cast<Real>(total);
+  }
+}
+
+bool in_double(const Pairs& pairs) { return pairs.chosen.dtype == Dtype::kFloat64; }
+
+void paired_forward(const Pairs& pairs, const Divisor& divisor, const ForwardOutputs& outputs, int threads) {
+  in_double(pairs) ? forward<double>(pairs, divisor, outputs, threads)
+                   : forward<float>(pairs, divisor, outputs, threads);
+}
+
+void paired_backward(const Pairs& pairs, const Divisor& divisor, const Column& upstream, const Gradients& gradients,
+                     int threads) {
+  in_double(pairs) ? backward<double>(pairs, divisor, upstream, gradients, threads)
+                   : backward<float>(pairs, divisor, upstream, gradients, threads);
+}
+
+void paired_double_backward(const Pairs& pairs, const Divisor& divisor, const Column& upstream,
+                            const Gradients& directions, const Column& upstream_gradient, const Gradients& gradients,
+                            int threads) {
+  in_double(pairs)
+      ? double_backward<double>(pairs, divisor, upstream, directions, upstream_gradient, gradients, threads)
+      : double_backward<float>(pairs, divisor, upstream, directions, upstream_gradient, gradients, threads);
+}
+
+}  // namespace
+
+const Kernels PREFLOSS_CPU_KERNELS = {PREFLOSS_CPU_PATH, paired_forward, paired_backward, paired_double_backward};
+
+}  // namespace prefloss::cpu

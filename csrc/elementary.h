@@ -1,0 +1,121 @@
+// exp(-a) and log(1 + f) as branch-free polynomials: a compiler can vectorise a loop over them, and they run unchanged
+// on a GPU.
+//
+// Everything here has internal linkage: the header is compiled once per instruction set, and the linker must never mix
+// those.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#ifdef __CUDACC__
+#define PREFLOSS_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define PREFLOSS_HOST_DEVICE inline
+#endif
+
+namespace prefloss {
+namespace {
+
+// a * b + c in one rounding where the hardware has it. Elsewhere in two: std::fma would call a library routine, ten
+// times slower.
+template <typename Real>
+PREFLOSS_HOST_DEVICE Real fused(Real a, Real b, Real c) {
+#if defined(__CUDA_ARCH__)
+  return fma(a, b, c);
+#elif defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  if constexpr (sizeof(Real) == sizeof(float))
+    return __builtin_fmaf(a, b, c);
+  else
+    return __builtin_fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+PREFLOSS_HOST_DEVICE float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+PREFLOSS_HOST_DEVICE double from_bits(uint64_t bits) {
+  double value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+PREFLOSS_HOST_DEVICE uint32_t to_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+PREFLOSS_HOST_DEVICE uint64_t to_bits(double value) {
+  uint64_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+PREFLOSS_HOST_DEVICE float absolute(float x) { return from_bits(to_bits(x) & 0x7fffffffu); }
+PREFLOSS_HOST_DEVICE double absolute(double x) { return from_bits(to_bits(x) & uint64_t{0x7fffffffffffffff}); }
+
+// A value and what its last rounding dropped, on the same scale.
+template <typename Real>
+struct Rounded {
+  Real value, remainder;
+};
+
+// exp(-a) for a >= 0. -a = n log 2 + r with |r| <= log(2) / 2, exp(r) = 1 + r + r^2 P(r).
+//  - Adding 1.5 * 2^23 (2^52) rounds to an integer without a float-to-int conversion, which is undefined on NaN.
+//  - The scale is 2^(n + 64) (2^(n + 128)), so that the last product alone rounds, in the subnormal tail too.
+PREFLOSS_HOST_DEVICE Rounded<float> exp_negative(float a) {
+  const float x = -a < -104.0f ? -104.0f : -a;  // false for NaN, which goes on
+  const float shifted = fused(x, 1.44269504088896341f, 0x1.8p23f), n = shifted - 0x1.8p23f;
+  const float r = fused(n, -1.42860682030941723212e-6f, fused(n, -0.693145751953125f, x)), r2 = r * r;
+  const float p = fused(fused(0x1.6a23ccp-10f, r2, fused(0x1.123a20p-7f, r, 0x1.5558f2p-5f)), r2,
+                        fused(0x1.555492p-3f, r, 0x1.fffffcp-2f));
+  const float q = fused(p, r2, r), sum = 1.0f + q, low = q - (sum - 1.0f);
+  const float scale = from_bits((to_bits(shifted) + 191u) << 23);
+  return {(sum * scale) * 0x1p-64f, (low * scale) * 0x1p-64f};
+}
+
+PREFLOSS_HOST_DEVICE Rounded<double> exp_negative(double a) {
+  const double x = -a < -746.0 ? -746.0 : -a;
+  const double shifted = fused(x, 1.44269504088896340736, 0x1.8p52), n = shifted - 0x1.8p52;
+  // log 2 in two parts; the upper one has 33 bits, so that n * upper is exact without FMA too (n has 11).
+  const double r = fused(n, -0x1.a39ef35793c76p-33, fused(n, -0x1.62e42feep-1, x)), r2 = r * r, r4 = r2 * r2;
+  const double p0 =
+      fused(fused(0x1.11111111100dcp-7, r, 0x1.5555555555556p-5), r2, fused(0x1.5555555555557p-3, r, 0x1p-1));
+  const double p1 = fused(fused(0x1.71de0231960ebp-19, r, 0x1.a01a01a6d889cp-16), r2,
+                          fused(0x1.a01a01abe7fe1p-13, r, 0x1.6c16c16c162d4p-10));
+  const double p2 = fused(0x1.1f730349868cep-29, r2, fused(0x1.af4de97ca4194p-26, r, 0x1.27e4db646b17ep-22));
+  const double p = fused(fused(p2, r4, p1), r4, p0);
+  const double q = fused(p, r2, r), sum = 1.0 + q, low = q - (sum - 1.0);
+  const double scale = from_bits((to_bits(shifted) + 1151u) << 52);
+  return {(sum * scale) * 0x1p-128, (low * scale) * 0x1p-128};
+}
+
+// log(1 + f) - f + f_low for f in [-1/4, 1/2]. float: -f^2 Q(f).
+PREFLOSS_HOST_DEVICE float log1p_minus(float f, float f_low) {
+  const float f2 = f * f, f4 = f2 * f2;
+  const float upper =
+      fused(fused(fused(fused(0x1.4f5028p-5f, f, -0x1.9a219ap-4f), f, 0x1.0c1004p-3f), f2,
+                  fused(-0x1.29cfcep-3f, f, 0x1.554b0ep-3f)),
+            f4, fused(fused(-0x1.995acap-3f, f, 0x1.fffbb0p-3f), f2, fused(-0x1.5555c0p-2f, f, 0x1.000004p-1f)));
+  return fused(-f2, upper, f_low);
+}
+
+// double: with s = f / (2 + f), log(1 + f) = 2 atanh(s) = 2s + s^3 R(s^2), and 2s = f - f^2/2 + s f^2/2.
+PREFLOSS_HOST_DEVICE double log1p_minus(double f, double f_low) {
+  const double s = f / (2.0 + f), s2 = s * s, s4 = s2 * s2, half_f2 = 0.5 * f * f;
+  const double odd = fused(fused(fused(0x1.0e88ea4725d3dp-3, s4, 0x1.745cab2727663p-3), s4, 0x1.24924923dba6ap-2), s4,
+                           0x1.5555555555555p-1);
+  const double even = fused(fused(fused(0x1.16b68338bd78bp-3, s4, 0x1.3b29fcbbce66dp-3), s4, 0x1.c71c72e2f78d5p-3), s4,
+                            0x1.9999999999f30p-2);
+  const double ratio = s2 * fused(even, s2, odd);
+  return fused(s, half_f2 + ratio, f_low) - half_f2;
+}
+
+}  // namespace
+}  // namespace prefloss

@@ -1,0 +1,67 @@
+// The formula, once, for host and device: the Bradley-Terry loss of one pair, its slope and its curvature.
+//
+//   z = beta (a - b) - m          loss(z, t) = -t log sigma(z) - (1 - t) log sigma(-z)         (Bradley & Terry 1952;
+//   Ouyang et al. 2022, eq. 1; slope = d loss / dz           curvature = d2 loss / dz2 = sigma(z) sigma(-z) margin:
+//   Touvron et al. 2023, eq. 2)
+//
+// The target t already holds the label smoothing. Worst error over every float z is in the README.
+#pragma once
+
+#include "elementary.h"
+
+namespace prefloss {
+namespace {
+
+// log(1 + exp(-|z|)). Near z = 0 the logarithm is taken about 2: log(1 + e) = log 2 + log1p((e - 1) / 2).
+// `hinge` is added in the order that rounds least: the largest term last.
+template <typename Real>
+PREFLOSS_HOST_DEVICE Real softplus_plus(Real magnitude, Real hinge) {
+  const Rounded<Real> e = exp_negative(magnitude);
+  const bool near = magnitude < Real(0.6931);
+  const Real f = near ? fused(Real(0.5), e.value, Real(-0.5)) : e.value;
+  const Real f_low = near ? Real(0.5) * e.remainder : e.remainder;
+  const Real large = near ? Real(0.693147180559945309417) : hinge, small = near ? hinge : Real(0);
+  return large + ((small + f) + log1p_minus(f, f_low));
+}
+
+template <typename Real>
+PREFLOSS_HOST_DEVICE Real pair_loss(Real z, Real target) {
+  const Real magnitude = absolute(z), factor = z < 0 ? target : Real(1) - target;
+  return softplus_plus(magnitude, factor == 0 ? Real(0) : magnitude * factor);  // inf * 0 must not become NaN
+}
+
+// pair_loss(z, 1), the default: -log sigma(z).
+template <typename Real>
+PREFLOSS_HOST_DEVICE Real pair_loss(Real z) {
+  const Real magnitude = absolute(z);
+  return softplus_plus(magnitude, z < 0 ? magnitude : Real(0));
+}
+
+// sigma(z) and sigma(-z) from one exponential and one division, corrected by the parts that rounding dropped.
+template <typename Real>
+PREFLOSS_HOST_DEVICE Real sigmoid(Real z) {
+  const Rounded<Real> e = exp_negative(absolute(z));
+  const Real divisor = Real(1) + e.value, divisor_low = (e.value - (divisor - Real(1))) + e.remainder;
+  const Real n = z < 0 ? e.value : Real(1), n_low = z < 0 ? e.remainder : Real(0), q = n / divisor;
+  return fused(fused(-q, divisor_low, n_low), fused(Real(-0.5), e.value, Real(1)), q);
+}
+
+template <typename Real>
+PREFLOSS_HOST_DEVICE Real pair_slope(Real z) {
+  return -sigmoid(-z);
+}
+
+template <typename Real>
+struct PairDerivatives {
+  Real slope, curvature;
+};
+
+// For target 1 the slope has the same bits as pair_slope(z): options that change nothing change no bit.
+template <typename Real>
+PREFLOSS_HOST_DEVICE PairDerivatives<Real> pair_derivatives(Real z, Real target) {
+  const Real above = sigmoid(-z), below = sigmoid(z);
+  return {fused(Real(1) - target, below, -target * above), above * below};
+}
+
+}  // namespace
+}  // namespace prefloss

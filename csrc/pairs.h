@@ -1,0 +1,80 @@
+// What crosses the seam between Python and the kernels: plain structs of pointers, strides and numbers.
+#pragma once
+
+#include <cstdint>
+
+namespace prefloss {
+
+enum class Dtype : int { kFloat64, kFloat32, kBFloat16, kFloat16, kBool };
+
+// One entry a pair. Strides are in entries; `row_stride` leads to the next row of a batch (vmap). data == nullptr: not
+// given.
+struct Column {
+  void* data = nullptr;
+  Dtype dtype = Dtype::kFloat32;
+  int64_t stride = 0, row_stride = 0;
+
+  explicit operator bool() const { return data != nullptr; }
+};
+
+struct Options {
+  double beta = 1, margin = 0, target = 1, label_smoothing = 0, center_rewards_coefficient = 0;
+};
+
+// `rows` independent sets of `count` pairs. margin, weight and target are optional; the numbers in `options` stand in
+// for the first and the last.
+struct Pairs {
+  Column chosen, rejected, margin, weight, target;
+  int64_t rows = 1, count = 0;
+  Options options;
+};
+
+// What the sum over a row is divided by: a number, or one float64 a row. A row's total weight is replaced by 1 where it
+// is 0: pairs that are all masked out have the loss 0.
+struct Divisor {
+  double number = 1;
+  const double* rows = nullptr;
+  int64_t stride = 0;
+  bool total_weight = false;  // `rows` are total weights; forward, which computes them, needs no `rows` then
+
+  double of_row(int64_t row) const { return rows ? resolve(rows[row * stride]) : number; }
+  double resolve(double value) const { return total_weight && value == 0 ? 1 : value; }
+};
+
+// The sums of PairStats, over the pairs with weight != 0; python/prefloss/stats.py lists them in the same order.
+enum Sum : int {
+  kCount,
+  kWeight,
+  kWeightSquared,
+  kWeightedLoss,
+  kWeightSquaredLoss,
+  kWeightSquaredLossSquared,
+  kCorrect,
+  kTied,
+  kDifference,
+  kDifferenceSquared,
+  kChosen,
+  kChosenSquared,
+  kRejected,
+  kRejectedSquared,
+  kMinimum,
+  kMaximum,
+  kSums
+};
+
+// Where forward writes. `loss` has one entry a row, in the accumulation type (float64 for float64 rewards, else
+// float32); `terms` one a pair. Either may be missing. `sums` has kSums a row; without `statistics` only the total
+// weight of given weights is computed.
+struct ForwardOutputs {
+  void* loss = nullptr;
+  Column terms;
+  double* sums = nullptr;
+  bool statistics = false;
+};
+
+// Gradients, or directions, one entry a pair; those without data are not wanted, or zero.
+struct Gradients {
+  Column chosen, rejected, margin;
+};
+
+}  // namespace prefloss
