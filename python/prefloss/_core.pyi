@@ -1,0 +1,57 @@
+# The compiled kernels (csrc/bindings.cpp). Arguments are not checked: kernels.py and autograd.py are the only callers.
+#
+# A column, one entry a pair, is (address, dtype tag, stride, row stride) with strides in entries, or None where it is not
+# given. `pairs` is (chosen, rejected, margin, weight, target: columns; rows; count; (beta, margin, target,
+# label_smoothing, center_rewards_coefficient)); `divisor` is (number, address of one float64 a row or 0, its stride,
+# whether it is a total weight).
+from typing import Final
+
+_Column = tuple[int, int, int, int]
+
+__version__: Final[str]
+compiler: Final[str]
+cpu: Final[str]
+openmp: Final[bool]
+
+def default_forward(chosen: int, rejected: int, dtype: int, count: int, loss: int, threads: int) -> None: ...
+def default_backward(
+    upstream: int,
+    chosen: int,
+    rejected: int,
+    dtype: int,
+    count: int,
+    grad_chosen: int,
+    grad_rejected: int,
+    threads: int,
+) -> None: ...
+def paired_forward(
+    pairs: tuple[object, ...],
+    divisor: tuple[float, int, int, bool],
+    loss: int,
+    terms: _Column | None,
+    sums: int,
+    statistics: bool,
+    threads: int,
+) -> None: ...
+def paired_backward(
+    pairs: tuple[object, ...],
+    divisor: tuple[float, int, int, bool],
+    upstream: _Column,
+    grad_chosen: _Column | None,
+    grad_rejected: _Column | None,
+    grad_margin: _Column | None,
+    threads: int,
+) -> None: ...
+def paired_double_backward(
+    pairs: tuple[object, ...],
+    divisor: tuple[float, int, int, bool],
+    upstream: _Column,
+    towards_chosen: _Column | None,
+    towards_rejected: _Column | None,
+    towards_margin: _Column | None,
+    grad_upstream: _Column,
+    grad_chosen: _Column | None,
+    grad_rejected: _Column | None,
+    grad_margin: _Column | None,
+    threads: int,
+) -> None: ...
