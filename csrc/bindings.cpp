@@ -9,21 +9,10 @@
 #include <string>
 
 #include "cpu/kernels.h"
-
-namespace py = pybind11;
+#include "default_call.h"
 
 namespace prefloss {
 namespace {
-
-// Releasing the GIL costs more than a kernel over so few pairs.
-constexpr int64_t kReleaseGil = 4096;
-
-template <typename Kernel>
-void run(int64_t pairs, const Kernel& kernel) {
-  if (pairs < kReleaseGil) return kernel();
-  const py::gil_scoped_release released;
-  kernel();
-}
 
 void* address(uintptr_t value) { return reinterpret_cast<void*>(value); }
 
@@ -71,8 +60,8 @@ void paired_forward(const py::tuple& inputs, const py::tuple& divisor, uintptr_t
   const Pairs pairs = pairs_of(inputs);
   const Divisor by = divisor_of(divisor);
   const ForwardOutputs outputs{address(loss), column(terms), static_cast<double*>(address(sums)), statistics};
-  run(pairs.rows * pairs.count,
-      [&] { cpu::kernels().paired_forward(pairs, by, outputs, cpu::usable_threads(threads)); });
+  run_without_gil(pairs.rows * pairs.count,
+                  [&] { cpu::kernels().paired_forward(pairs, by, outputs, cpu::usable_threads(threads)); });
 }
 
 void paired_backward(const py::tuple& inputs, const py::tuple& divisor, const py::tuple& upstream,
@@ -82,8 +71,8 @@ void paired_backward(const py::tuple& inputs, const py::tuple& divisor, const py
   const Divisor by = divisor_of(divisor);
   const Column grad = upstream_of(upstream, pairs);
   const Gradients gradients{column(grad_chosen), column(grad_rejected), column(grad_margin)};
-  run(pairs.rows * pairs.count,
-      [&] { cpu::kernels().paired_backward(pairs, by, grad, gradients, cpu::usable_threads(threads)); });
+  run_without_gil(pairs.rows * pairs.count,
+                  [&] { cpu::kernels().paired_backward(pairs, by, grad, gradients, cpu::usable_threads(threads)); });
 }
 
 void paired_double_backward(const py::tuple& inputs, const py::tuple& divisor, const py::tuple& upstream,
@@ -96,38 +85,9 @@ void paired_double_backward(const py::tuple& inputs, const py::tuple& divisor, c
   const Column grad = upstream_of(upstream, pairs), upstream_gradient = column(grad_upstream);
   const Gradients directions{column(towards_chosen), column(towards_rejected), column(towards_margin)};
   const Gradients gradients{column(grad_chosen), column(grad_rejected), column(grad_margin)};
-  run(pairs.rows * pairs.count, [&] {
+  run_without_gil(pairs.rows * pairs.count, [&] {
     cpu::kernels().paired_double_backward(pairs, by, grad, directions, upstream_gradient, gradients,
                                           cpu::usable_threads(threads));
-  });
-}
-
-// The default call: contiguous rewards and no option. The general functions with less to translate.
-Pairs default_pairs(uintptr_t chosen, uintptr_t rejected, int dtype, int64_t count) {
-  require_memory(address(chosen), count, "chosen");
-  require_memory(address(rejected), count, "rejected");
-  const Dtype stored = static_cast<Dtype>(dtype);
-  return {{address(chosen), stored, 1, 0}, {address(rejected), stored, 1, 0}, {}, {}, {}, 1, count, {}};
-}
-
-void default_forward(uintptr_t chosen, uintptr_t rejected, int dtype, int64_t count, uintptr_t loss, int threads) {
-  const Pairs pairs = default_pairs(chosen, rejected, dtype, count);
-  const Divisor divisor{count > 0 ? static_cast<double>(count) : 1.0};
-  run(count, [&] {
-    cpu::kernels().paired_forward(pairs, divisor, {address(loss), {}, nullptr, false}, cpu::usable_threads(threads));
-  });
-}
-
-void default_backward(uintptr_t upstream, uintptr_t chosen, uintptr_t rejected, int dtype, int64_t count,
-                      uintptr_t grad_chosen, uintptr_t grad_rejected, int threads) {
-  const Pairs pairs = default_pairs(chosen, rejected, dtype, count);
-  const Divisor divisor{count > 0 ? static_cast<double>(count) : 1.0};
-  const Column upstream_column{address(upstream), Dtype::kFloat32, 0, 0};
-  require_memory(upstream_column.data, 1, "the upstream gradient");
-  const Gradients gradients{
-      {address(grad_chosen), pairs.chosen.dtype, 1, 0}, {address(grad_rejected), pairs.chosen.dtype, 1, 0}, {}};
-  run(count, [&] {
-    cpu::kernels().paired_backward(pairs, divisor, upstream_column, gradients, cpu::usable_threads(threads));
   });
 }
 
@@ -155,10 +115,12 @@ PYBIND11_MODULE(_core, module) {
 #else
   module.attr("openmp") = false;
 #endif
-  module.def("default_forward", &default_forward, py::arg("chosen"), py::arg("rejected"), py::arg("dtype"),
-             py::arg("count"), py::arg("loss"), py::arg("threads"));
+  module.def("set_torch", &set_torch, py::arg("tensor"), py::arg("parameter"), py::arg("exchange_api"));
+  module.def("default_accepts", &default_accepts, py::arg("chosen"), py::arg("rejected"));
+  module.def("default_forward", &default_forward, py::arg("chosen"), py::arg("rejected"), py::arg("loss"),
+             py::arg("threads"));
   module.def("default_backward", &default_backward, py::arg("upstream"), py::arg("chosen"), py::arg("rejected"),
-             py::arg("dtype"), py::arg("count"), py::arg("grad_chosen"), py::arg("grad_rejected"), py::arg("threads"));
+             py::arg("grad_chosen"), py::arg("grad_rejected"), py::arg("threads"));
   module.def("paired_forward", &paired_forward, py::arg("pairs"), py::arg("divisor"), py::arg("loss"), py::arg("terms"),
              py::arg("sums"), py::arg("statistics"), py::arg("threads"));
   module.def("paired_backward", &paired_backward, py::arg("pairs"), py::arg("divisor"), py::arg("upstream"),

@@ -6,6 +6,8 @@
 # whether it is a total weight).
 from typing import Final
 
+from torch import Tensor
+
 _Column = tuple[int, int, int, int]
 
 __version__: Final[str]
@@ -13,17 +15,17 @@ compiler: Final[str]
 cpu: Final[str]
 openmp: Final[bool]
 
-def default_forward(chosen: int, rejected: int, dtype: int, count: int, loss: int, threads: int) -> None: ...
+def set_torch(tensor: type, parameter: type, exchange_api: object) -> None: ...
+def default_accepts(chosen: object, rejected: object) -> bool: ...
+def default_forward(chosen: Tensor, rejected: Tensor, loss: Tensor, threads: int) -> None: ...
 def default_backward(
-    upstream: int,
-    chosen: int,
-    rejected: int,
-    dtype: int,
-    count: int,
-    grad_chosen: int,
-    grad_rejected: int,
+    upstream: Tensor,
+    chosen: Tensor,
+    rejected: Tensor,
+    grad_chosen: Tensor | None,
+    grad_rejected: Tensor | None,
     threads: int,
-) -> None: ...
+) -> bool: ...
 def paired_forward(
     pairs: tuple[object, ...],
     divisor: tuple[float, int, int, bool],

@@ -11,7 +11,8 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-REWARD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+from .kernels import REWARD_DTYPES
+
 DEVICES = ("cpu", "meta")  # meta tensors have shapes and no values; the operators' fake kernels serve them
 REDUCTIONS = ("mean", "sum", "none")
 

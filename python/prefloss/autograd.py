@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import _core, kernels, ops
-from .kernels import DTYPE_TAGS, Options, accumulation_dtype
+from .kernels import REWARD_DTYPES, Options, accumulation_dtype, threads
 from .torch_internals import is_plain, is_watched
 
-_DEFAULT = Options()
+# What a loss looks like, for each dtype of rewards: the quickest way to allocate one.
+_SCALARS = {dtype: torch.empty((), dtype=accumulation_dtype(dtype), device="cpu") for dtype in REWARD_DTYPES}
 
 
 def _needs_operator(*tensors: Tensor | None) -> bool:
@@ -24,44 +25,26 @@ def _needs_operator(*tensors: Tensor | None) -> bool:
 
 
 class DefaultLoss(Function):
-    """The default call over contiguous rewards, and nothing else: every statement here is paid in each training step."""
+    """The default call over contiguous rewards, and nothing else: every statement is paid for in each training step."""
 
     @staticmethod
     def forward(ctx: Any, chosen: Tensor, rejected: Tensor) -> Tensor:
         ctx.save_for_backward(chosen, rejected)
-        loss = chosen.new_empty((), dtype=accumulation_dtype(chosen))
-        count = chosen.numel()
-        _core.default_forward(
-            chosen.data_ptr(),
-            rejected.data_ptr(),
-            DTYPE_TAGS[chosen.dtype],
-            count,
-            loss.data_ptr(),
-            kernels.threads(count),
-        )
+        loss = torch.empty_like(_SCALARS[chosen.dtype])
+        _core.default_forward(chosen, rejected, loss, threads(chosen.numel()))
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         chosen, rejected = ctx.saved_tensors
-        if _needs_operator(grad, chosen, rejected) or not (chosen.is_contiguous() and rejected.is_contiguous()):
-            gradients = ops.backward(grad, chosen, rejected, None, None, None, None, None, *_DEFAULT)
-            return gradients[0], gradients[1]
-        wants_chosen, wants_rejected = ctx.needs_input_grad
-        grad_chosen = torch.empty_like(chosen) if wants_chosen else None
-        grad_rejected = torch.empty_like(rejected) if wants_rejected else None
-        count = chosen.numel()
-        _core.default_backward(
-            grad.data_ptr(),
-            chosen.data_ptr(),
-            rejected.data_ptr(),
-            DTYPE_TAGS[chosen.dtype],
-            count,
-            0 if grad_chosen is None else grad_chosen.data_ptr(),
-            0 if grad_rejected is None else grad_rejected.data_ptr(),
-            kernels.threads(count),
-        )
-        return grad_chosen, grad_rejected
+        if not torch.is_grad_enabled() and not is_watched():
+            wants_chosen, wants_rejected = ctx.needs_input_grad
+            grad_chosen = torch.empty_like(chosen) if wants_chosen else None
+            grad_rejected = torch.empty_like(rejected) if wants_rejected else None
+            if _core.default_backward(grad, chosen, rejected, grad_chosen, grad_rejected, threads(chosen.numel())):
+                return grad_chosen, grad_rejected
+        gradients = ops.backward(grad, chosen, rejected, None, None, None, None, None, *Options())
+        return gradients[0], gradients[1]
 
 
 def _run_forward(

@@ -16,6 +16,7 @@ from torch import Tensor
 from . import _core
 from .stats import Sum
 
+REWARD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DTYPE_TAGS = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.bool: 4}
 SUMS = len(Sum)
 # Fewer pairs than this are done before a second thread would have started.
@@ -37,9 +38,9 @@ class Options(NamedTuple):
     batch: int = 0
 
 
-def accumulation_dtype(rewards: Tensor) -> torch.dtype:
+def accumulation_dtype(rewards: torch.dtype) -> torch.dtype:
     """The loss's dtype: float64 for float64 rewards, float32 for all others."""
-    return torch.float64 if rewards.dtype is torch.float64 else torch.float32
+    return torch.float64 if rewards is torch.float64 else torch.float32
 
 
 def threads(pairs: int) -> int:
@@ -134,7 +135,7 @@ def forward(
     batch = _Rows(chosen, options.batch)
     pairs = batch.pairs(chosen, rejected, margin, weight, target, options)
     none = options.reduction == "none"
-    loss = chosen.new_empty(chosen.shape if none else batch.batch_shape, dtype=accumulation_dtype(chosen))
+    loss = chosen.new_empty(chosen.shape if none else batch.batch_shape, dtype=accumulation_dtype(chosen.dtype))
     sums = chosen.new_empty((*batch.batch_shape, SUMS), dtype=torch.float64)
     _core.paired_forward(
         pairs,

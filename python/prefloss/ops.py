@@ -76,7 +76,9 @@ _library.impl("bradley_terry_double_backward", _double_backward_kernel, "CPU")
 def _forward_fake(chosen: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     options = Options(*arguments[_FORWARD_TENSORS - 1 :])
     rows = chosen.shape[: options.batch]
-    loss = chosen.new_empty(chosen.shape if options.reduction == "none" else rows, dtype=accumulation_dtype(chosen))
+    loss = chosen.new_empty(
+        chosen.shape if options.reduction == "none" else rows, dtype=accumulation_dtype(chosen.dtype)
+    )
     return loss, chosen.new_empty((*rows, SUMS), dtype=torch.float64)
 
 

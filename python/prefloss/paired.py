@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from . import arguments
+from ._core import default_accepts
 from .autograd import DefaultLoss, paired_loss, stacked_loss
 from .kernels import Options
 from .stats import PairStats
-from .torch_internals import is_plain, is_watched
+from .torch_internals import is_watched
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -116,7 +117,8 @@ def bradley_terry_loss(
         and denominator is None
         and return_stats is False
         and not torch.compiler.is_compiling()
-        and _is_default_pair(chosen, rejected)
+        and not is_watched()
+        and default_accepts(chosen, rejected)
     ):
         return cast(Tensor, DefaultLoss.apply(chosen, rejected))
     arguments.check_pair(chosen, rejected)
@@ -182,20 +184,6 @@ def bradley_terry_loss_stacked(
     )  # fmt: skip
     loss, sums = stacked_loss(rewards, _tensor(margin), weight, _tensor(target), denominator, options, layout)
     return (loss, PairStats(sums)) if return_stats else loss
-
-
-def _is_default_pair(chosen: Tensor, rejected: Tensor) -> bool:
-    """Whether `DefaultLoss` may take the two as they are. What is wrong with them is said by the checks that follow."""
-    return (
-        is_plain(chosen)
-        and is_plain(rejected)
-        and not is_watched()
-        and chosen.dtype is rejected.dtype
-        and chosen.dtype in arguments.REWARD_DTYPES
-        and chosen.shape == rejected.shape
-        and chosen.is_contiguous()
-        and rejected.is_contiguous()
-    )
 
 
 def _tensor(value: Tensor | float | None) -> Tensor | None:

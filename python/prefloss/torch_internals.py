@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from . import _core
+
 _dispatch_keys = torch._C._dispatch_keys
 _functorch_depth = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -28,6 +30,11 @@ def is_plain(tensor: Tensor) -> bool:
     wrappers are `torch.Tensor` too. Their dispatch keys differ from a plain tensor's; so does a fake tensor's.
     """
     return type(tensor) in _PLAIN_TYPES and _dispatch_keys(tensor).raw_repr() in _PLAIN_KEYS
+
+
+# The short way of the default call reads tensors through DLPack, where torch has its C exchange API (2.10 and later).
+if hasattr(Tensor, "__dlpack_c_exchange_api__"):
+    _core.set_torch(Tensor, Parameter, Tensor.__dlpack_c_exchange_api__)
 
 
 def in_functorch() -> bool:

@@ -1,0 +1,229 @@
+"""What is timed: cases (kind, dtype, number of pairs), each with its contenders.
+
+Every contender's result is held against the NumPy reference before it is timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+import prefloss
+from prefloss import _core, kernels, reference
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+OPTIONS = {"beta": 0.5, "label_smoothing": 0.1}
+STEP_SIZES = (8, 64, 256, 1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
+KERNEL_SIZES = (4_096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
+
+
+class Case(NamedTuple):
+    kind: str
+    dtype: torch.dtype
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}, {str(self.dtype).removeprefix('torch.')}, {self.size}"
+
+
+CASES = (
+    *(Case("step", torch.float32, size) for size in STEP_SIZES),
+    *(
+        Case("step", dtype, size)
+        for dtype in (torch.bfloat16, torch.float16, torch.float64)
+        for size in (256, 1_048_576)
+    ),
+    *(Case("options", torch.float32, size) for size in (8, 64, 256, 65_536, 1_048_576)),
+    *(Case(kind, torch.float32, size) for size in KERNEL_SIZES for kind in ("forward kernel", "backward kernel")),
+)
+
+
+class Contender(NamedTuple):
+    """`run` is what is timed; `check` asserts what it computed and returns the relative error of the loss."""
+
+    run: Callable[[], object]
+    check: Callable[[], float]
+
+
+class Expected(NamedTuple):
+    """The reference's float64 results."""
+
+    loss: float
+    grad_chosen: NDArray[np.float64]
+    grad_rejected: NDArray[np.float64]
+
+
+class Tolerance(NamedTuple):
+    """Relative tolerance of the loss, and of each entry of a gradient: of that entry, plus of the greatest entry."""
+
+    loss: float
+    entry: float = 0.0
+    greatest: float = 0.0
+
+
+# Ours: the loss is rounded once to float32 (float64), and a gradient once to its dtype.
+OURS = {
+    torch.float64: Tolerance(1e-14, entry=1e-14),
+    torch.float32: Tolerance(1e-7, entry=3e-7),
+    torch.bfloat16: Tolerance(1e-7, entry=2.0**-8),
+    torch.float16: Tolerance(1e-7, entry=2.0**-10),
+}
+# With smoothed labels the slope passes through 0, where its two terms cancel.
+OURS_WITH_OPTIONS = Tolerance(3e-7, greatest=3e-7)
+# Theirs: wide enough for means in half precision, and for torch.compile's, which is one float32 sum.
+THEIRS = {
+    torch.float64: Tolerance(1e-10, greatest=1e-10),
+    torch.float32: Tolerance(1e-3, greatest=1e-6),
+    torch.bfloat16: Tolerance(3e-2, greatest=3e-2),
+    torch.float16: Tolerance(3e-2, greatest=3e-2),
+}
+
+
+def contenders_of(case: Case, *, compiled: bool) -> dict[str, Contender]:
+    """The contenders of a case by name, "prefloss" first.
+
+    `compiled` adds torch.compile, which needs a C++ compiler and time.
+    """
+    generator = torch.Generator().manual_seed(case.size)
+    chosen, rejected = (torch.randn(case.size, generator=generator) for _ in range(2))
+    chosen, rejected = ((chosen + 0.5).to(case.dtype).requires_grad_(), rejected.to(case.dtype).requires_grad_())
+    if case.kind == "step":
+        return _steps(chosen, rejected, compiled)
+    if case.kind == "options":
+        return _steps_with_options(chosen, rejected, generator)
+    return _kernels(case.kind, chosen.detach(), rejected.detach())
+
+
+def eager(chosen: Tensor, rejected: Tensor) -> Tensor:
+    return -F.logsigmoid(chosen - rejected).mean()
+
+
+def cheapest(chosen: Tensor, rejected: Tensor) -> Tensor:
+    return (chosen - rejected).sum()
+
+
+def _steps(chosen: Tensor, rejected: Tensor, compiled: bool) -> dict[str, Contender]:
+    expected, theirs = _expected(chosen, rejected, {}), THEIRS[chosen.dtype]
+    contenders = {
+        "prefloss": _step(prefloss.bradley_terry_loss, chosen, rejected, expected, OURS[chosen.dtype]),
+        "eager": _step(eager, chosen, rejected, expected, theirs),
+    }
+    if chosen.dtype is torch.float32:  # a sum overflows float16
+        ones = np.ones(chosen.shape)
+        total = float(np.sum(_array(chosen) - _array(rejected), dtype=np.float64))
+        contenders["cheapest two-input op"] = _step(cheapest, chosen, rejected, Expected(total, ones, -ones), theirs)
+    if compiled:
+        torch._dynamo.reset()  # each size gets its own code, as fast as it can be, instead of one for all sizes
+        function = torch.compile(eager, fullgraph=True, dynamic=False)
+        contenders["torch.compile"] = _step(function, chosen, rejected, expected, theirs)
+    return contenders
+
+
+def _steps_with_options(chosen: Tensor, rejected: Tensor, generator: torch.Generator) -> dict[str, Contender]:
+    margin, weight = (torch.rand(chosen.shape, generator=generator) for _ in range(2))
+    beta, smoothing = OPTIONS["beta"], OPTIONS["label_smoothing"]
+
+    def composed(chosen: Tensor, rejected: Tensor) -> Tensor:
+        z = beta * (chosen - rejected) - margin
+        losses = -(1 - smoothing) * F.logsigmoid(z) - smoothing * F.logsigmoid(-z)
+        return (weight * losses).sum() / weight.sum()
+
+    fused = partial(prefloss.bradley_terry_loss, margin=margin, weight=weight, beta=beta, label_smoothing=smoothing)
+    expected = _expected(chosen, rejected, {"margin": margin.numpy(), "weight": weight.numpy(), **OPTIONS})
+    return {
+        "prefloss": _step(fused, chosen, rejected, expected, OURS_WITH_OPTIONS),
+        "composed": _step(composed, chosen, rejected, expected, THEIRS[chosen.dtype]),
+    }
+
+
+def _step(loss: LossFunction, chosen: Tensor, rejected: Tensor, expected: Expected, tolerance: Tolerance) -> Contender:
+    """Forward and backward of two leaves whose gradients are fresh, as after `optimizer.zero_grad()`."""
+
+    def run() -> Tensor:
+        chosen.grad = rejected.grad = None
+        value = loss(chosen, rejected)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    def check() -> float:
+        value = run()
+        assert chosen.grad is not None
+        assert rejected.grad is not None
+        _check_gradient(chosen.grad, expected.grad_chosen, tolerance)
+        _check_gradient(rejected.grad, expected.grad_rejected, tolerance)
+        return _check_loss(value, expected, tolerance)
+
+    return Contender(run, check)
+
+
+def _kernels(kind: str, chosen: Tensor, rejected: Tensor) -> dict[str, Contender]:
+    """A kernel without autograd or allocation, against copying the two inputs into outputs that are there already."""
+    expected, tolerance = _expected(chosen, rejected, {}), OURS[chosen.dtype]
+    first, second = torch.zeros_like(chosen), torch.zeros_like(rejected)
+    loss, upstream = torch.zeros(()), torch.ones(())
+    threads = kernels.threads(chosen.numel())
+
+    def forward() -> None:
+        _core.default_forward(chosen, rejected, loss, threads)
+
+    def check_forward() -> float:
+        forward()
+        return _check_loss(loss, expected, tolerance)
+
+    def backward() -> bool:
+        return _core.default_backward(upstream, chosen, rejected, first, second, threads)
+
+    def check_backward() -> float:
+        assert backward()
+        _check_gradient(first, expected.grad_chosen, tolerance)
+        _check_gradient(second, expected.grad_rejected, tolerance)
+        return 0.0
+
+    def copy() -> None:
+        first.copy_(chosen)
+        second.copy_(rejected)
+
+    def check_copy() -> float:
+        copy()
+        assert torch.equal(first, chosen)
+        assert torch.equal(second, rejected)
+        return 0.0
+
+    ours = Contender(forward, check_forward) if kind == "forward kernel" else Contender(backward, check_backward)
+    return {"prefloss": ours, "two copies": Contender(copy, check_copy)}
+
+
+def _expected(chosen: Tensor, rejected: Tensor, options: dict[str, Any]) -> Expected:
+    arrays = _array(chosen), _array(rejected)
+    loss = reference.bradley_terry_loss(*arrays, **options)
+    grad_chosen, grad_rejected, _ = reference.bradley_terry_gradient(1.0, *arrays, **options)
+    return Expected(float(loss), grad_chosen, grad_rejected)
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """NumPy has no bfloat16, whose values float32 holds exactly."""
+    tensor = tensor.detach()
+    array: NDArray[Any] = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
+    return array
+
+
+def _check_loss(loss: Tensor, expected: Expected, tolerance: Tolerance) -> float:
+    error = abs(loss.item() - expected.loss) / abs(expected.loss)
+    assert error <= tolerance.loss, f"loss {loss.item()!r}, reference {expected.loss!r}: relative error {error:.2e}"
+    return error
+
+
+def _check_gradient(gradient: Tensor, expected: NDArray[np.float64], tolerance: Tolerance) -> None:
+    information = torch.finfo(gradient.dtype)
+    spacing = information.tiny * information.eps  # of subnormals: a mean's gradient is 1 / N small
+    allowed = tolerance.entry * np.abs(expected) + tolerance.greatest * np.max(np.abs(expected)) + spacing
+    excess = np.abs(_array(gradient) - expected) - allowed
+    worst = int(np.argmax(excess))
+    assert excess[worst] <= 0, f"gradient entry {worst} is {gradient[worst].item()!r}, reference {expected[worst]!r}"

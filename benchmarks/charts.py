@@ -1,0 +1,102 @@
+"""Draws the README's charts from the figures that report.py wrote.
+
+python benchmarks/charts.py benchmarks/results.json docs
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+COLOURS = {"prefloss": "#c2410c", "backward": "#7c2d12", "torch.compile": "#2563eb", "rival": "#6b7280"}
+
+
+def draw(results: dict[str, Any], folder: Path) -> None:
+    """Write speed_up.svg and bandwidth.svg into `folder`, each only where `results` has rows for it."""
+    machine, versions = results["machine"], results["versions"]
+    where = f"{machine['processor']}, {machine['threads']} threads, torch {versions['torch']}"
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = [row for row in results["rows"] if row["kind"] == "step" and row["dtype"] == "float32"]
+    kernels = [row for row in results["rows"] if row["kind"].endswith("kernel")]
+    with plt.rc_context(
+        {
+            "figure.figsize": (7.2, 4.0),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": "#e3e3e3",
+            "lines.linewidth": 2,
+            "lines.marker": "o",
+            "lines.markersize": 4,
+            "svg.hashsalt": "prefloss",  # the same figures give the same file
+        }
+    ):
+        if steps:
+            _speed_up(steps, where, folder / "speed_up.svg")
+        if kernels:
+            _bandwidth(kernels, where, folder / "bandwidth.svg")
+
+
+def _speed_up(rows: list[dict[str, Any]], where: str, path: Path) -> None:
+    figure, axes = plt.subplots(layout="constrained")
+    for name in ("prefloss", "torch.compile"):
+        points = [
+            (row["pairs"], row["seconds"]["eager"]["median"] / row["seconds"][name]["median"])
+            for row in rows
+            if name in row["seconds"]
+        ]
+        _line(axes, points, name, COLOURS[name])
+    axes.axhline(1.0, color=COLOURS["rival"], linewidth=1)
+    axes.text(rows[-1]["pairs"], 1.02, "eager", color=COLOURS["rival"], ha="right", va="bottom")
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+    axes.set_ylabel("times as fast as eager PyTorch")
+    axes.set_title("Training step (loss and gradient), float32", loc="left")
+    _finish(axes, where)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _bandwidth(rows: list[dict[str, Any]], where: str, path: Path) -> None:
+    """Forward reads two tensors; backward reads two and writes two, as two copies do."""
+    figure, axes = plt.subplots(layout="constrained")
+    for label, kind, contender, tensors, colour in (
+        ("forward kernel", "forward kernel", "prefloss", 2, "prefloss"),
+        ("backward kernel", "backward kernel", "prefloss", 4, "backward"),
+        ("copying two tensors", "backward kernel", "two copies", 4, "rival"),
+    ):
+        points = [
+            (row["pairs"], 1e-9 * tensors * 4 * row["pairs"] / row["seconds"][contender]["median"])
+            for row in rows
+            if row["kind"] == kind
+        ]
+        _line(axes, points, label, COLOURS[colour])
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("GB read and written a second")
+    axes.set_title("Kernels alone, float32, against a copy", loc="left")
+    _finish(axes, where)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _line(axes: Axes, points: list[tuple[int, float]], label: str, colour: str) -> None:
+    if points:
+        axes.plot(*zip(*sorted(points), strict=True), label=label, color=colour)
+
+
+def _finish(axes: Axes, where: str) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel(f"pairs\n{where}")
+    axes.legend(frameon=False)
+
+
+if __name__ == "__main__":
+    draw(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2]))

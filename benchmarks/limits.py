@@ -1,0 +1,72 @@
+"""What the project wants of its speed and exactness: the figures that must be reached, and those that are aimed at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import torch
+from cases import Case
+
+Sense = Literal["<=", ">="]
+
+
+class Figure(NamedTuple):
+    """A measured number beside what is wanted of it."""
+
+    what: str
+    value: float
+    sense: Sense
+    must: float
+    aim: float | None = None
+
+    def reaches(self, wanted: float) -> bool:
+        return self.value <= wanted if self.sense == "<=" else self.value >= wanted
+
+
+class Limit(NamedTuple):
+    """A bound on our time over the rival's (`sense` "<="), or on the rival's over ours, our speed-up (">=")."""
+
+    rival: str
+    sense: Sense
+    must: float
+    aim: float | None = None
+
+    def figure(self, case: Case, ours: float, rival: float) -> Figure:
+        ratio, value = ("time over", ours / rival) if self.sense == "<=" else ("speed over", rival / ours)
+        return Figure(f"{case}: {ratio} {self.rival}'s", value, self.sense, self.must, self.aim)
+
+
+def limits_of(case: Case) -> Iterator[Limit]:
+    """The limits that hold for a case; most have none and are there for the charts."""
+    match case:
+        case Case("step", torch.float32, size) if size <= 256:
+            yield Limit("eager", "<=", 0.75, 0.65)
+            yield Limit("cheapest two-input op", "<=", 1.25, 1.15)
+        case Case("step", torch.float32, 4_096):
+            yield Limit("eager", "<=", 0.80, 0.70)
+        case Case("step", torch.float32, 65_536):
+            yield Limit("eager", ">=", 1.7, 2.5)
+            yield Limit("torch.compile", ">=", 2.0, 2.5)
+        case Case("step", torch.float32, 1_048_576):
+            yield Limit("eager", ">=", 3.5, 6.0)
+            yield Limit("torch.compile", ">=", 1.4, 2.5)
+        case Case("step", torch.bfloat16 | torch.float16, 1_048_576):
+            yield Limit("eager", ">=", 4.0, 6.0)
+        case Case("options", torch.float32, size) if size <= 256:
+            yield Limit("composed", "<=", 0.85)
+        case Case("forward kernel", torch.float32, 16_777_216):
+            yield Limit("two copies", "<=", 0.95, 0.55)
+        case Case("backward kernel", torch.float32, 16_777_216):
+            yield Limit("two copies", ">=", 0.9)
+
+
+MEAN_ERROR_CASE = Case("step", torch.float32, 16_777_216)
+
+
+def mean_error(value: float) -> Figure:
+    return Figure(f"{MEAN_ERROR_CASE}: relative error of the mean", value, "<=", 1e-7)
+
+
+def import_seconds(value: float) -> Figure:
+    return Figure("import prefloss, after torch: seconds", value, "<=", 0.030)

@@ -1,0 +1,160 @@
+"""How far the kernels may be from the float64 reference, derived from what they round.
+
+A kernel computes in Real: float32, or float64 for float64 rewards; u is Real's half ulp. The logit z carries an error
+of some u in beta (a - b), margin and z, which the loss passes on as it is: since loss and slope are convex or monotonic
+in z, the worst lies at an end of the interval. What follows adds a few u relative to each term. A result stored in
+dtype may then be any rounding of a number within these bounds, so that comparing rounded bounds adds exactly the half
+ulp of the dtype, infinities of an overflow included.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sample_inputs import array, arrays
+
+from prefloss import reference
+from prefloss.stats import Sum
+
+
+class Bounds:
+    """Bounds of everything that one call returns."""
+
+    @np.errstate(all="ignore")
+    def __init__(self, chosen, rejected, options):
+        self.options = arrays(options)
+        self.reduction = self.options.get("reduction", "mean")
+        self.denominator = self.options.get("denominator")
+        self.beta = self.options.get("beta", 1.0)
+        self.centring = self.options.get("center_rewards_coefficient", 0.0)
+        self.inputs = array(chosen), array(rejected)
+        in_double = chosen.dtype is torch.float64
+        # Half an ulp of 1, the last subnormal, and where Real overflows.
+        self.u, self.tiny, self.greatest = (
+            (2.0**-53, 2.0**-1074, np.inf) if in_double else (2.0**-24, 2.0**-149, 2.0**128)
+        )
+        smoothing = self.options.get("label_smoothing", 0.0)
+        self.pairs = pairs = reference._pairs(
+            *self.inputs, *(self.options.get(name) for name in ("margin", "weight", "target")), self.beta, smoothing
+        )
+        z = pairs.z
+        # a - b is rounded alike on both sides. Then beta, its product with a - b, margin and the difference may be.
+        error = 2 * (self.beta != 1.0) * np.abs(self.beta * pairs.difference)
+        if "margin" in self.options:
+            error += np.abs(np.asarray(self.options["margin"], dtype=np.float64)) + np.abs(z)
+        # In float64 the reference rounds as well.
+        self.z_error = _finite(error) * (2 * self.u if in_double else self.u)
+        exact_target = (pairs.target == 1.0) | ((pairs.target == 0.0) & (smoothing == 0.0))
+        self.target_error = np.where(exact_target, 0.0, 5 * self.u)
+        # 1.5 ulp, and half an ulp for a term that an option adds; twice that in float64, where the reference errs too.
+        self.relative = (3 + (len(self.options.keys() - {"reduction", "denominator"}) > 0)) * self.u * (1 + in_double)
+        self.loss, self.loss_error = self._with_error(reference.pair_loss)
+        magnitude = np.where(np.isfinite(z), np.abs(z), 0.0)
+        self.loss_error += self.target_error * magnitude + self.relative * _finite(self.loss) + 2 * self.tiny
+        # Where Real's z is infinite, so may its loss be.
+        self.loss_error = np.where(np.abs(z) >= self.greatest, np.inf, self.loss_error)
+        self.slope, self.slope_error = self._with_error(reference.pair_slope)
+        parts = pairs.target * -reference.pair_slope(z, 1.0) + (1.0 - pairs.target) * reference.pair_slope(z, 0.0)
+        self.slope_error += self.target_error + self.relative * _finite(parts) + 2 * self.tiny
+
+    def _with_error(self, function):
+        z, target, error = self.pairs.z, self.pairs.target, self.z_error
+        value = function(z, target)
+        ends = (np.abs(function(z + sign * error, target) - value) for sign in (-1.0, 1.0))
+        return value, _finite(np.maximum(*ends))
+
+    @np.errstate(all="ignore")
+    def assert_loss(self, actual):
+        """The loss, or the terms of reduction "none"."""
+        centring = self.centring * np.square(self.pairs.sum) if self.centring else np.zeros_like(self.loss)
+        unweighted = self.loss + centring
+        # The products of centring round, and their sum with the loss; then the product with the weight.
+        error = self.loss_error + 2 * self.u * (_finite(2 * centring + unweighted) if self.centring else 0.0)
+        if "weight" in self.options:
+            error += 2 * self.u * _finite(unweighted) + 2 * self.tiny
+        lower, upper = self._weighted(unweighted, error, self.pairs.weight)
+        terms = reference.bradley_terry_loss(*self.inputs, **{**self.options, "reduction": "none", "denominator": None})
+        if self.reduction != "none":
+            divisor = reference._divisor(self.pairs, self.reduction, self.denominator)
+            rounding = 100 * 2.0**-53 * np.sum(np.abs(_finite(terms)))
+            lower, upper = (np.sum(lower) - rounding) / divisor, (np.sum(upper) + rounding) / divisor
+        _assert_between(actual, reference.bradley_terry_loss(*self.inputs, **self.options), lower, upper)
+
+    @np.errstate(all="ignore")
+    def assert_gradients(self, upstream, actual):
+        """`actual`: the gradients of chosen, rejected, and (or None) margin."""
+        divisor = reference._divisor(self.pairs, self.reduction, self.denominator)
+        scale = np.asarray(array(upstream), dtype=np.float64) * self.pairs.weight / divisor
+        pull = 2.0 * self.centring * self.pairs.sum if self.centring else np.zeros_like(self.slope)
+        exact = reference.bradley_terry_gradient(array(upstream), *self.inputs, **self.options)
+        for gradient, expected, beta, pulled in zip(
+            actual, exact, (self.beta, -self.beta, -1.0), (pull, pull, 0.0 * _finite(pull)), strict=True
+        ):
+            if gradient is None:
+                continue
+            unscaled = beta * self.slope + pulled
+            parts = _finite(np.abs(beta * self.slope) + np.abs(pulled))
+            # The scale, its product with weight and derivative; beta, and the sum with the centring's pull.
+            error = abs(beta) * self.slope_error + (6 if self.options.keys() - {"reduction"} else 2) * self.u * parts
+            error += 2 * self.tiny
+            lower, upper = self._weighted(unscaled, error, scale)
+            slack = 2 * self.tiny * (1.0 + parts)  # the scale, or the product, is subnormal
+            _assert_between(gradient, expected, lower - slack, upper + slack)
+
+    def _weighted(self, value, error, factor):
+        """Bounds of factor * value; a value beyond Real's range may have become infinite before it is multiplied."""
+        overflow = np.abs(value) + error >= self.greatest
+        lower, upper = value - _finite(error), value + _finite(error)
+        lower, upper = np.where(overflow & (value < 0), -np.inf, lower), np.where(overflow & (value > 0), np.inf, upper)
+        ends = np.where(self.pairs.counted, factor * lower, 0.0), np.where(self.pairs.counted, factor * upper, 0.0)
+        return np.minimum(*ends), np.maximum(*ends)
+
+    @np.errstate(all="ignore")
+    def assert_sums(self, actual):
+        """The 16 sums of PairStats."""
+        _, expected = reference.bradley_terry_loss(*self.inputs, **self.options, return_stats=True)
+        p, kept = self.pairs, self.pairs.counted
+        w, loss = np.abs(p.weight[kept]), self.loss[kept]
+        error = np.where(loss >= self.greatest, np.inf, self.loss_error[kept])
+        tolerance = np.zeros(len(Sum))
+        for which, terms in (
+            (Sum.WEIGHT, w),
+            (Sum.WEIGHT_SQUARED, w * w),
+            (Sum.WEIGHTED_LOSS, w * loss),
+            (Sum.SQUARED_WEIGHT_LOSS, w * w * loss),
+            (Sum.SQUARED_WEIGHT_LOSS_SQUARED, np.square(w * loss)),
+            (Sum.MARGIN, p.difference[kept]),
+            (Sum.MARGIN_SQUARED, np.square(p.difference[kept])),
+            (Sum.CHOSEN, p.chosen[kept]),
+            (Sum.CHOSEN_SQUARED, np.square(p.chosen[kept])),
+            (Sum.REJECTED, p.rejected[kept]),
+            (Sum.REJECTED_SQUARED, np.square(p.rejected[kept])),
+        ):
+            tolerance[which] = 100 * 2.0**-53 * np.sum(_finite(np.abs(terms)))
+        tolerance[Sum.WEIGHTED_LOSS] += np.sum(w * error)
+        tolerance[Sum.SQUARED_WEIGHT_LOSS] += np.sum(w * w * error)
+        tolerance[Sum.SQUARED_WEIGHT_LOSS_SQUARED] += np.sum(w * w * (2 * _finite(loss) + error) * error)
+        _assert_between(actual, expected, expected - tolerance, expected + tolerance)
+
+
+def _finite(values):
+    """Infinities and NaN as 0: there the reference's value itself decides."""
+    return np.where(np.isfinite(values), values, 0.0)
+
+
+def _assert_between(actual, expected, lower, upper):
+    """NaN exactly where the reference is; else between the bounds rounded to the dtype; else equal to the infinity."""
+    assert actual.shape == np.shape(expected)
+    expected, lower, upper = (
+        torch.from_numpy(np.array(values, dtype=np.float64)) for values in (expected, lower, upper)
+    )
+    infinite = expected.isinf()
+    lower, upper = torch.where(infinite, expected, lower), torch.where(infinite, expected, upper)
+    lower, upper = lower.to(actual.dtype), upper.to(actual.dtype)
+    right = torch.where(expected.isnan(), actual.isnan(), (lower <= actual) & (actual <= upper))
+    if not bool(right.all()):
+        i = tuple((~right).nonzero()[0].tolist())
+        raise AssertionError(
+            f"{int((~right).sum())} of {right.numel()} entries are wrong; at {i}: got {actual[i].item()!r}, "
+            f"expected {expected[i].item()!r}, accepted [{lower[i].item()!r}, {upper[i].item()!r}]"
+        )

@@ -1,0 +1,105 @@
+"""Every float32 z there is, 2^32 of them, against float64: the worst error of the loss and of the slope, in units in the last place.
+
+Minutes an instruction set, so behind the marker `exhaustive`: `make exact`. The limits are those of docs/exactness.md.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import prefloss
+from prefloss import _core
+
+LOSS_LIMIT, SLOPE_LIMIT = 1.45, 1.5
+CHUNK = 2**18  # small enough for its float64 arrays to stay in the cache
+
+
+def truth(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and slope in float64, whose own error is below 1e-6 float32 ulp."""
+    magnitude = z.abs()
+    if float(magnitude.min()) > 128:  # exp(-128) is below half of the smallest subnormal
+        return torch.clamp(-z, min=0), -(z < 0).double()
+    if float(magnitude.max()) < 2.0**-20:  # the next terms, z^4 / 192 and z^3 / 48, are below 2^-64
+        return math.log(2) - z / 2 + z * z / 8, z / 4 - 0.5
+    exponential = torch.exp(-magnitude)
+    loss = torch.log1p(exponential) + torch.clamp(-z, min=0)
+    return loss, -torch.where(z >= 0, exponential, 1.0) / (1 + exponential)
+
+
+def worst_ulp(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest |actual - expected| in float32 ulp of the expected value, subnormal range included; inf for a wrong NaN or infinity."""
+    finite = expected.abs() < float(torch.finfo(torch.float32).max)
+    if not torch.equal(actual[~finite].double(), expected[~finite]):
+        return math.inf
+    actual, expected = actual[finite].double(), expected[finite]
+    exponent = torch.frexp(expected).exponent.clamp(min=-125)
+    error = torch.ldexp((actual - expected).abs(), 24 - exponent)
+    return float(torch.nan_to_num(error, nan=math.inf).max()) if error.numel() else 0.0
+
+
+def sweep(chunk: int) -> tuple[float, float]:
+    bits = np.arange(chunk * CHUNK, (chunk + 1) * CHUNK, dtype=np.uint32)
+    z = torch.from_numpy(bits.view(np.float32))
+    z = z[~z.isnan()].clone().requires_grad_()
+    if not z.numel():
+        return 0.0, 0.0
+    zero = torch.zeros_like(z)
+    loss = prefloss.bradley_terry_loss(z.detach(), zero, reduction="none")
+    prefloss.bradley_terry_loss(z, zero, reduction="sum").backward()
+    assert z.grad is not None
+    expected_loss, expected_slope = truth(z.detach().double())
+    return worst_ulp(loss, expected_loss), worst_ulp(z.grad, expected_slope)
+
+
+def run(chunks: range) -> tuple[float, float]:
+    worst = [sweep(chunk) for chunk in chunks]
+    return max(loss for loss, _ in worst), max(slope for _, slope in worst)
+
+
+def supported_paths() -> list[str]:
+    """The instruction sets of this processor, which the error for an unknown one lists."""
+    message = subprocess.run(
+        [sys.executable, "-c", "import prefloss"],
+        env={**os.environ, "PREFLOSS_CPU": "?"},
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stderr
+    return message.strip().rsplit("accepts ", 1)[1].split(", ")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("path", ["baseline", "avx2", "avx512"])
+def test_every_float32_is_within_its_limit(path: str) -> None:
+    if path not in supported_paths():
+        pytest.skip(f"this processor has no {path}")
+    result = subprocess.run(
+        [sys.executable, __file__],
+        env={**os.environ, "PREFLOSS_CPU": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    print(result.stdout)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_a_sample_of_every_binade_is_within_its_limit() -> None:
+    """The same measurement where the formula changes (|z| = 0.69) and in the subnormal tail (|z| up to 104)."""
+    for start in (0.5, 64.0, -0.5, -64.0):
+        loss, slope = sweep(int(np.float32(start).view(np.uint32)) // CHUNK)
+        assert loss <= LOSS_LIMIT
+        assert slope <= SLOPE_LIMIT
+
+
+if __name__ == "__main__":
+    loss, slope = run(range(2**32 // CHUNK))
+    print(f"{_core.cpu}: every float32 z: worst loss {loss:.3f} ulp, worst slope {slope:.3f} ulp")
+    sys.exit(not (loss <= LOSS_LIMIT and slope <= SLOPE_LIMIT))

@@ -1,0 +1,257 @@
+"""PairStats: every property against a direct formula, the sums as a monoid, and the interval against simulation."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+import torch
+
+import prefloss
+from prefloss import PairStats, reference
+
+PROPERTIES = [name for name, member in vars(PairStats).items() if isinstance(member, property) and name != "sums"]
+
+
+def data(count, seed=0, weighted=True):
+    """Rewards rounded so that some pairs tie, and weights of which a tenth are 0."""
+    random = np.random.default_rng(seed)
+    chosen, rejected = np.round(random.normal(0.5, 2.0, count), 1), np.round(random.normal(0.0, 1.0, count), 1)
+    weight = random.exponential(size=count) * (random.random(count) > 0.1)
+    return chosen, rejected, weight if weighted else np.ones(count)
+
+
+def stats_of(chosen, rejected, **options):
+    return PairStats(torch.from_numpy(reference.bradley_terry_loss(chosen, rejected, return_stats=True, **options)[1]))
+
+
+def assert_same(one, other, rtol=0.0):
+    np.testing.assert_allclose(one.sums.numpy(), other.sums.numpy(), rtol=rtol, atol=0.0)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize("count", [5, 17, 1000])
+def test_properties_agree_with_direct_formulas(count, weighted):
+    a, b, w = data(count, weighted=weighted)
+    stats = stats_of(a, b, weight=w, beta=0.7, center_rewards_coefficient=9.0)
+    a, b, w = a[w != 0], b[w != 0], w[w != 0]
+    losses = np.log1p(np.exp(-0.7 * (a - b)))
+    loss, n = np.average(losses, weights=w), len(a)
+    expected = {
+        "count": n,
+        "total_weight": w.sum(),
+        "loss": loss,
+        "standard_error": math.sqrt(sum((w * (losses - loss)) ** 2)) / w.sum() * math.sqrt(n / (n - 1)),
+        "effective_sample_size": w.sum() ** 2 / (w**2).sum(),
+        "accuracy": np.mean(a > b),
+        "tie_rate": np.mean(a == b),
+        "mean_margin": np.mean(a - b),
+        "margin_std": np.std(a - b, ddof=1),
+        "chosen_mean": np.mean(a),
+        "chosen_std": np.std(a, ddof=1),
+        "rejected_mean": np.mean(b),
+        "rejected_std": np.std(b, ddof=1),
+        "min_reward": min(a.min(), b.min()),
+        "max_reward": max(a.max(), b.max()),
+    }
+    assert set(expected) == set(PROPERTIES)
+    for name, value in expected.items():
+        got = getattr(stats, name)
+        assert type(got) is (int if name == "count" else float)
+        assert got == pytest.approx(value, rel=1e-11, abs=1e-13), name
+
+
+def test_the_standard_error_of_equal_weights_is_the_textbook_one():
+    a, b, _ = data(50)
+    losses = np.log1p(np.exp(b - a))
+    for weight in (None, np.full(50, 0.125)):
+        stats = stats_of(a, b, weight=weight)
+        assert stats.standard_error == pytest.approx(np.std(losses, ddof=1) / math.sqrt(50), rel=1e-12)
+        assert stats.effective_sample_size == pytest.approx(50.0, rel=1e-15)
+
+
+def test_pairs_of_weight_zero_enter_no_sum():
+    a, b, w = data(40, seed=1)
+    kept = w != 0.0
+    assert not kept.all()
+    poisoned = np.where(kept, a, math.nan)
+    assert_same(stats_of(poisoned, b, weight=w), stats_of(a[kept], b[kept], weight=w[kept]), rtol=1e-14)
+    assert_same(stats_of(poisoned, b, weight=kept), stats_of(a[kept], b[kept]), rtol=1e-14)
+
+
+def test_zero_is_neutral_on_either_side():
+    stats = stats_of(*data(10)[:2])
+    assert_same(stats + PairStats.zero(), stats)
+    assert_same(PairStats.zero() + stats, stats)
+    assert_same(PairStats.zero() + PairStats.zero(), PairStats.zero())
+    assert PairStats.zero(device="cpu").sums.dtype is torch.float64
+
+
+def test_the_statistics_of_no_pairs_are_zero():
+    assert_same(stats_of([], []), PairStats.zero())
+
+
+def test_addition_is_commutative_and_associative():
+    x, y, z = (stats_of(*data(count, seed)[:2], weight=data(count, seed)[2]) for seed, count in enumerate((5, 7, 11)))
+    assert_same(x + y, y + x)
+    assert_same((x + y) + z, x + (y + z), rtol=1e-15)
+
+
+@pytest.mark.parametrize("cuts", [[1], [50], [0, 0, 17, 99], list(range(100))], ids=str)
+def test_shards_add_up_to_the_whole(cuts):
+    a, b, w = data(100)
+    shards = zip(*(np.split(array, cuts) for array in (a, b, w)), strict=True)
+    merged = sum([stats_of(*shard[:2], weight=shard[2]) for shard in shards])
+    assert isinstance(merged, PairStats)
+    whole = stats_of(a, b, weight=w)
+    np.testing.assert_allclose(merged.sums, whole.sums, rtol=1e-13)
+    for name in PROPERTIES:
+        assert getattr(merged, name) == pytest.approx(getattr(whole, name), rel=1e-12)
+
+
+def test_a_nan_reward_stays_visible_through_merging():
+    poisoned = stats_of([math.nan, 1.0], [0.0, 0.0])
+    for merged in (poisoned + stats_of([5.0], [1.0]), stats_of([5.0], [1.0]) + poisoned):
+        for name in ("loss", "standard_error", "mean_margin", "chosen_mean", "chosen_std", "min_reward", "max_reward"):
+            assert math.isnan(getattr(merged, name)), name
+        assert (merged.count, merged.rejected_mean) == (3, pytest.approx(1.0 / 3.0))
+
+
+@pytest.mark.parametrize("other", [1, 0.5, None, (1,), torch.zeros(16)], ids=repr)
+def test_adding_anything_else_is_a_type_error(other):
+    with pytest.raises(TypeError):
+        PairStats.zero() + other
+    with pytest.raises(TypeError):
+        other + PairStats.zero()
+
+
+def test_without_pairs_everything_but_the_counts_is_nan():
+    stats = PairStats.zero()
+    assert (stats.count, stats.total_weight) == (0, 0.0)
+    for name in set(PROPERTIES) - {"count", "total_weight"}:
+        assert math.isnan(getattr(stats, name)), name
+    assert all(math.isnan(end) for end in stats.confidence_interval())
+
+
+def test_one_pair_has_a_loss_but_no_spread():
+    stats = stats_of([1.0], [1.0], weight=[3.0])
+    assert stats.loss == pytest.approx(math.log(2.0), rel=1e-15)
+    for name in ("standard_error", "margin_std", "chosen_std", "rejected_std"):
+        assert math.isnan(getattr(stats, name)), name
+
+
+def test_rounding_never_makes_a_spread_nan():
+    """Equal pairs: the sums of squares cancel to 0 or a little below."""
+    for value in (0.1, 1e5 / 3.0, 1e-3 / 7.0):
+        stats = stats_of(np.full(1001, value), np.full(1001, -value))
+        assert 0.0 <= stats.standard_error <= 1e-7 * stats.loss
+        assert 0.0 <= stats.margin_std <= 1e-6 * value
+        assert 0.0 <= stats.chosen_std <= 1e-6 * value
+
+
+@pytest.mark.parametrize("level", [0.5, 0.8, 0.95, 0.999])
+def test_the_interval_is_the_loss_and_normal_quantiles_of_the_standard_error(level):
+    stats = stats_of(*data(100)[:2])
+    low, high = stats.confidence_interval(level)
+    assert (low + high) / 2.0 == pytest.approx(stats.loss, rel=1e-14)
+    normal = NormalDist(stats.loss, stats.standard_error)
+    assert normal.cdf(high) - normal.cdf(low) == pytest.approx(level, rel=1e-12)
+
+
+def test_the_default_interval_has_1_96_standard_errors():
+    stats = stats_of(*data(100)[:2])
+    low, high = stats.confidence_interval()
+    assert (high - low) / (2.0 * stats.standard_error) == pytest.approx(1.959964, rel=1e-6)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, -0.5, 95, math.nan, math.inf])
+def test_a_level_that_is_no_probability_is_refused(level):
+    with pytest.raises(ValueError, match="level"):
+        stats_of(*data(10)[:2]).confidence_interval(level)
+
+
+def expected_loss():
+    """E[-log sigma(z)] for z normal with mean 1 and deviation 2, by quadrature."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(150)
+    return float(weights @ reference.pair_loss(1.0 + 2.0 * nodes) / weights.sum())
+
+
+def simulated(datasets, count, *, importance):
+    """Statistics of data sets with z ~ N(1, 2), or ~ N(0, 2) and weighted back to it by the density ratio."""
+    random = np.random.default_rng(7)
+    for _ in range(datasets):
+        z = random.normal(0.0 if importance else 1.0, 2.0, count)
+        yield stats_of(z, np.zeros(count), weight=np.exp((2.0 * z - 1.0) / 8.0) if importance else None)
+
+
+@pytest.mark.parametrize("importance", [False, True], ids=["sampled from the target", "weighted to the target"])
+def test_the_interval_covers_the_expected_loss_as_often_as_it_says(importance):
+    datasets, truth = 2000, expected_loss()
+    for level in (0.5, 0.95):
+        covered = sum(
+            low <= truth <= high
+            for low, high in (s.confidence_interval(level) for s in simulated(datasets, 400, importance=importance))
+        )
+        # Four binomial deviations; the losses' skewness costs less than one at this size.
+        assert abs(covered / datasets - level) < 4.0 * math.sqrt(level * (1.0 - level) / datasets)
+
+
+@pytest.mark.parametrize("importance", [False, True], ids=["sampled from the target", "weighted to the target"])
+def test_the_standard_error_is_the_spread_of_the_loss_over_data_sets(importance):
+    drawn = list(simulated(2000, 400, importance=importance))
+    spread = float(np.std([stats.loss for stats in drawn], ddof=1))
+    # The standard deviation of 2000 numbers is known to 1.6 %.
+    assert np.mean([stats.standard_error for stats in drawn]) == pytest.approx(spread, rel=0.06)
+
+
+def test_it_survives_pickling_and_copying():
+    stats = stats_of(*data(10)[:2])
+    for restored in (pickle.loads(pickle.dumps(stats)), copy.deepcopy(stats), copy.copy(stats)):
+        assert type(restored) is PairStats
+        assert_same(restored, stats)
+
+
+def test_the_loss_returns_it_detached_in_float64():
+    chosen = torch.randn(8, requires_grad=True)
+    loss, stats = prefloss.bradley_terry_loss(chosen, torch.zeros(8), return_stats=True)
+    assert isinstance(stats, PairStats)
+    assert (stats.sums.dtype, stats.sums.shape, stats.sums.requires_grad) == (torch.float64, (16,), False)
+    assert loss.requires_grad
+    assert stats.loss == pytest.approx(loss.item(), rel=1e-7)
+
+
+def test_after_vmap_it_has_one_row_a_batch_and_a_property_says_to_take_one():
+    chosen, rejected = torch.randn(3, 20), torch.randn(3, 20)
+
+    def loss(a, b):
+        return prefloss.bradley_terry_loss(a, b, return_stats=True)
+
+    _, stats = torch.func.vmap(loss)(chosen, rejected)
+    assert stats.sums.shape == (3, 16)
+    with pytest.raises(ValueError, match=r"\(3, 16\).*PairStats\(stats\.sums\[i\]\)"):
+        _ = stats.loss
+    for i in range(3):
+        np.testing.assert_allclose(stats.sums[i], loss(chosen[i], rejected[i])[1].sums, rtol=1e-12)
+    rows = [PairStats(row) for row in stats.sums]
+    both = stats + stats
+    assert both.sums.shape == (3, 16)
+    assert_same(PairStats(both.sums[1]), rows[1] + rows[1])
+
+
+def test_it_passes_through_has_aux():
+    chosen, rejected = torch.randn(20), torch.randn(20)
+    _, stats = torch.func.grad(lambda a: prefloss.bradley_terry_loss(a, rejected, return_stats=True), has_aux=True)(
+        chosen
+    )
+    assert isinstance(stats, PairStats)
+    assert_same(stats, prefloss.bradley_terry_loss(chosen, rejected, return_stats=True)[1])
+
+
+def test_adding_under_compile_does_not_break_the_graph():
+    x, y = (stats_of(*data(10, seed)[:2]) for seed in range(2))
+    merge = torch.compile(lambda a, b: a + b, fullgraph=True, backend="eager")
+    assert_same(merge(x, y), x + y)
