@@ -117,5 +117,15 @@ PREFLOSS_HOST_DEVICE double log1p_minus(double f, double f_low) {
   return fused(s, half_f2 + ratio, f_low) - half_f2;
 }
 
+// log(1 + u) for u >= 0: 1 + u = 2^k (1 + f) with f in [-1/4, 1/2).
+PREFLOSS_HOST_DEVICE double log1p_positive(double u) {
+  const double m = 1.0 + u,
+               low = u < 1.0 ? u - (m - 1.0) : 1.0 - (m - u);  // m + low is 1 + u exactly; NaN goes on in low
+  const uint64_t k = (to_bits(m) - to_bits(0.75)) >> 52;
+  const double f = from_bits(to_bits(m) - (k << 52)) - 1.0, f_low = low * from_bits((uint64_t{1023} - k) << 52);
+  const double exponent = from_bits(k | 0x4330000000000000u) - 0x1p52;
+  return fused(exponent, 0x1.62e42feep-1, f + (log1p_minus(f, f_low) + exponent * 0x1.a39ef35793c76p-33));
+}
+
 }  // namespace
 }  // namespace prefloss

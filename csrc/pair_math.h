@@ -37,6 +37,22 @@ PREFLOSS_HOST_DEVICE Real pair_loss(Real z) {
   return softplus_plus(magnitude, z < 0 ? magnitude : Real(0));
 }
 
+// The sum of pair_loss(z) over many z with one logarithm for all of them: sum log(1 + e) = log prod (1 + e). With u =
+// prod (1 + e) - 1, always positive, tiny losses keep their digits. u is below 2^kMost after kMost pairs.
+struct PairLossSum {
+  static constexpr int kMost = 512;
+  double u = 0, hinge = 0;
+
+  template <typename Real>
+  PREFLOSS_HOST_DEVICE void add(Real z) {
+    const double e = static_cast<double>(exp_negative(absolute(z)).value);
+    u += fused(u, e, e);
+    hinge += static_cast<double>(z < 0 ? -z : Real(0));
+  }
+
+  PREFLOSS_HOST_DEVICE double value() const { return hinge + log1p_positive(u); }
+};
+
 // sigma(z) and sigma(-z) from one exponential and one division, corrected by the parts that rounding dropped.
 template <typename Real>
 PREFLOSS_HOST_DEVICE Real sigmoid(Real z) {

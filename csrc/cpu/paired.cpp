@@ -227,17 +227,43 @@ void for_chunks(int64_t chunks, int threads, const Body& body) {
   for (int64_t chunk = 0; chunk < chunks; chunk++) body(chunk);
 }
 
+// The terms of the default loss, one a pair.
 template <typename Real>
-Partial plain_forward(const Pairs& pairs, const Column& terms, int64_t row, int64_t chunk) {
-  Partial partial;
+void plain_terms(const Pairs& pairs, const Column& terms, int64_t row, int64_t chunk) {
   Buffer<Real> chosen_buffer, rejected_buffer, loss;
   for_blocks(chunk, pairs.count, [&](int64_t begin, int count) {
     const Real* chosen = load(pairs.chosen, row, begin, count, chosen_buffer);
     const Real* rejected = load(pairs.rejected, row, begin, count, rejected_buffer);
     for (int i = 0; i < count; i++) loss.values[i] = pair_loss(chosen[i] - rejected[i]);
-    partial.terms += sum(count, [&](int i) { return static_cast<double>(loss.values[i]); });
-    if (terms) scatter(loss.values, count, terms.stride, entry<Real>(terms, row, begin));
+    scatter(loss.values, count, terms.stride, entry<Real>(terms, row, begin));
   });
+}
+
+// Their sum. Pair i of a chunk always goes to lane i % kLanes.
+template <typename Real>
+Partial plain_sum(const Pairs& pairs, int64_t row, int64_t chunk) {
+  constexpr int kLanes = 32;
+  static_assert(kChunk / kLanes <= PairLossSum::kMost && kBlock % kLanes == 0);
+  double product[kLanes] = {}, hinge[kLanes] = {};
+  const auto add = [&](int lane, Real z) {
+    PairLossSum sum{product[lane], hinge[lane]};
+    sum.add(z);
+    product[lane] = sum.u;
+    hinge[lane] = sum.hinge;
+  };
+  Buffer<Real> chosen_buffer, rejected_buffer;
+  for_blocks(chunk, pairs.count, [&](int64_t begin, int count) {
+    const Real* chosen = load(pairs.chosen, row, begin, count, chosen_buffer);
+    const Real* rejected = load(pairs.rejected, row, begin, count, rejected_buffer);
+    const int whole = count - count % kLanes;
+    for (int i = 0; i < whole; i += kLanes) {
+#pragma omp simd
+      for (int lane = 0; lane < kLanes; lane++) add(lane, chosen[i + lane] - rejected[i + lane]);
+    }
+    for (int lane = 0; lane < count - whole; lane++) add(lane, chosen[whole + lane] - rejected[whole + lane]);
+  });
+  Partial partial;
+  partial.terms = sum(kLanes, [&](int lane) { return PairLossSum{product[lane], hinge[lane]}.value(); });
   return partial;
 }
 
@@ -282,8 +308,10 @@ void forward(const Pairs& pairs, const Divisor& divisor, const ForwardOutputs& o
   std::vector<Partial> partials(chunks > 1 ? static_cast<size_t>(chunks) : 0);
   for (int64_t row = 0; row < pairs.rows; row++) {
     const auto part = [&](int64_t chunk) {
-      return is_plain ? plain_forward<Real>(pairs, outputs.terms, row, chunk)
-                      : general_forward<Real>(pairs, outputs, row, chunk);
+      if (!is_plain) return general_forward<Real>(pairs, outputs, row, chunk);
+      if (!outputs.terms) return plain_sum<Real>(pairs, row, chunk);
+      plain_terms<Real>(pairs, outputs.terms, row, chunk);
+      return Partial();
     };
     Partial total;
     if (chunks == 1) {
