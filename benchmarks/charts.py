@@ -54,7 +54,7 @@ def _speed_up(rows: list[dict[str, Any]], where: str, path: Path) -> None:
             if name in row["seconds"]
         ]
         _line(axes, points, name, COLOURS[name])
-    axes.axhline(1.0, color=COLOURS["rival"], linewidth=1)
+    axes.axhline(1.0, color=COLOURS["rival"], linewidth=1, marker="")
     axes.text(rows[-1]["pairs"], 1.02, "eager", color=COLOURS["rival"], ha="right", va="bottom")
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from cases import CASES, Case, contenders_of
 from charts import draw
-from interleaved import measure
+from fresh_process import timings_of
 from limits import MEAN_ERROR_CASE, Figure, import_seconds, limits_of, mean_error
 
 import prefloss
@@ -69,7 +69,7 @@ def _time(case: Case, *, compiled: bool, seconds: float) -> tuple[dict[str, Any]
     """The case's row for the JSON, and its figures."""
     contenders = contenders_of(case, compiled=compiled)
     errors = {name: contender.check() for name, contender in contenders.items()}
-    timings = measure({name: contender.run for name, contender in contenders.items()}, seconds)
+    timings = timings_of(case, compiled=compiled, seconds=seconds)
     ours = timings["prefloss"].median
     row = {
         "kind": case.kind,

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import pytest
 from cases import CASES, Case, contenders_of
-from interleaved import measure
+from fresh_process import timings_of
 from pytest_benchmark.fixture import BenchmarkFixture
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # its own compiler's
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_speed(case: Case, benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> None:
-    contenders = contenders_of(case, compiled=request.config.getoption("--compile"))
+    compiled: bool = request.config.getoption("--compile")
+    contenders = contenders_of(case, compiled=compiled)
     for contender in contenders.values():
         contender.check()
     benchmark.group = f"{case.kind}, {case.dtype}"
     if benchmark.enabled:
-        timings = measure({name: contender.run for name, contender in contenders.items()}, seconds=1.0)
+        timings = timings_of(case, compiled=compiled, seconds=1.0)
         benchmark.extra_info["median seconds, in turn"] = {name: timing.median for name, timing in timings.items()}
     benchmark(contenders["prefloss"].run)

@@ -9,7 +9,7 @@
 #include <string>
 
 #include "cpu/kernels.h"
-#include "default_call.h"
+#include "tensors.h"
 
 namespace prefloss {
 namespace {
@@ -116,10 +116,18 @@ PYBIND11_MODULE(_core, module) {
   module.attr("openmp") = false;
 #endif
   module.def("set_torch", &set_torch, py::arg("tensor"), py::arg("parameter"), py::arg("exchange_api"));
-  module.def("default_accepts", &default_accepts, py::arg("chosen"), py::arg("rejected"));
+  module.def("tensors_accept", &tensors_accept, py::arg("rewards"), py::arg("rejected"), py::arg("layout"),
+             py::arg("margin"), py::arg("weight"), py::arg("target"));
+  module.def("tensors_forward", &tensors_forward, py::arg("rewards"), py::arg("rejected"), py::arg("layout"),
+             py::arg("margin"), py::arg("weight"), py::arg("target"), py::arg("options"), py::arg("divisor"),
+             py::arg("per_pair"), py::arg("loss"), py::arg("sums"), py::arg("statistics"), py::arg("threads"));
+  module.def("tensors_backward", &tensors_backward, py::arg("grad"), py::arg("rewards"), py::arg("rejected"),
+             py::arg("layout"), py::arg("margin"), py::arg("weight"), py::arg("target"), py::arg("options"),
+             py::arg("divisor"), py::arg("per_pair"), py::arg("sums"), py::arg("grad_rewards"),
+             py::arg("grad_rejected"), py::arg("grad_margin"), py::arg("threads"));
   module.def("default_forward", &default_forward, py::arg("chosen"), py::arg("rejected"), py::arg("loss"),
              py::arg("threads"));
-  module.def("default_backward", &default_backward, py::arg("upstream"), py::arg("chosen"), py::arg("rejected"),
+  module.def("default_backward", &default_backward, py::arg("grad"), py::arg("chosen"), py::arg("rejected"),
              py::arg("grad_chosen"), py::arg("grad_rejected"), py::arg("threads"));
   module.def("paired_forward", &paired_forward, py::arg("pairs"), py::arg("divisor"), py::arg("loss"), py::arg("terms"),
              py::arg("sums"), py::arg("statistics"), py::arg("threads"));

@@ -8,7 +8,7 @@
 namespace prefloss::dlpack {
 
 constexpr int32_t kCpu = 1;
-constexpr uint8_t kFloat = 2, kBFloat = 4;
+constexpr uint8_t kFloat = 2, kBFloat = 4, kBool = 6;
 constexpr uint32_t kMajorVersion = 1;
 constexpr const char* kCapsuleName = "dlpack_exchange_api";
 

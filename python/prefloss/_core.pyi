@@ -9,6 +9,7 @@ from typing import Final
 from torch import Tensor
 
 _Column = tuple[int, int, int, int]
+_OptionNumbers = tuple[float, float, float, float, float]
 
 __version__: Final[str]
 compiler: Final[str]
@@ -16,10 +17,44 @@ cpu: Final[str]
 openmp: Final[bool]
 
 def set_torch(tensor: type, parameter: type, exchange_api: object) -> None: ...
-def default_accepts(chosen: object, rejected: object) -> bool: ...
+def tensors_accept(
+    rewards: object, rejected: object, layout: int, margin: object, weight: object, target: object
+) -> bool: ...
+def tensors_forward(
+    rewards: Tensor,
+    rejected: Tensor | None,
+    layout: int,
+    margin: Tensor | None,
+    weight: Tensor | None,
+    target: Tensor | None,
+    options: _OptionNumbers,
+    divisor: float | None,
+    per_pair: bool,
+    loss: Tensor,
+    sums: Tensor | None,
+    statistics: bool,
+    threads: int,
+) -> None: ...
+def tensors_backward(
+    grad: Tensor,
+    rewards: Tensor,
+    rejected: Tensor | None,
+    layout: int,
+    margin: Tensor | None,
+    weight: Tensor | None,
+    target: Tensor | None,
+    options: _OptionNumbers,
+    divisor: float | None,
+    per_pair: bool,
+    sums: Tensor | None,
+    grad_rewards: Tensor | None,
+    grad_rejected: Tensor | None,
+    grad_margin: Tensor | None,
+    threads: int,
+) -> bool: ...
 def default_forward(chosen: Tensor, rejected: Tensor, loss: Tensor, threads: int) -> None: ...
 def default_backward(
-    upstream: Tensor,
+    grad: Tensor,
     chosen: Tensor,
     rejected: Tensor,
     grad_chosen: Tensor | None,

@@ -36,7 +36,17 @@ def check_rewards(name: str, rewards: object) -> Tensor:
     return rewards
 
 
-def check_pair(chosen: object, rejected: object) -> None:
+def check_stacked(rewards: object) -> Tensor:
+    """Rewards with an even number of entries along dimension 0."""
+    rewards = check_rewards("rewards", rewards)
+    if rewards.dim() == 0 or rewards.shape[0] % 2 != 0:
+        raise ValueError(
+            f"rewards must have an even number of entries along dimension 0, chosen and rejected, got shape {_shape(rewards)}"
+        )
+    return rewards
+
+
+def check_pair(chosen: object, rejected: object) -> tuple[Tensor, Tensor]:
     """Two reward tensors of one shape, dtype and device. Nothing is broadcast: (B, 1) against (B,) would give (B, B)."""
     chosen, rejected = check_rewards("chosen", chosen), check_rewards("rejected", rejected)
     if chosen.shape != rejected.shape:
@@ -53,41 +63,56 @@ def check_pair(chosen: object, rejected: object) -> None:
             f"chosen and rejected must be on the same device, got {chosen.device} and {rejected.device}; "
             f"move one of them with .to()"
         )
+    return chosen, rejected
 
 
-def check_per_pair(
-    name: str, value: Tensor, rewards: Tensor, shape: torch.Size, *, mask: bool = False, differentiable: bool = False
-) -> None:
-    """An option with one entry a pair: `shape`, on the rewards' device, float32 or the rewards' dtype (or bool: a mask)."""
+def check_per_pair(name: str, value: object, chosen: Tensor, *, mask: bool = False) -> None:
+    """None, or one entry a pair, on the rewards' device, float32 or the rewards' dtype (or bool: a mask)."""
+    if value is None:
+        return
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor with one entry a pair, got {_given(value)}")
     if value.layout is not torch.strided or value.is_nested:
-        raise TypeError(
-            f"{name} must be a dense (strided) tensor, got a {'nested' if value.is_nested else value.layout} one"
-        )
-    if value.shape != shape:
+        kind = "nested" if value.is_nested else value.layout
+        raise TypeError(f"{name} must be a dense (strided) tensor, got a {kind} one")
+    if value.shape != chosen.shape:
         raise ValueError(
-            f"{name} must have one entry a pair, shape {tuple(shape)} (nothing is broadcast), got {_shape(value)}"
+            f"{name} must have one entry a pair, shape {_shape(chosen)} (nothing is broadcast), got {_shape(value)}"
         )
-    if not (value.dtype in (torch.float32, rewards.dtype) or (mask and value.dtype is torch.bool)):
-        accepted = f"float32 or the rewards' dtype ({_dtype(rewards)})" + (" or bool (a mask)" if mask else "")
+    if not (value.dtype in (torch.float32, chosen.dtype) or (mask and value.dtype is torch.bool)):
+        accepted = f"float32 or the rewards' dtype ({_dtype(chosen)})" + (" or bool (a mask)" if mask else "")
         raise TypeError(f"{name} must have dtype {accepted}, got {_dtype(value)}")
-    if value.device != rewards.device:
-        raise ValueError(f"{name} must be on the rewards' device, {rewards.device}, got {value.device}")
-    if value.requires_grad and not differentiable:
-        _refuse_gradient(name)
+    if value.device != chosen.device:
+        raise ValueError(f"{name} must be on the rewards' device, {chosen.device}, got {value.device}")
 
 
-def check_number(name: str, value: object, accepted: str, low: float = -math.inf, high: float = math.inf) -> None:
+def check_no_gradient(name: str, value: object) -> None:
+    """What the loss is not differentiated by must not ask for it: a gradient is never dropped in silence."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise ValueError(
+            f"{name} must not require a gradient, got a tensor with requires_grad=True: the loss is differentiated by rewards "
+            f"and margin only; pass {name}.detach()"
+        )
+
+
+def check_number(name: str, value: object, accepted: str, low: float = -math.inf, high: float = math.inf) -> float:
     """A finite number in [low, high], which `accepted` says in words."""
-    if isinstance(value, bool) or not isinstance(value, Real | torch.SymInt | torch.SymFloat):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be {accepted}, got {_given(value)}")
-    if not (low <= value <= high and -math.inf < value < math.inf):  # type: ignore[operator]
+    number = float(value)
+    if not (low <= number <= high and -math.inf < number < math.inf):
         raise ValueError(f"{name} must be {accepted}, got {value!r}")
+    return number
 
 
-def check_numbers(beta: object, label_smoothing: object, center_rewards_coefficient: object) -> None:
-    check_number("beta", beta, "a finite number")
-    check_number("label_smoothing", label_smoothing, "a number in [0, 0.5]", 0, 0.5)
-    check_number("center_rewards_coefficient", center_rewards_coefficient, "a finite number >= 0", 0)
+def check_coefficients(
+    beta: object, label_smoothing: object, center_rewards_coefficient: object
+) -> tuple[float, float, float]:
+    return (
+        check_number("beta", beta, "a finite number"),
+        check_number("label_smoothing", label_smoothing, "a number in [0, 0.5]", 0, 0.5),
+        check_number("center_rewards_coefficient", center_rewards_coefficient, "a finite number >= 0", 0),
+    )
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -105,8 +130,8 @@ def check_denominator(denominator: object, reduction: str, rewards: Tensor) -> N
         )
     accepted = "a number > 0, or a 0-dimensional integer or floating-point tensor on the rewards' device"
     if not isinstance(denominator, Tensor):
-        check_number("denominator", denominator, accepted)
-        if not denominator > 0:  # type: ignore[operator]
+        symbolic = isinstance(denominator, torch.SymInt | torch.SymFloat)  # while exporting: a size, say
+        if not symbolic and not check_number("denominator", denominator, accepted) > 0:
             raise ValueError(f"denominator must be {accepted}, got {denominator!r}")
         return
     if denominator.dtype is torch.bool or denominator.is_complex() or denominator.layout is not torch.strided:
@@ -115,15 +140,7 @@ def check_denominator(denominator: object, reduction: str, rewards: Tensor) -> N
         raise ValueError(f"denominator must be {accepted}, got shape {_shape(denominator)}")
     if denominator.device != rewards.device:
         raise ValueError(f"denominator must be {accepted} ({rewards.device}), got one on {denominator.device}")
-    if denominator.requires_grad:
-        _refuse_gradient("denominator")
-
-
-def _refuse_gradient(name: str) -> None:
-    raise ValueError(
-        f"{name} requires a gradient, and prefloss has none with respect to it; pass {name}.detach(), or accept only "
-        f"gradients for rewards and margin"
-    )
+    check_no_gradient("denominator", denominator)
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Gradients in eager mode: what forward saves and what backward returns. No checks; whoever calls has made sure of plain tensors.
+"""Gradients in eager mode: what forward saves and what backward returns. No checks: what comes here is accepted.
 
 Backward recomputes the slope from the saved rewards. Whatever needs more than plain gradients (a graph of the gradients,
 batched gradients, tensors changed by saved-tensor hooks) goes through the operators.
@@ -6,26 +6,26 @@ batched gradients, tensors changed by saved-tensor hooks) goes through the opera
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import _core, kernels, ops
-from .kernels import REWARD_DTYPES, Options, accumulation_dtype, threads
-from .torch_internals import is_plain, is_watched
+from . import _core, ops
+from .kernels import REWARD_DTYPES, SUMS, Numbers, Options, accumulation_dtype, threads
+from .torch_internals import is_watched
 
-# What a loss looks like, for each dtype of rewards: the quickest way to allocate one.
+# How the pairs lie in the rewards (csrc/tensors.h): in two tensors, or stacked in one.
+PAIRED, HALVES, INTERLEAVED = 0, 1, 2
+
+# What a loss and the sums look like: copying a likeness is the quickest way to allocate.
 _SCALARS = {dtype: torch.empty((), dtype=accumulation_dtype(dtype), device="cpu") for dtype in REWARD_DTYPES}
-
-
-def _needs_operator(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() or is_watched() or not all(tensor is None or is_plain(tensor) for tensor in tensors)
+_SUMS = torch.empty(SUMS, dtype=torch.float64, device="cpu")
 
 
 class DefaultLoss(Function):
-    """The default call over contiguous rewards, and nothing else: every statement is paid for in each training step."""
+    """The default call and nothing else: every statement here is paid for in each training step."""
 
     @staticmethod
     def forward(ctx: Any, chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -47,147 +47,90 @@ class DefaultLoss(Function):
         return gradients[0], gradients[1]
 
 
-def _run_forward(
-    ctx: Any,
-    rewards: tuple[Tensor, ...],
-    chosen: Tensor,
-    rejected: Tensor,
-    optional: tuple[Tensor | None, Tensor | None, Tensor | None],
-    denominator: Tensor | float | None,
-    options: Options,
-) -> tuple[Tensor, Tensor]:
-    loss, sums = kernels.forward(chosen, rejected, *optional, denominator, options)
-    on_device = isinstance(denominator, Tensor)
-    ctx.save_for_backward(*rewards, *optional, denominator if on_device else None, sums)
-    ctx.denominator = None if on_device else denominator
-    ctx.options = options
-    ctx.mark_non_differentiable(sums)
-    ctx.set_materialize_grads(False)
-    return loss, sums
-
-
-class PairedLoss(Function):
-    """Every option, any strides: (loss, sums) of chosen, rejected, margin, weight, target, denominator, options."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        chosen: Tensor,
-        rejected: Tensor,
-        margin: Tensor | None,
-        weight: Tensor | None,
-        target: Tensor | None,
-        denominator: Tensor | float | None,
-        options: Options,
-    ) -> tuple[Tensor, Tensor]:
-        return _run_forward(ctx, (chosen, rejected), chosen, rejected, (margin, weight, target), denominator, options)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        nothing = (None,) * 4
-        if grad is None:
-            return (None, None, None, *nothing)
-        chosen, rejected, margin, weight, target, denominator, sums = ctx.saved_tensors
-        divisor = ctx.denominator if denominator is None else denominator
-        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2])
-        if _needs_operator(grad, *ctx.saved_tensors):
-            divisor = ops.as_tensor(divisor, chosen)
-            gradients = ops.backward(grad, chosen, rejected, margin, weight, target, divisor, sums, *ctx.options)
-            return (*(g if want else None for g, want in zip(gradients, wanted, strict=True)), *nothing)
-        results = kernels.new_gradients((chosen, rejected, margin), wanted)
-        kernels.backward(results, grad, chosen, rejected, margin, weight, target, divisor, sums, ctx.options)
-        return (*results, *nothing)
-
-
-class StackedLoss(Function):
-    """`PairedLoss` over the two parts of one tensor, with one gradient for both."""
+class EagerLoss(Function):
+    """Every option: the loss, or with `return_stats` (loss, sums). `rejected` is None where `layout` stacks the two."""
 
     @staticmethod
     def forward(
         ctx: Any,
         rewards: Tensor,
+        rejected: Tensor | None,
+        layout: int,
         margin: Tensor | None,
         weight: Tensor | None,
         target: Tensor | None,
-        denominator: Tensor | float | None,
-        options: Options,
-        layout: str,
-    ) -> tuple[Tensor, Tensor]:
-        ctx.layout = layout
-        return _run_forward(ctx, (rewards,), *unstack(rewards, layout), (margin, weight, target), denominator, options)
+        numbers: Numbers,
+        denominator: float | None,
+        reduction: str,
+        return_stats: bool,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        per_pair = reduction == "none"
+        divisor = denominator if reduction == "mean" else 1.0
+        if per_pair:
+            like = rewards if layout == PAIRED else unstack(rewards, layout)[0]
+            loss = torch.empty_like(like, dtype=accumulation_dtype(like.dtype), memory_format=torch.contiguous_format)
+        else:
+            loss = torch.empty_like(_SCALARS[rewards.dtype])
+        needs_sums = return_stats or (weight is not None and divisor is None)
+        sums = torch.empty_like(_SUMS) if needs_sums else None
+        _core.tensors_forward(
+            rewards, rejected, layout, margin, weight, target,
+            numbers, divisor, per_pair, loss, sums, return_stats, threads(rewards.numel()),
+        )  # fmt: skip
+        ctx.save_for_backward(rewards, rejected, margin, weight, target, sums)
+        ctx.call = layout, numbers, denominator, reduction
+        if sums is None or not return_stats:
+            return loss
+        ctx.mark_non_differentiable(sums)
+        ctx.set_materialize_grads(False)
+        return loss, sums
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        nothing = (None,) * 5
-        if grad is None:
-            return (None, None, *nothing)
-        rewards, margin, weight, target, denominator, sums = ctx.saved_tensors
-        divisor = ctx.denominator if denominator is None else denominator
-        chosen, rejected = unstack(rewards, ctx.layout)
-        wants_rewards, wants_margin = ctx.needs_input_grad[:2]
-        if _needs_operator(grad, *ctx.saved_tensors):
-            divisor = ops.as_tensor(divisor, rewards)
-            grad_chosen, grad_rejected, grad_margin = ops.backward(
-                grad, chosen, rejected, margin, weight, target, divisor, sums, *ctx.options
-            )
-            stacked = stack(grad_chosen, grad_rejected, ctx.layout)
-            return (stacked if wants_rewards else None, grad_margin if wants_margin else None, *nothing)
-        grad_rewards, grad_margin = kernels.new_gradients((rewards, margin), (wants_rewards, wants_margin))
-        parts = (None, None) if grad_rewards is None else unstack(grad_rewards, ctx.layout)
-        kernels.backward(
-            (*parts, grad_margin), grad, chosen, rejected, margin, weight, target, divisor, sums, ctx.options
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad
+        grad_rewards = grad_rejected = grad_margin = None
+        if grad is not None:
+            rewards, rejected, margin, weight, target, sums = ctx.saved_tensors
+            layout, numbers, denominator, reduction = ctx.call
+            if torch.is_grad_enabled() or is_watched():
+                accepted = False
+            else:
+                grad_rewards = torch.empty_like(rewards) if needs[0] else None
+                grad_rejected = torch.empty_like(rejected) if needs[1] else None
+                grad_margin = torch.empty_like(margin) if needs[3] else None
+                accepted = _core.tensors_backward(
+                    grad, rewards, rejected, layout, margin, weight, target,
+                    numbers, denominator if reduction == "mean" else 1.0, reduction == "none", sums,
+                    grad_rewards, grad_rejected, grad_margin, threads(rewards.numel()),
+                )  # fmt: skip
+            if not accepted:
+                pair = (rewards, rejected) if layout == PAIRED else unstack(rewards, layout)
+                divisor = ops.as_tensor(denominator, rewards)
+                options = (*numbers, reduction, False, 0)
+                gradients = ops.backward(grad, *pair, margin, weight, target, divisor, sums, *options)
+                grad_rewards, grad_rejected = gradients[0], gradients[1]
+                if layout != PAIRED:
+                    grad_rewards, grad_rejected = stack(gradients[0], gradients[1], layout), None
+                grad_margin = gradients[2] if needs[3] else None
+        return (
+            grad_rewards if needs[0] else None,
+            grad_rejected if needs[1] else None,
+            None,
+            grad_margin,
+            *(None,) * (len(needs) - 4),
         )
-        return (grad_rewards, grad_margin, *nothing)
 
 
-def unstack(rewards: Tensor, layout: str) -> tuple[Tensor, Tensor]:
+def unstack(rewards: Tensor, layout: int) -> tuple[Tensor, Tensor]:
     """The chosen and the rejected rewards of one tensor, as views."""
-    if layout == "interleaved":
+    if layout == INTERLEAVED:
         return rewards[0::2], rewards[1::2]
     half = rewards.shape[0] // 2
     return rewards[:half], rewards[half:]
 
 
-def stack(chosen: Tensor, rejected: Tensor, layout: str) -> Tensor:
+def stack(chosen: Tensor, rejected: Tensor, layout: int) -> Tensor:
     """The inverse of `unstack`."""
-    if layout == "interleaved":
+    if layout == INTERLEAVED:
         return torch.stack((chosen, rejected), 1).flatten(0, 1)
     return torch.cat((chosen, rejected))
-
-
-def paired_loss(
-    chosen: Tensor,
-    rejected: Tensor,
-    margin: Tensor | None,
-    weight: Tensor | None,
-    target: Tensor | None,
-    denominator: Tensor | float | None,
-    options: Options,
-) -> tuple[Tensor, Tensor]:
-    """(loss, sums), through the operators where something must see them."""
-    if _is_eager(chosen, rejected, margin, weight, target, denominator):
-        arguments = (chosen, rejected, margin, weight, target, denominator, options)
-        return cast("tuple[Tensor, Tensor]", PairedLoss.apply(*arguments))
-    return ops.loss(chosen, rejected, margin, weight, target, denominator, options)
-
-
-def stacked_loss(
-    rewards: Tensor,
-    margin: Tensor | None,
-    weight: Tensor | None,
-    target: Tensor | None,
-    denominator: Tensor | float | None,
-    options: Options,
-    layout: str,
-) -> tuple[Tensor, Tensor]:
-    """(loss, sums), through the operators where something must see them."""
-    if _is_eager(rewards, margin, weight, target, denominator):
-        arguments = (rewards, margin, weight, target, denominator, options, layout)
-        return cast("tuple[Tensor, Tensor]", StackedLoss.apply(*arguments))
-    return ops.loss(*unstack(rewards, layout), margin, weight, target, denominator, options)
-
-
-def _is_eager(*arguments: object) -> bool:
-    if torch.compiler.is_compiling() or is_watched():
-        return False
-    return all(is_plain(argument) for argument in arguments if isinstance(argument, Tensor))

@@ -1,8 +1,8 @@
 """The compiled kernels over tensors: outputs are allocated here, and addresses, strides and numbers handed to `prefloss._core`.
 
-Every tensor must be plain (`torch_internals.is_plain`), or have come through an op, which makes it so. `batch` is the number of
-leading dimensions that are reduced separately (vmap); optional tensors have the rewards' shape. The divisor of a weighted mean
-is one of the `sums`, so nothing of the pairs' size is kept for backward.
+For the operators, which make every tensor plain. `batch` is the number of leading dimensions that are reduced
+separately (vmap); optional tensors have the rewards' shape. The divisor of a weighted mean is one of the `sums`, so
+nothing of the pairs' size is kept for backward.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ SUMS = len(Sum)
 PARALLEL_PAIRS = 32_768
 
 _Column = tuple[int, int, int, int]
+# beta, margin, target, label_smoothing, center_rewards_coefficient
+Numbers = tuple[float, float, float, float, float]
 
 
 class Options(NamedTuple):
@@ -55,7 +57,6 @@ class _Rows:
         self.rows = self.batch_shape.numel()
         self.count = rewards.shape[batch:].numel()
         self._alive: list[Tensor] = []
-        self._unfinished: list[tuple[Tensor, Tensor]] = []
 
     def column(self, tensor: Tensor) -> _Column:
         """One entry a pair: the tensor itself where strides can say it, else a copy."""
@@ -66,21 +67,6 @@ class _Rows:
 
     def optional(self, tensor: Tensor | None) -> _Column | None:
         return None if tensor is None else self.column(tensor)
-
-    def output(self, tensor: Tensor | None) -> _Column | None:
-        """As `column`; where no stride can say it, of a buffer that `finish` copies back."""
-        if tensor is None:
-            return None
-        try:
-            return self.column(tensor.view(self.rows, self.count))
-        except RuntimeError:
-            buffer = tensor.new_empty((self.rows, self.count))
-            self._unfinished.append((tensor, buffer))
-            return self.column(buffer)
-
-    def finish(self) -> None:
-        for tensor, buffer in self._unfinished:
-            tensor.copy_(buffer.view(tensor.shape))
 
     def per_row(self, tensor: Tensor) -> _Column:
         """One entry a row."""
@@ -101,17 +87,15 @@ class _Rows:
         return (*columns, self.rows, self.count, options[:5])
 
     def divisor(
-        self, weight: Tensor | None, denominator: Tensor | float | None, sums: Tensor | None, reduction: str
+        self, weight: Tensor | None, denominator: Tensor | None, sums: Tensor | None, reduction: str
     ) -> tuple[float, int, int, bool]:
         """(number, address of one float64 a row or 0, its stride, whether that is a total weight)."""
         if reduction != "mean":
             return 1.0, 0, 0, False
-        if isinstance(denominator, Tensor):
+        if denominator is not None:
             rows = denominator.detach().to(torch.float64).expand(self.batch_shape).reshape(self.rows)
             self._alive.append(rows)
             return 1.0, rows.data_ptr(), rows.stride(0), False
-        if denominator is not None:
-            return float(denominator), 0, 0, False
         if weight is None:
             return float(max(self.count, 1)), 0, 0, False
         if sums is None:
@@ -125,7 +109,7 @@ def forward(
     margin: Tensor | None,
     weight: Tensor | None,
     target: Tensor | None,
-    denominator: Tensor | float | None,
+    denominator: Tensor | None,
     options: Options,
 ) -> tuple[Tensor, Tensor]:
     """The loss, () or one a row, or per-pair losses; and the float64 sums, (..., 16).
@@ -149,40 +133,32 @@ def forward(
     return loss, sums
 
 
-def new_gradients(tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
-    """Memory for the gradients of `tensors`, each where it is wanted."""
-    return [
-        tensor.new_empty(tensor.shape) if want and tensor is not None else None
-        for tensor, want in zip(tensors, wanted, strict=True)
-    ]
-
-
 def backward(
-    gradients: Sequence[Tensor | None],
     grad: Tensor,
     chosen: Tensor,
     rejected: Tensor,
     margin: Tensor | None,
     weight: Tensor | None,
     target: Tensor | None,
-    denominator: Tensor | float | None,
+    denominator: Tensor | None,
     sums: Tensor | None,
     options: Options,
-) -> None:
-    """Fills the gradients with respect to chosen, rejected and margin, those that are not None. `grad` has the loss's shape."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients with respect to chosen, rejected and margin. `grad` has the loss's shape."""
     batch = _Rows(chosen, options.batch)
     per_loss = batch.column if options.reduction == "none" else batch.per_row
-    grad_chosen, grad_rejected, grad_margin = map(batch.output, gradients)
+    grad_chosen, grad_rejected = chosen.new_empty(chosen.shape), rejected.new_empty(rejected.shape)
+    grad_margin = None if margin is None else margin.new_empty(margin.shape)
     _core.paired_backward(
         batch.pairs(chosen, rejected, margin, weight, target, options),
         batch.divisor(weight, denominator, sums, options.reduction),
         per_loss(grad),
-        grad_chosen,
-        grad_rejected,
-        grad_margin,
+        batch.column(grad_chosen),
+        batch.column(grad_rejected),
+        batch.optional(grad_margin),
         threads(batch.rows * batch.count),
     )
-    batch.finish()
+    return grad_chosen, grad_rejected, grad_margin
 
 
 def double_backward(
@@ -193,7 +169,7 @@ def double_backward(
     margin: Tensor | None,
     weight: Tensor | None,
     target: Tensor | None,
-    denominator: Tensor | float | None,
+    denominator: Tensor | None,
     sums: Tensor | None,
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

@@ -27,11 +27,9 @@ class BradleyTerryLoss(torch.nn.Module):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        arguments.check_numbers(beta, label_smoothing, center_rewards_coefficient)
+        coefficients = arguments.check_coefficients(beta, label_smoothing, center_rewards_coefficient)
         arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
-        self.beta = beta
-        self.label_smoothing = label_smoothing
-        self.center_rewards_coefficient = center_rewards_coefficient
+        self.beta, self.label_smoothing, self.center_rewards_coefficient = coefficients
         self.reduction: Reduction = reduction
 
     def forward(

@@ -50,10 +50,10 @@ def _forward_kernel(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def _backward_kernel(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     grad, chosen, rejected, margin, weight, target, denominator, sums, *options = arguments
-    margin_gradient = None if margin is None else margin.new_empty(margin.shape)
-    gradients = chosen.new_empty(chosen.shape), rejected.new_empty(rejected.shape), margin_gradient
-    kernels.backward(gradients, grad, chosen, rejected, margin, weight, target, denominator, sums, Options(*options))
-    return gradients[0], gradients[1], _or_empty(margin_gradient, chosen)
+    grad_chosen, grad_rejected, grad_margin = kernels.backward(
+        grad, chosen, rejected, margin, weight, target, denominator, sums, Options(*options)
+    )
+    return grad_chosen, grad_rejected, _or_empty(grad_margin, chosen)
 
 
 def _double_backward_kernel(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

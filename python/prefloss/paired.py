@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, overload
+from typing import TYPE_CHECKING, Literal, TypedDict, cast, overload
 
-import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from . import arguments
-from ._core import default_accepts
-from .autograd import DefaultLoss, paired_loss, stacked_loss
-from .kernels import Options
+from . import arguments, ops
+from ._core import tensors_accept
+from .autograd import HALVES, INTERLEAVED, PAIRED, DefaultLoss, EagerLoss, unstack
+from .kernels import Numbers, Options
 from .stats import PairStats
 from .torch_internals import is_watched
 
@@ -22,6 +22,7 @@ Layout = Literal["halves", "interleaved"]
 Result = Tensor | tuple[Tensor, PairStats]
 
 _ONE, _ZERO = 1.0, 0.0  # defaults by identity: one comparison tells "not given"
+_LAYOUTS = {"halves": HALVES, "interleaved": INTERLEAVED}
 
 
 class PairedOptions(TypedDict, total=False):
@@ -116,18 +117,13 @@ def bradley_terry_loss(
         and reduction == "mean"
         and denominator is None
         and return_stats is False
-        and not torch.compiler.is_compiling()
+        and not is_compiling()
         and not is_watched()
-        and default_accepts(chosen, rejected)
+        and tensors_accept(chosen, rejected, PAIRED, None, None, None)
     ):
         return cast(Tensor, DefaultLoss.apply(chosen, rejected))
-    arguments.check_pair(chosen, rejected)
-    options = _check_options(
-        chosen, chosen.shape, margin, weight, target, beta, label_smoothing, center_rewards_coefficient, reduction,
-        denominator, return_stats,
-    )  # fmt: skip
-    loss, sums = paired_loss(chosen, rejected, _tensor(margin), weight, _tensor(target), denominator, options)
-    return (loss, PairStats(sums)) if return_stats else loss
+    numbers = _check_numbers(margin, target, beta, label_smoothing, center_rewards_coefficient, reduction, return_stats)
+    return _loss(chosen, rejected, PAIRED, margin, weight, target, numbers, denominator, reduction, return_stats)
 
 
 @overload
@@ -170,64 +166,74 @@ def bradley_terry_loss_stacked(
     The other arguments, the result and the errors are those of `bradley_terry_loss`; a ValueError also where dimension 0
     is missing or odd, or ``layout`` unknown.
     """
-    arguments.check_rewards("rewards", rewards)
-    arguments.check_choice("layout", layout, ("halves", "interleaved"))
-    if rewards.dim() == 0 or rewards.shape[0] % 2 != 0:
-        raise ValueError(
-            f"rewards must have an even number of entries along dimension 0, chosen and rejected, got shape "
-            f"{tuple(rewards.shape)}"
-        )
-    shape = torch.Size((rewards.shape[0] // 2, *rewards.shape[1:]))
-    options = _check_options(
-        rewards, shape, margin, weight, target, beta, label_smoothing, center_rewards_coefficient, reduction,
-        denominator, return_stats,
-    )  # fmt: skip
-    loss, sums = stacked_loss(rewards, _tensor(margin), weight, _tensor(target), denominator, options, layout)
-    return (loss, PairStats(sums)) if return_stats else loss
+    arguments.check_choice("layout", layout, tuple(_LAYOUTS))
+    numbers = _check_numbers(margin, target, beta, label_smoothing, center_rewards_coefficient, reduction, return_stats)
+    return _loss(rewards, None, _LAYOUTS[layout], margin, weight, target, numbers, denominator, reduction, return_stats)
 
 
-def _tensor(value: Tensor | float | None) -> Tensor | None:
-    return value if isinstance(value, Tensor) else None
-
-
-def _check_options(
-    rewards: Tensor,
-    shape: torch.Size,
+def _check_numbers(
     margin: object,
-    weight: object,
     target: object,
     beta: float,
     label_smoothing: float,
     center_rewards_coefficient: float,
     reduction: str,
-    denominator: object,
     return_stats: bool,
-) -> Options:
+) -> Numbers:
+    """The options that are numbers, checked: for each that is not given, what stands for it."""
     margin_number, target_number = 0.0, 1.0
-    if isinstance(margin, Tensor):
-        arguments.check_per_pair("margin", margin, rewards, shape, differentiable=True)
-    elif margin is not None:
-        arguments.check_number("margin", margin, "a finite number or a tensor with one entry a pair")
-        margin_number = _float(margin)
-    if isinstance(target, Tensor):
-        arguments.check_per_pair("target", target, rewards, shape)
-    elif target is not None:
-        arguments.check_number("target", target, "a number in [0, 1] or a tensor with one entry a pair", 0, 1)
-        target_number = _float(target)
-    if weight is not None:
-        if not isinstance(weight, Tensor):
-            raise TypeError(f"weight must be a tensor with one entry a pair, got {weight!r} ({type(weight).__name__})")
-        arguments.check_per_pair("weight", weight, rewards, shape, mask=True)
-    arguments.check_numbers(beta, label_smoothing, center_rewards_coefficient)
+    if margin is not None and not isinstance(margin, Tensor):
+        margin_number = arguments.check_number("margin", margin, "a finite number or a tensor with one entry a pair")
+    if target is not None and not isinstance(target, Tensor):
+        target_number = arguments.check_number(
+            "target", target, "a number in [0, 1] or a tensor with one entry a pair", 0, 1
+        )
+    if beta is not _ONE or label_smoothing is not _ZERO or center_rewards_coefficient is not _ZERO:
+        beta, label_smoothing, center_rewards_coefficient = arguments.check_coefficients(
+            beta, label_smoothing, center_rewards_coefficient
+        )
     arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
-    arguments.check_denominator(denominator, reduction, rewards)
-    if not isinstance(return_stats, bool):
+    if return_stats is not False and return_stats is not True:
         raise TypeError(f"return_stats must be True or False, got {return_stats!r} ({type(return_stats).__name__})")
-    return Options(
-        _float(beta), margin_number, target_number, _float(label_smoothing), _float(center_rewards_coefficient), reduction,
-        return_stats,
-    )  # fmt: skip
+    return beta, margin_number, target_number, label_smoothing, center_rewards_coefficient
 
 
-def _float(value: Any) -> float:
-    return float(value)
+def _loss(
+    rewards: Tensor,
+    rejected: Tensor | None,
+    layout: int,
+    margin: Tensor | float | None,
+    weight: Tensor | None,
+    target: Tensor | float | None,
+    numbers: Numbers,
+    denominator: Tensor | float | None,
+    reduction: str,
+    return_stats: bool,
+) -> Result:
+    """`EagerLoss` of tensors that it takes as they are; of others, once they are known to be right, the operators."""
+    margin = margin if isinstance(margin, Tensor) else None
+    target = target if isinstance(target, Tensor) else None
+    arguments.check_no_gradient("weight", weight)
+    arguments.check_no_gradient("target", target)
+    if (
+        not is_compiling()
+        and not is_watched()
+        and not isinstance(denominator, Tensor)
+        and tensors_accept(rewards, rejected, layout, margin, weight, target)
+    ):
+        arguments.check_denominator(denominator, reduction, rewards)
+        result = EagerLoss.apply(
+            rewards, rejected, layout, margin, weight, target, numbers, denominator, reduction, return_stats
+        )
+        return (result[0], PairStats(result[1])) if return_stats else cast(Tensor, result)
+    if rejected is None and layout != PAIRED:
+        chosen, rejected = unstack(arguments.check_stacked(rewards), layout)
+    else:
+        chosen, rejected = arguments.check_pair(rewards, rejected)
+    arguments.check_per_pair("margin", margin, chosen)
+    arguments.check_per_pair("weight", weight, chosen, mask=True)
+    arguments.check_per_pair("target", target, chosen)
+    arguments.check_denominator(denominator, reduction, chosen)
+    options = Options(*numbers, reduction, return_stats)
+    loss, sums = ops.loss(chosen, rejected, margin, weight, target, denominator, options)
+    return (loss, PairStats(sums)) if return_stats else loss
