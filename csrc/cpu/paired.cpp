@@ -166,44 +166,47 @@ struct Partial {
   }
 };
 
+// The sums of one block. Counts of a block and extremes are exact in Real; everything else is added in float64.
 template <typename Real>
 void add_statistics(const Real* chosen, const Real* rejected, const Real* weight, const Real* loss, int count,
                     double* sums) {
-  double n = 0, w1 = 0, w2 = 0, wl = 0, w2l = 0, w2l2 = 0, correct = 0, tied = 0, d1 = 0, d2 = 0, a1 = 0, a2 = 0,
-         b1 = 0, b2 = 0, nans = 0;
-  double low = std::numeric_limits<double>::infinity(), high = -low;
-  const double none_low = low, none_high = high;
-#pragma omp simd reduction(+ : n, w1, w2, wl, w2l, w2l2, correct, tied, d1, d2, a1, a2, b1, b2, nans) \
-    reduction(min : low) reduction(max : high)
+  const Real infinity = std::numeric_limits<Real>::infinity();
+  Real n = 0, correct = 0, tied = 0, nans = 0, low = infinity, high = -infinity;
+#pragma omp simd reduction(+ : n, correct, tied, nans) reduction(min : low) reduction(max : high)
   for (int i = 0; i < count; i++) {
     const bool counted = weight[i] != 0;
-    const double w = weight[i], a = counted ? chosen[i] : Real(0), b = counted ? rejected[i] : Real(0),
-                 l = counted ? loss[i] : Real(0);
-    const double difference = counted ? chosen[i] - rejected[i] : Real(0), weighted = w * l;
-    n += counted ? 1.0 : 0.0;
-    w1 += w;
+    const Real a = chosen[i], b = rejected[i], one = counted ? Real(1) : Real(0);
+    const Real smaller = a < b ? a : b, larger = a > b ? a : b;
+    n += one;
+    correct += a > b ? one : Real(0);
+    tied += a == b ? one : Real(0);
+    nans += a != a || b != b ? one : Real(0);
+    low = counted && smaller < low ? smaller : low;
+    high = counted && larger > high ? larger : high;
+  }
+  double w2 = 0, wl = 0, w2l = 0, w2l2 = 0, d1 = 0, d2 = 0, a1 = 0, a2 = 0, b1 = 0, b2 = 0;
+#pragma omp simd reduction(+ : w2, wl, w2l, w2l2, d1, d2, a1, a2, b1, b2)
+  for (int i = 0; i < count; i++) {
+    const bool counted = weight[i] != 0;
+    const double w = weight[i], l = counted ? loss[i] : Real(0), d = counted ? chosen[i] - rejected[i] : Real(0);
+    const double a = counted ? chosen[i] : Real(0), b = counted ? rejected[i] : Real(0), weighted = w * l;
     w2 += w * w;
     wl += weighted;
     w2l += w * weighted;
     w2l2 += weighted * weighted;
-    correct += counted && chosen[i] > rejected[i] ? 1.0 : 0.0;
-    tied += counted && chosen[i] == rejected[i] ? 1.0 : 0.0;
-    d1 += difference;
-    d2 += difference * difference;
+    d1 += d;
+    d2 += d * d;
     a1 += a;
     a2 += a * a;
     b1 += b;
     b2 += b * b;
-    nans += a != a || b != b ? 1.0 : 0.0;
-    const double smaller = counted ? (a < b ? a : b) : none_low, larger = counted ? (a > b ? a : b) : none_high;
-    low = smaller < low ? smaller : low;
-    high = larger > high ? larger : high;
   }
-  const double block[kSums] = {n, w1, w2, wl, w2l, w2l2, correct, tied, d1, d2, a1, a2, b1, b2};
+  const double block[kMinimum] = {n,    0,  w2, wl, w2l, w2l2, correct,
+                                  tied, d1, d2, a1, a2,  b1,   b2};  // Partial has the weight
   for (int k = 0; k < kMinimum; k++) sums[k] += block[k];
   const double nan = std::numeric_limits<double>::quiet_NaN();
-  sums[kMinimum] = nans > 0 || sums[kMinimum] != sums[kMinimum] ? nan : std::min(sums[kMinimum], low);
-  sums[kMaximum] = nans > 0 || sums[kMaximum] != sums[kMaximum] ? nan : std::max(sums[kMaximum], high);
+  sums[kMinimum] = nans > 0 || sums[kMinimum] != sums[kMinimum] ? nan : std::min<double>(sums[kMinimum], low);
+  sums[kMaximum] = nans > 0 || sums[kMaximum] != sums[kMaximum] ? nan : std::max<double>(sums[kMaximum], high);
 }
 
 // Calls body(block_begin, block_count) for the blocks of a chunk.
@@ -363,6 +366,7 @@ void general_backward(const Pairs& pairs, double scale, const Column& upstream, 
     Real* __restrict grad_chosen = result(gradients.chosen, row, begin, chosen_result);
     Real* __restrict grad_rejected = result(gradients.rejected, row, begin, rejected_result);
     Real* __restrict grad_margin = result(gradients.margin, row, begin, margin_result);
+#pragma omp simd
     for (int i = 0; i < count; i++) {
       const Real z = formula.logit(chosen[i], rejected[i], margin[i]);
       const Real slope = pair_derivatives(z, formula.smoothed(target[i])).slope;
