@@ -60,6 +60,17 @@ PREFLOSS_HOST_DEVICE uint64_t to_bits(double value) {
 PREFLOSS_HOST_DEVICE float absolute(float x) { return from_bits(to_bits(x) & 0x7fffffffu); }
 PREFLOSS_HOST_DEVICE double absolute(double x) { return from_bits(to_bits(x) & uint64_t{0x7fffffffffffffff}); }
 
+// max(-x, 0) for any x but NaN, without a comparison: its magnitude where its sign is set.
+PREFLOSS_HOST_DEVICE float negative_part(float x) {
+  const uint32_t bits = to_bits(x), sign = bits >> 31;
+  return from_bits(bits & 0x7fffffffu & (0u - sign));
+}
+
+PREFLOSS_HOST_DEVICE double negative_part(double x) {
+  const uint64_t bits = to_bits(x), sign = bits >> 63;
+  return from_bits(bits & uint64_t{0x7fffffffffffffff} & (uint64_t{0} - sign));
+}
+
 // A value and what its last rounding dropped, on the same scale.
 template <typename Real>
 struct Rounded {
@@ -70,9 +81,9 @@ struct Rounded {
 //  - Adding 1.5 * 2^23 (2^52) rounds to an integer without a float-to-int conversion, which is undefined on NaN.
 //  - The scale is 2^(n + 64) (2^(n + 128)), so that the last product alone rounds, in the subnormal tail too.
 PREFLOSS_HOST_DEVICE Rounded<float> exp_negative(float a) {
-  const float x = -a < -104.0f ? -104.0f : -a;  // false for NaN, which goes on
-  const float shifted = fused(x, 1.44269504088896341f, 0x1.8p23f), n = shifted - 0x1.8p23f;
-  const float r = fused(n, -1.42860682030941723212e-6f, fused(n, -0.693145751953125f, x)), r2 = r * r;
+  const float x = 104.0f < a ? 104.0f : a;  // false for NaN, which goes on
+  const float shifted = fused(x, -1.44269504088896341f, 0x1.8p23f), n = shifted - 0x1.8p23f;
+  const float r = fused(n, -1.42860682030941723212e-6f, fused(n, -0.693145751953125f, -x)), r2 = r * r;
   const float p = fused(fused(0x1.6a23ccp-10f, r2, fused(0x1.123a20p-7f, r, 0x1.5558f2p-5f)), r2,
                         fused(0x1.555492p-3f, r, 0x1.fffffcp-2f));
   const float q = fused(p, r2, r), sum = 1.0f + q, low = q - (sum - 1.0f);
@@ -81,10 +92,10 @@ PREFLOSS_HOST_DEVICE Rounded<float> exp_negative(float a) {
 }
 
 PREFLOSS_HOST_DEVICE Rounded<double> exp_negative(double a) {
-  const double x = -a < -746.0 ? -746.0 : -a;
-  const double shifted = fused(x, 1.44269504088896340736, 0x1.8p52), n = shifted - 0x1.8p52;
+  const double x = 746.0 < a ? 746.0 : a;
+  const double shifted = fused(x, -1.44269504088896340736, 0x1.8p52), n = shifted - 0x1.8p52;
   // log 2 in two parts; the upper one has 33 bits, so that n * upper is exact without FMA too (n has 11).
-  const double r = fused(n, -0x1.a39ef35793c76p-33, fused(n, -0x1.62e42feep-1, x)), r2 = r * r, r4 = r2 * r2;
+  const double r = fused(n, -0x1.a39ef35793c76p-33, fused(n, -0x1.62e42feep-1, -x)), r2 = r * r, r4 = r2 * r2;
   const double p0 =
       fused(fused(0x1.11111111100dcp-7, r, 0x1.5555555555556p-5), r2, fused(0x1.5555555555557p-3, r, 0x1p-1));
   const double p1 = fused(fused(0x1.71de0231960ebp-19, r, 0x1.a01a01a6d889cp-16), r2,

@@ -47,7 +47,7 @@ struct PairLossSum {
   PREFLOSS_HOST_DEVICE void add(Real z) {
     const double e = static_cast<double>(exp_negative(absolute(z)).value);
     u += fused(u, e, e);
-    hinge += static_cast<double>(z < 0 ? -z : Real(0));
+    hinge += static_cast<double>(negative_part(z));  // NaN is in u already
   }
 
   PREFLOSS_HOST_DEVICE double value() const { return hinge + log1p_positive(u); }
