@@ -25,8 +25,8 @@ std::vector<const Kernels*> supported() {
   int leaf1[4], leaf7[4];
   __cpuid(leaf1, 1);
   __cpuidex(leaf7, 7, 0);
-  const bool fma_and_osxsave = bits_set(leaf1[2], (1 << 12) | (1 << 27));
-  const uint64_t saved = fma_and_osxsave ? _xgetbv(0) : 0;
+  const bool fma_f16c_osxsave = bits_set(leaf1[2], (1 << 12) | (1 << 29) | (1 << 27));
+  const uint64_t saved = fma_f16c_osxsave ? _xgetbv(0) : 0;
   std::vector<const Kernels*> list{&kBaseline};
   if ((saved & 0x6) == 0x6 && bits_set(leaf7[1], 1 << 5)) list.push_back(&kAvx2);
   if (list.size() == 2 && (saved & 0xe6) == 0xe6 && bits_set(leaf7[1], (1 << 16) | (1 << 17) | (1 << 30) | (1 << 31)))
@@ -37,6 +37,7 @@ std::vector<const Kernels*> supported() {
 std::vector<const Kernels*> supported() {
   std::vector<const Kernels*> list{&kBaseline};
 #ifdef PREFLOSS_X86
+  // The half-precision conversions (F16C) are older than AVX2, and GCC before 11 cannot ask for them.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     list.push_back(&kAvx2);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
