@@ -9,12 +9,12 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
-import os
 import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,7 +30,7 @@ TURN = re.compile(r"\n\n(?:Human|Assistant):")  # how hh-rlhf writes a conversat
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".npz")
 
 
-class BadInput(Exception):
+class InputError(Exception):
     """What the user has to put right, in one line that names the file and the place in it."""
 
 
@@ -48,7 +48,8 @@ class FeaturePairs:
     chosen: Matrix
     rejected: Matrix
     prompt: np.ndarray[Any, Any]
-    features: str
+    description: str  # of the features
+    weight: Tensor | None = None  # (n,), how much each pair counts, in training and in measuring; None is 1
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -58,24 +59,24 @@ def load(path: Path, embedding_model: str | None) -> FeaturePairs:
     """The pairs of the file as feature vectors; text through `embedding_model`, or hashed where that is None.
 
     Raises:
-        BadInput: the file, a line of it, or a package that it needs, is missing or broken.
+        InputError: the file, a line of it, or a package that it needs, is missing or broken.
     """
     suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
     if not path.exists():
-        raise BadInput(f"{path}: no such file")
+        raise InputError(f"{path}: no such file")
     if suffix is None:
-        raise BadInput(f"{path}: the name must end in one of {', '.join(SUFFIXES)}")
+        raise InputError(f"{path}: the name must end in one of {', '.join(SUFFIXES)}")
     try:
         if suffix == ".npz":
             if embedding_model is not None:
-                raise BadInput(f"{path}: holds feature vectors already; --embedding-model is for text")
+                raise InputError(f"{path}: holds feature vectors already; --embedding-model is for text")
             return _load_vectors(path)
         pairs = list(_parquet_pairs(path) if suffix == ".parquet" else _jsonl_pairs(path, suffix == ".jsonl.gz"))
     except (OSError, EOFError, zlib.error) as error:  # EOFError and zlib.error: gzip cut short, or damaged
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise BadInput(f"{path}: cannot be read: {reason}") from error
+        raise InputError(f"{path}: cannot be read: {reason}") from error
     if not pairs:
-        raise BadInput(f"{path}: no preference pairs in it")
+        raise InputError(f"{path}: no preference pairs in it")
     return embed(pairs, embedding_model) if embedding_model is not None else hash_n_grams(pairs)
 
 
@@ -86,7 +87,7 @@ def require(module: str, package: str, purpose: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name not in (module, module.split(".")[0]):
             raise  # it is there, and something that it needs is not: its own message says what
-        raise BadInput(f"{purpose} needs {package}, which is not installed: pip install {package}") from error
+        raise InputError(f"{purpose} needs {package}, which is not installed: pip install {package}") from error
 
 
 # ---- Files ----
@@ -102,9 +103,11 @@ def _jsonl_pairs(path: Path, compressed: bool) -> Iterator[TextPair]:
                     continue
                 record = json.loads(text)
             except UnicodeDecodeError as error:
-                raise BadInput(f"{place}: not UTF-8 text") from error
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise BadInput(f"{place}: not valid JSON: {error}") from error
+                raise InputError(f"{place}: not UTF-8 text") from error
+            except json.JSONDecodeError as error:
+                raise InputError(f"{place}: not valid JSON: {error.msg} at column {error.colno}") from error
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
+                raise InputError(f"{place}: not valid JSON: {error}") from error
             yield read_pair(record, place)
 
 
@@ -122,7 +125,7 @@ def _parquet_pairs(path: Path) -> Iterator[TextPair]:
                 present = {name: value for name, value in record.items() if value is not None}
                 yield read_pair(present, f"{path}: row {row}")
     except arrow.ArrowException as error:
-        raise BadInput(f"{path}: row {row + 1}: not valid Parquet: {_first_line(error)}") from error
+        raise InputError(f"{path}: row {row + 1}: not valid Parquet: {_first_line(error)}") from error
 
 
 def _load_vectors(path: Path) -> FeaturePairs:
@@ -131,25 +134,32 @@ def _load_vectors(path: Path) -> FeaturePairs:
         with np.load(path, allow_pickle=False) as archive:
             for name in ("chosen", "rejected"):
                 if name not in archive.files:
-                    raise BadInput(f"{path}: array '{name}' is missing; it holds {', '.join(archive.files) or 'none'}")
+                    raise InputError(
+                        f"{path}: array '{name}' is missing; there is {', '.join(map(repr, archive.files)) or 'none'}"
+                    )
                 sides[name] = archive[name]
-    except (ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:  # pickled objects; one array, no archive
-        raise BadInput(f"{path}: not a valid .npz file of numbers: {_first_line(error)}") from error
+    except (
+        ValueError,
+        AttributeError,
+        TypeError,
+        zipfile.BadZipFile,
+    ) as error:  # pickled objects; one array, no archive
+        raise InputError(f"{path}: not a valid .npz file of numbers: {_first_line(error)}") from error
     chosen, rejected = sides["chosen"], sides["rejected"]
     if chosen.ndim != 2 or chosen.shape != rejected.shape:
-        raise BadInput(
+        raise InputError(
             f"{path}: 'chosen' and 'rejected' must both be (pairs, features), got {chosen.shape} and {rejected.shape}"
         )
     if 0 in chosen.shape:
-        raise BadInput(f"{path}: no preference pairs in it: the arrays are of shape {chosen.shape}")
+        raise InputError(f"{path}: no preference pairs in it: the arrays are of shape {chosen.shape}")
     for name, array in sides.items():
         if array.dtype.kind not in "fiu":
-            raise BadInput(f"{path}: '{name}' must hold real numbers, got {array.dtype}")
+            raise InputError(f"{path}: '{name}' must hold real numbers, got {array.dtype}")
         with np.errstate(over="ignore"):
             sides[name] = array.astype(np.float32)
         broken = np.flatnonzero(~np.isfinite(sides[name]).all(axis=1))
         if len(broken):
-            raise BadInput(f"{path}: '{name}', row {broken[0] + 1}: not finite in float32")
+            raise InputError(f"{path}: '{name}', row {broken[0] + 1}: not finite in float32")
     count, width = chosen.shape
     return FeaturePairs(sides["chosen"], sides["rejected"], np.arange(count), f"{width} numbers a response, as given")
 
@@ -160,19 +170,21 @@ def _load_vectors(path: Path) -> FeaturePairs:
 def read_pair(record: object, place: str) -> TextPair:
     """One record as prompt and two answers; an implicit prompt is the turns that both conversations begin with."""
     if not isinstance(record, dict):
-        raise BadInput(f"{place}: expected an object with 'chosen' and 'rejected', got {_kind(record)}")
+        raise InputError(f"{place}: expected an object with 'chosen' and 'rejected', got {_kind(record)}")
     for name in ("chosen", "rejected"):
         if name not in record:
-            raise BadInput(f"{place}: field '{name}' is missing; there is {', '.join(map(str, record)) or 'none'}")
+            raise InputError(f"{place}: field '{name}' is missing; there is {', '.join(map(repr, record)) or 'none'}")
     chosen, rejected = (_read_turns(record[name], f"{place}: field '{name}'") for name in ("chosen", "rejected"))
     # The last turn of each is its answer, even where the two are equal or one conversation continues the other.
-    shared = min(len(os.path.commonprefix([chosen, rejected])), len(chosen) - 1, len(rejected) - 1)
-    prompt = chosen[:shared]
+    turns = zip(chosen[:-1], rejected[:-1], strict=False)
+    shared = sum(1 for _ in takewhile(lambda turn: turn[0] == turn[1], turns))
+    prompt = list(filter(None, chosen[:shared]))
     if record.get("prompt") is not None:
-        explicit = _read_turns(record["prompt"], f"{place}: field 'prompt'")
-        prompt = prompt if prompt[: len(explicit)] == explicit else explicit + prompt  # some sets say it twice
-    answers = ("\n\n".join(turns[shared:]).strip() for turns in (chosen, rejected))
-    return TextPair(tuple(filter(None, prompt)), *answers)
+        # hh-rlhf's ends in an empty turn of the assistant's. Some sets say the prompt twice.
+        explicit = list(filter(None, _read_turns(record["prompt"], f"{place}: field 'prompt'")))
+        prompt = prompt if prompt[: len(explicit)] == explicit else explicit + prompt
+    answers = ("\n\n".join(side[shared:]).strip() for side in (chosen, rejected))
+    return TextPair(tuple(prompt), *answers)
 
 
 def _read_turns(value: object, place: str) -> list[str]:
@@ -180,12 +192,14 @@ def _read_turns(value: object, place: str) -> list[str]:
     if isinstance(value, str):
         return [_clean(turn) for turn in (TURN.split(value)[1:] if TURN.match(value) else [value])]
     if not isinstance(value, list) or not value:
-        raise BadInput(f"{place} must be a string or a list of chat messages, got {_kind(value)}")
+        raise InputError(f"{place} must be a string or a list of chat messages, got {_kind(value)}")
     turns = []
     for number, message in enumerate(value, start=1):
         content = message.get("content") if isinstance(message, dict) else None
         if not isinstance(content, str):
-            raise BadInput(f"{place}, message {number}: expected 'role' and 'content' with text, got {_kind(message)}")
+            raise InputError(
+                f"{place}, message {number}: expected 'role' and 'content' with text, got {_kind(message)}"
+            )
         turns.append(_clean(content))
     return turns
 
@@ -223,8 +237,10 @@ def embed(pairs: list[TextPair], model: str) -> FeaturePairs:
     library = require("sentence_transformers", "sentence-transformers", "--embedding-model")
     try:
         encoder = library.SentenceTransformer(model)
-    except Exception as error:  # a name, a download, a folder's content: the library raises what each of its parts raises
-        raise BadInput(f"--embedding-model {model}: cannot be loaded: {_first_line(error)}") from error
+    except (
+        Exception
+    ) as error:  # a name, a download, a folder's content: the library raises what each of its parts raises
+        raise InputError(f"--embedding-model {model}: cannot be loaded: {_first_line(error)}") from error
     questions = [pair.prompt[-1] if pair.prompt else "" for pair in pairs]
     answers = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     texts = [f"{question}\n\n{answer}".strip() for question, answer in zip(questions * 2, answers, strict=True)]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from synthetic_preferences import StudyRow
 
 TRAINING, HELD_OUT, TRUTH, WRONG = "#8a8f98", "#1f6fb4", "#111111", "#d1602d"
@@ -29,20 +30,19 @@ def draw(
     curve: list[CurvePoint],
     margins: np.ndarray[Any, Any],
     studies: dict[str, list[StudyRow]],
-    narrow_expected: float | None,
 ) -> None:
     """Write the picture: two panels, and two more where there are studies of intervals."""
     figure = Figure(figsize=(11, 8 if studies else 4.2), layout="constrained")
     axes = figure.subplots(2 if studies else 1, 2, squeeze=False)
     _draw_curve(axes[0, 0], curve)
     _draw_margins(axes[0, 1], margins)
-    if studies and narrow_expected is not None:
+    if studies:
         _draw_closing(axes[1, 0], studies["uniform"])
-        _draw_narrow(axes[1, 1], studies["narrow"], studies["weighted"], narrow_expected)
+        _draw_narrow(axes[1, 1], studies["narrow"], studies["weighted"])
     for panel in axes.flat:
         panel.spines[["top", "right"]].set_visible(False)
         panel.title.set(fontsize=11, fontweight="bold")
-        panel.legend(frameon=False, fontsize=9)
+        panel.legend(framealpha=0.9, edgecolor="none", fontsize=9)
     figure.savefig(path, dpi=130)
 
 
@@ -56,13 +56,14 @@ def _draw_curve(panel: Axes, curve: list[CurvePoint]) -> None:
     expected = [point.expected for point in curve if point.expected is not None]
     if expected:
         panel.plot(epochs, expected, color=TRUTH, ls="--", lw=1.2, label="expected loss")
-    panel.axhline(math.log(2), color="#c4c4c4", lw=0.8, zorder=0)
+    panel.axhline(math.log(2), color="#c4c4c4", lw=0.8, zorder=0, label="log 2: knows nothing")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set(title="Loss while training", xlabel="epoch", ylabel="loss (nats a pair)", xlim=(0, len(curve) - 1))
 
 
 def _draw_margins(panel: Axes, margins: np.ndarray[Any, Any]) -> None:
     reach = float(np.quantile(np.abs(margins), 0.995)) or 1.0
-    bins = np.linspace(-reach, reach, 41)  # 0 is an edge: no bar is of both colours
+    bins = np.linspace(-reach, reach, 41).tolist()  # 0 is an edge: no bar is of both colours
     right = np.mean(margins > 0)
     for side, color, label in (
         (margins > 0, HELD_OUT, f"chosen above rejected: {100 * right:.1f} %"),
@@ -77,16 +78,21 @@ def _draw_closing(panel: Axes, study: list[StudyRow]) -> None:
     widths = np.array([row.half_width for row in study])
     law = widths[-1] * np.sqrt(sizes[-1] / sizes)
     panel.plot(sizes, law, color=TRUTH, ls="--", lw=1.2, label=r"$\propto 1/\sqrt{n}$")
-    panel.plot(sizes, widths, "o", color=HELD_OUT, label="half the 95 % interval (and how often it holds the truth)")
+    panel.plot(sizes, widths, "o", color=HELD_OUT, label="95 % interval, and how often it holds")
     for row in study:
         panel.annotate(
-            f"{100 * row.coverage:.1f} %", (row.pairs, row.half_width), xytext=(6, 5), textcoords="offset points", size=9
+            f"{100 * row.coverage:.1f} %",
+            (row.pairs, row.half_width),
+            xytext=(6, 5),
+            textcoords="offset points",
+            size=9,
         )
     panel.set(title="The interval closes", xlabel="pairs n", ylabel="half-width (nats)", xscale="log", yscale="log")
+    panel.margins(x=0.15)
 
 
-def _draw_narrow(panel: Axes, narrow: list[StudyRow], weighted: list[StudyRow], expected: float) -> None:
-    panel.axhline(expected, color=TRUTH, ls="--", lw=1.2, label="expected loss")
+def _draw_narrow(panel: Axes, narrow: list[StudyRow], weighted: list[StudyRow]) -> None:
+    panel.axhline(narrow[0].expected_loss, color=TRUTH, ls="--", lw=1.2, label="expected loss")
     for rows, color, label, shift in (
         (narrow, WRONG, "as collected", 0.93),
         (weighted, HELD_OUT, "weight=density ratio", 1.07),
@@ -94,7 +100,7 @@ def _draw_narrow(panel: Axes, narrow: list[StudyRow], weighted: list[StudyRow], 
         panel.errorbar(
             [shift * row.pairs for row in rows],
             [row.loss for row in rows],
-            yerr=[[row.loss - row.low for row in rows], [row.high - row.loss for row in rows]],
+            yerr=[row.half_width for row in rows],
             fmt="o",
             ms=4,
             capsize=3,

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,20 +32,15 @@ class Collection:
     ratio: Tensor
 
 
-@dataclass(frozen=True)
-class StudyRow:
-    """The 95 % interval of the expected loss from `pairs` pairs: one data set's, and what many repetitions show."""
+class StudyRow(NamedTuple):
+    """95 % intervals from `pairs` pairs: means over many collections."""
 
     pairs: int
+    expected_loss: float
     loss: float
-    low: float
-    high: float
-    half_width: float  # mean over the repetitions, as the rest
+    half_width: float
     coverage: float  # share of the intervals that hold the expected loss
     effective_sample_size: float
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class World:
@@ -110,26 +106,16 @@ class World:
         rewards, expected = self.rewards(head), self.expected_loss(head)
         table = []
         for size in STUDY_SIZES:
-            intervals, statistics = [], []
-            for _ in range(repeats):
+            found = np.empty((repeats, 4))
+            for repeat in range(repeats):
                 sample = self.collect(size, narrow=narrow)
                 weight = sample.ratio if weighted else None
                 _, stats = prefloss.bradley_terry_loss(
                     rewards[sample.chosen], rewards[sample.rejected], weight=weight, return_stats=True
                 )
-                statistics.append(stats)
-                intervals.append(stats.confidence_interval(0.95))
-            low, high = intervals[0]
-            table.append(
-                StudyRow(
-                    pairs=size,
-                    loss=statistics[0].loss,
-                    low=low,
-                    high=high,
-                    half_width=sum(high - low for low, high in intervals) / (2 * repeats),
-                    coverage=sum(low <= expected <= high for low, high in intervals) / repeats,
-                    effective_sample_size=sum(stats.effective_sample_size for stats in statistics) / repeats,
-                )
-            )
+                low, high = stats.confidence_interval(0.95)
+                holds = low <= expected <= high
+                found[repeat] = stats.loss, (high - low) / 2, holds, stats.effective_sample_size
+            table.append(StudyRow(size, expected, *found.mean(axis=0).tolist()))
             advance()
         return table

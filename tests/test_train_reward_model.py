@@ -1,0 +1,283 @@
+"""The training example, run as its users run it: a known world, files, bad input, and real pairs where they are."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import prefloss
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "examples" / "train_reward_model.py"
+DATA = Path(os.environ.get("PREFLOSS_DATA", ROOT.parent / "shared" / "data"))
+
+for package in ("matplotlib", "sklearn", "tqdm"):
+    pytest.importorskip(package, reason="the example needs `pip install '.[examples]'`")
+
+
+def train(folder, *options, path=""):
+    """The script in a process of its own, in `folder`; modules in `path` come first."""
+    command = [sys.executable, "-W", "error", str(SCRIPT), *map(str, options)]
+    path = os.pathsep.join(filter(None, [str(path), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def write_pairs(path, count):
+    """JSON lines of answers that differ in what they always say."""
+    records = (
+        {"prompt": f"Question {n}?", "chosen": f"Of course: {n}, said Jane.", "rejected": f"I will not tell, {n}."}
+        for n in range(count)
+    )
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def metrics(folder):
+    return json.loads((folder / "reward_model" / "metrics.json").read_text())
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """The example's modules by name, as in example("preference_data")."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    return importlib.import_module
+
+
+# ---- A known world ----
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """(folder, what was printed) of a run without --data."""
+    folder = tmp_path_factory.mktemp("world")
+    result = train(folder, "--repeats", "200")
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+def test_the_held_out_interval_holds_the_expected_loss_and_the_training_loss_is_below_it(world):
+    found = metrics(world[0])
+    low, high = found["held_out"]["interval_95"]
+    assert low < found["expected"]["loss"] < high
+    assert found["training"]["interval_95"][1] < found["expected"]["loss"]
+    assert found["expected"]["least_loss"] < found["expected"]["loss"] < math.log(2)
+    assert found["training"]["pairs"] == found["held_out"]["pairs"] == 500
+
+
+def test_the_interval_closes_as_one_over_the_root_of_n_and_holds_as_often_as_it_says(world):
+    rows = metrics(world[0])["intervals"]["uniform"]
+    constants = [row["half_width"] * math.sqrt(row["pairs"]) for row in rows]
+    assert rows[-1]["pairs"] == 256 * rows[0]["pairs"]
+    assert max(constants) < 1.02 * min(constants)
+    # 5 x 200 intervals: one standard deviation of their share is 0.007.
+    assert np.mean([row["coverage"] for row in rows]) == pytest.approx(0.95, abs=0.02)
+
+
+def test_a_narrow_collection_misses_however_large_and_the_weight_repairs_it(world):
+    found = metrics(world[0])
+    narrow, weighted = found["intervals"]["narrow"], found["intervals"]["weighted"]
+    assert all(row["coverage"] < 0.01 for row in narrow[1:])
+    assert narrow[-1]["half_width"] < 0.1 * narrow[0]["half_width"]
+    assert np.mean([row["coverage"] for row in weighted[2:]]) == pytest.approx(0.95, abs=0.03)
+    expected = found["narrow"]["expected_loss"]
+    low, high = found["narrow"]["held_out_weighted"]["interval_95"]
+    assert found["narrow"]["held_out"]["interval_95"][1] < low < expected < high
+    # Weights 1/6 for 90 % of the pairs and 17/2 for the others: (sum w)^2 / sum w^2 is about n / 7.25.
+    assert weighted[-1]["effective_sample_size"] == pytest.approx(weighted[-1]["pairs"] / 7.25, rel=0.02)
+    # Trained with the weight, the head is better for the population, and not only better measured.
+    assert found["narrow"]["trained_weighted"]["expected_loss"] < expected - 0.1
+
+
+def test_the_table_says_what_the_metrics_say(world):
+    folder, result = world
+    found = metrics(folder)
+    for line, part in (("training pairs", found["training"]), ("held-out pairs", found["held_out"])):
+        assert f"{line:36}{part['pairs']:7}{part['loss']:9.4f}" in result.stdout
+    assert f"expected (known exactly){found['expected']['loss']:28.4f}" in result.stdout
+    assert result.stdout.count("MISSES") == 2  # the training line, and the narrow collection's
+    # Progress must not get into a redirected table.
+    assert "100%" in result.stderr
+    assert "100%" not in result.stdout
+
+
+def test_the_head_loads_into_a_linear_layer_and_has_the_loss_that_was_printed(world, example):
+    folder, _ = world
+    synthetic = example("synthetic_preferences")
+    head = torch.nn.Linear(synthetic.WIDTH, 1, bias=False)
+    head.load_state_dict(torch.load(folder / "reward_model" / "reward_head.pt", weights_only=True))
+    expected = synthetic.World(0).expected_loss(head.weight[0])
+    assert expected == pytest.approx(metrics(folder)["expected"]["loss"], rel=1e-6)
+
+
+def test_the_picture_is_a_png_and_the_metrics_name_the_versions(world):
+    folder, _ = world
+    assert (folder / "reward_model" / "reward_model.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert metrics(folder)["versions"] == {"prefloss": prefloss.__version__, "torch": torch.__version__}
+    assert len(metrics(folder)["curve"]) == metrics(folder)["settings"]["epochs"] + 1
+    assert metrics(folder)["curve"][0]["training"] == pytest.approx(math.log(2))
+
+
+def test_the_expected_loss_of_the_world_is_the_average_over_very_many_pairs(example):
+    world = example("synthetic_preferences").World(3)
+    head = torch.randn(world.features.shape[1], generator=torch.Generator().manual_seed(4)) / 5
+    values = world.rewards(head)
+    for narrow in (False, True):
+        sample = world.collect(400_000, narrow=narrow)
+        _, stats = prefloss.bradley_terry_loss(
+            values[sample.chosen], values[sample.rejected], weight=sample.ratio, return_stats=True
+        )
+        assert abs(stats.loss - world.expected_loss(head)) < 4 * stats.standard_error
+        assert stats.standard_error < 0.005
+        assert stats.total_weight == pytest.approx(stats.count, rel=0.02)  # a density ratio has the mean 1
+
+
+# ---- Files ----
+
+
+def test_pairs_of_one_prompt_stay_on_one_side_of_the_split(example):
+    split = example("train_reward_model").split
+    FeaturePairs = example("preference_data").FeaturePairs  # noqa: N806
+    prompt = np.repeat(np.arange(50), 4)
+    pairs = FeaturePairs(np.zeros((200, 2)), np.zeros((200, 2)), prompt, "")
+    training, held_out = split(pairs, 0.25, seed=6)
+    assert sorted([*training.tolist(), *held_out.tolist()]) == list(range(200))
+    assert not set(prompt[training.numpy()]) & set(prompt[held_out.numpy()])
+    assert 50 <= len(held_out) < 54
+    # All of one prompt: there must be pairs on both sides all the same.
+    training, held_out = split(FeaturePairs(np.zeros((8, 2)), np.zeros((8, 2)), np.zeros(8, int), ""), 0.25, seed=6)
+    assert (len(training), len(held_out)) == (6, 2)
+
+
+def test_text_is_trained_on_without_a_model_or_a_network(tmp_path):
+    result = train(tmp_path, "--epochs", "5", "--data", write_pairs(tmp_path / "pairs.jsonl", 80))
+    assert result.returncode == 0, result.stderr
+    found = metrics(tmp_path)
+    assert (found["training"]["pairs"], found["held_out"]["pairs"]) == (60, 20)
+    assert found["held_out"]["accuracy"] == 1.0
+    assert found["held_out"]["loss"] < 0.6
+    assert "hashed" in found["features"]
+    assert (tmp_path / "reward_model" / "reward_model.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+STUB = """
+import numpy as np
+
+class SentenceTransformer:
+    def __init__(self, name):
+        if name == "no/such-model":
+            raise OSError(name + " is not a local folder\\nand not a valid model identifier")
+        self.name = name
+
+    def encode(self, texts, **options):
+        assert texts[0] == "Question 0?\\n\\nOf course: 0, said Jane.", texts[0]
+        return np.array([[len(text), text.count("Jane"), 1.0] for text in texts])
+"""
+
+
+def test_text_goes_through_the_embedding_model_that_is_named(tmp_path):
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub" / "sentence_transformers.py").write_text(STUB)
+    data = write_pairs(tmp_path / "pairs.jsonl", 40)
+    result = train(tmp_path, "--embedding-model", "some/model", "--data", data, path=tmp_path / "stub")
+    assert result.returncode == 0, result.stderr
+    assert metrics(tmp_path)["features"] == "3 numbers from some/model"
+    assert metrics(tmp_path)["held_out"]["accuracy"] == 1.0
+    head = torch.load(tmp_path / "reward_model" / "reward_head.pt", weights_only=True)
+    assert head["weight"].shape == (1, 3)
+    assert head["weight"][0, 1] > 0  # only the chosen ones say "Jane"
+
+    result = train(tmp_path, "--embedding-model", "no/such-model", "--data", data, path=tmp_path / "stub")
+    assert result.returncode == 2
+    assert result.stderr == (
+        "train_reward_model.py: --embedding-model no/such-model: cannot be loaded: no/such-model is not a local folder\n"
+    )
+
+
+# ---- Bad input ----
+
+
+def refused(example, monkeypatch, capsys, *options):
+    """The one line on stderr of a run, in this process, that must end with the exit code 2."""
+    monkeypatch.setattr(sys, "argv", [SCRIPT.name, *map(str, options)])
+    with pytest.raises(SystemExit) as exit_:
+        example("train_reward_model").main()
+    assert exit_.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("lines", "last", "message"),
+    [
+        (None, "", ": no such file"),
+        (0, "", ": no preference pairs in it"),
+        (3, "", ": 3 preference pairs are too few: 4 are needed to train on 2 and hold out 2"),
+        (5, "{\n", ":6: not valid JSON: "),
+        (5, '{"chosen": "a"}\n', ":6: field 'rejected' is missing; there is 'chosen'"),
+    ],
+)
+def test_bad_input_ends_the_process_with_code_2_and_one_line_and_no_traceback(tmp_path, lines, last, message):
+    path = tmp_path / "pairs.jsonl"
+    if lines is not None:
+        path.write_text(write_pairs(path, lines).read_text() + last)
+    result = train(tmp_path, "--data", path)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"{SCRIPT.name}: {path}{message}")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_a_package_that_is_not_there_is_named(example, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    path = write_pairs(tmp_path / "pairs.jsonl", 8)
+    line = refused(example, monkeypatch, capsys, "--data", path, "--embedding-model", "some/model")
+    assert line.endswith("needs sentence-transformers, which is not installed: pip install sentence-transformers")
+
+
+def test_an_embedding_model_is_refused_for_vectors(example, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "pairs.npz"
+    np.savez(path, chosen=np.eye(8), rejected=np.zeros((8, 8)))
+    line = refused(example, monkeypatch, capsys, "--data", path, "--embedding-model", "some/model")
+    assert line == f"{SCRIPT.name}: {path}: holds feature vectors already; --embedding-model is for text"
+
+
+def test_a_loss_that_is_no_longer_finite_is_said_to_be_so(tmp_path):
+    data = write_pairs(tmp_path / "pairs.jsonl", 8)
+    result = train(tmp_path, "--data", data, "--learning-rate", "1000", "--weight-decay", "1000")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].endswith("--learning-rate 1000: the loss is no longer finite; lower it")
+    assert "Traceback" not in result.stderr
+
+
+def test_an_output_that_cannot_be_a_folder_is_refused_before_the_work(example, monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = refused(example, monkeypatch, capsys, "--output", tmp_path / "file")
+    assert line == f"{SCRIPT.name}: --output {tmp_path / 'file'}: File exists"
+
+
+# ---- Real pairs ----
+
+
+def test_on_real_pairs_the_held_out_loss_falls_below_log_2_and_the_accuracy_rises_above_55_percent(tmp_path):
+    data = DATA / "hh_harmless_minilm_train.npz"
+    if not data.exists():
+        pytest.skip(f"{data} is not there; PREFLOSS_DATA names the folder of the data")
+    result = train(tmp_path, "--data", data)
+    assert result.returncode == 0, result.stderr
+    found = metrics(tmp_path)
+    assert found["training"]["pairs"] + found["held_out"]["pairs"] == 1800
+    assert found["held_out"]["interval_95"][1] < math.log(2)
+    assert found["held_out"]["accuracy"] > 0.55
+    assert found["training"]["loss"] < found["held_out"]["loss"]
