@@ -154,12 +154,13 @@ Divisor divisor_of(const Pairs& pairs, std::optional<double> number, const doubl
   return {pairs.count > 0 ? static_cast<double>(pairs.count) : 1.0, nullptr, 0, false};
 }
 
-double* sums_of(py::handle sums) {
+// The sums of a call, if there are any: kSums contiguous float64.
+bool read_sums(py::handle handle, double*& sums) {
+  if (handle.is_none()) return true;
   View view;
-  if (sums.is_none()) return nullptr;
-  if (!read(sums, view) || view.count != kSums || view.column.stride != 1)
-    throw std::invalid_argument("sums must be 16 contiguous float64");
-  return static_cast<double*>(view.column.data);
+  if (!read(handle, view) || view.count != kSums || view.column.stride != 1 || view.column.dtype != Dtype::kFloat64)
+    return false;
+  return sums = static_cast<double*>(view.column.data), true;
 }
 
 }  // namespace
@@ -186,14 +187,14 @@ void tensors_forward(py::handle rewards, py::handle rejected, int layout, py::ha
                      py::handle loss, py::handle sums, bool statistics, int threads) {
   Pairs pairs;
   View result;
+  ForwardOutputs outputs;
   if (!read_pairs(rewards, rejected, layout, margin, weight, target, pairs) || !read(loss, result) ||
-      result.count != (per_pair ? pairs.count : 1) || result.column.dtype != accumulation_dtype(pairs.chosen.dtype))
+      !read_sums(sums, outputs.sums) || result.count != (per_pair ? pairs.count : 1) ||
+      result.column.dtype != accumulation_dtype(pairs.chosen.dtype))
     throw std::invalid_argument("tensors_forward was given what tensors_accept refuses");
   pairs.options = options_of(options);
-  ForwardOutputs outputs;
   (per_pair ? outputs.terms.data : outputs.loss) = result.column.data;
   outputs.terms.stride = 1;
-  outputs.sums = sums_of(sums);
   outputs.statistics = statistics;
   const Divisor by = divisor_of(pairs, divisor, nullptr);
   run_without_gil(pairs.count,
@@ -206,8 +207,10 @@ bool tensors_backward(py::handle grad, py::handle rewards, py::handle rejected, 
                       py::handle grad_margin, int threads) {
   Pairs pairs;
   View upstream;
+  double* totals = nullptr;
   if (!read_pairs(rewards, rejected, layout, margin, weight, target, pairs) || !read(grad, upstream) ||
-      upstream.count != (per_pair ? pairs.count : 1) || upstream.column.dtype != accumulation_dtype(pairs.chosen.dtype))
+      !read_sums(sums, totals) || upstream.count != (per_pair ? pairs.count : 1) ||
+      upstream.column.dtype != accumulation_dtype(pairs.chosen.dtype))
     return false;
   pairs.options = options_of(options);
   if (!per_pair) upstream.column.stride = 0;
@@ -216,7 +219,7 @@ bool tensors_backward(py::handle grad, py::handle rewards, py::handle rejected, 
       !read_output(grad_rejected, kPaired, gradients.rejected, gradients.rejected) ||  // None where rewards are stacked
       !read_output(grad_margin, kPaired, gradients.margin, gradients.margin))
     return false;
-  const Divisor by = divisor_of(pairs, divisor, sums_of(sums));
+  const Divisor by = divisor_of(pairs, divisor, totals);
   run_without_gil(pairs.count, [&] {
     cpu::kernels().paired_backward(pairs, by, upstream.column, gradients, cpu::usable_threads(threads));
   });

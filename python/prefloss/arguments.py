@@ -22,8 +22,9 @@ def check_rewards(name: str, rewards: object) -> Tensor:
     if not isinstance(rewards, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor of rewards, got {type(rewards).__name__}")
     if rewards.layout is not torch.strided or rewards.is_nested:
-        kind = "nested" if rewards.is_nested else str(rewards.layout)
-        raise TypeError(f"{name} must be a dense (strided) tensor, got a {kind} one; call .to_dense() or pad it first")
+        raise TypeError(
+            f"{name} must be a dense (strided) tensor, got a {_layout(rewards)} one; call .to_dense() or pad it first"
+        )
     if rewards.dtype not in REWARD_DTYPES:
         raise TypeError(
             f"{name} must have dtype float64, float32, bfloat16 or float16, got {_dtype(rewards)}; cast it, for example "
@@ -73,8 +74,7 @@ def check_per_pair(name: str, value: object, chosen: Tensor, *, mask: bool = Fal
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor with one entry a pair, got {_given(value)}")
     if value.layout is not torch.strided or value.is_nested:
-        kind = "nested" if value.is_nested else value.layout
-        raise TypeError(f"{name} must be a dense (strided) tensor, got a {kind} one")
+        raise TypeError(f"{name} must be a dense (strided) tensor, got a {_layout(value)} one")
     if value.shape != chosen.shape:
         raise ValueError(
             f"{name} must have one entry a pair, shape {_shape(chosen)} (nothing is broadcast), got {_shape(value)}"
@@ -99,7 +99,10 @@ def check_number(name: str, value: object, accepted: str, low: float = -math.inf
     """A finite number in [low, high], which `accepted` says in words."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be {accepted}, got {_given(value)}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond float64
+        number = math.inf
     if not (low <= number <= high and -math.inf < number < math.inf):
         raise ValueError(f"{name} must be {accepted}, got {value!r}")
     return number
@@ -134,8 +137,9 @@ def check_denominator(denominator: object, reduction: str, rewards: Tensor) -> N
         if not symbolic and not check_number("denominator", denominator, accepted) > 0:
             raise ValueError(f"denominator must be {accepted}, got {denominator!r}")
         return
-    if denominator.dtype is torch.bool or denominator.is_complex() or denominator.layout is not torch.strided:
-        raise TypeError(f"denominator must be {accepted}, got a {denominator.layout} tensor of {_dtype(denominator)}")
+    strided = denominator.layout is torch.strided and not denominator.is_nested
+    if not strided or denominator.dtype is torch.bool or denominator.is_complex():
+        raise TypeError(f"denominator must be {accepted}, got a {_layout(denominator)} tensor of {_dtype(denominator)}")
     if denominator.dim() != 0:
         raise ValueError(f"denominator must be {accepted}, got shape {_shape(denominator)}")
     if denominator.device != rewards.device:
@@ -145,6 +149,10 @@ def check_denominator(denominator: object, reduction: str, rewards: Tensor) -> N
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
+
+
+def _layout(tensor: Tensor) -> str:
+    return "nested" if tensor.is_nested else str(tensor.layout)
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -43,7 +43,7 @@ class DefaultLoss(Function):
             grad_rejected = torch.empty_like(rejected) if wants_rejected else None
             if _core.default_backward(grad, chosen, rejected, grad_chosen, grad_rejected, threads(chosen.numel())):
                 return grad_chosen, grad_rejected
-        gradients = ops.backward(grad, chosen, rejected, None, None, None, None, None, *Options())
+        gradients = ops.gradients(grad, chosen, rejected, None, None, None, None, None, *Options())
         return gradients[0], gradients[1]
 
 
@@ -107,7 +107,7 @@ class EagerLoss(Function):
                 pair = (rewards, rejected) if layout == PAIRED else unstack(rewards, layout)
                 divisor = ops.as_tensor(denominator, rewards)
                 options = (*numbers, reduction, False, 0)
-                gradients = ops.backward(grad, *pair, margin, weight, target, divisor, sums, *options)
+                gradients = ops.gradients(grad, *pair, margin, weight, target, divisor, sums, *options)
                 grad_rewards, grad_rejected = gradients[0], gradients[1]
                 if layout != PAIRED:
                     grad_rewards, grad_rejected = stack(gradients[0], gradients[1], layout), None
@@ -132,5 +132,5 @@ def unstack(rewards: Tensor, layout: int) -> tuple[Tensor, Tensor]:
 def stack(chosen: Tensor, rejected: Tensor, layout: int) -> Tensor:
     """The inverse of `unstack`."""
     if layout == INTERLEAVED:
-        return torch.stack((chosen, rejected), 1).flatten(0, 1)
+        return torch.stack((chosen, rejected), 1).reshape(2 * chosen.shape[0], *chosen.shape[1:])
     return torch.cat((chosen, rejected))

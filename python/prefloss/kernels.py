@@ -7,7 +7,7 @@ nothing of the pairs' size is kept for backward.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from typing import NamedTuple
 
 import torch
@@ -56,23 +56,39 @@ class _Rows:
         self.batch_shape = rewards.shape[:batch]
         self.rows = self.batch_shape.numel()
         self.count = rewards.shape[batch:].numel()
+        self.rewards = rewards
         self._alive: list[Tensor] = []
 
-    def column(self, tensor: Tensor) -> _Column:
+    def column(self, name: str, tensor: Tensor, *dtypes: torch.dtype) -> _Column:
         """One entry a pair: the tensor itself where strides can say it, else a copy."""
-        flat = tensor.detach().reshape(self.rows, self.count)
-        self._alive.append(flat)
+        flat = self._flat(name, tensor, (self.rows, self.count), *dtypes)
         row_stride, stride = flat.stride()
         return flat.data_ptr(), DTYPE_TAGS[flat.dtype], stride if self.count > 1 else 1, row_stride
 
-    def optional(self, tensor: Tensor | None) -> _Column | None:
-        return None if tensor is None else self.column(tensor)
+    def optional(self, name: str, tensor: Tensor | None, *dtypes: torch.dtype) -> _Column | None:
+        return None if tensor is None else self.column(name, tensor, *dtypes)
 
-    def per_row(self, tensor: Tensor) -> _Column:
-        """One entry a row."""
-        flat = tensor.detach().reshape(self.rows)
-        self._alive.append(flat)
+    def per_loss(self, name: str, tensor: Tensor, reduction: str) -> _Column:
+        """One entry a loss: a pair's, or a row's."""
+        dtype = accumulation_dtype(self.rewards.dtype)
+        if reduction == "none":
+            return self.column(name, tensor, dtype)
+        flat = self._flat(name, tensor, (self.rows,), dtype)
         return flat.data_ptr(), DTYPE_TAGS[flat.dtype], 0, flat.stride(0)
+
+    def _flat(self, name: str, tensor: Tensor, shape: tuple[int, ...], *dtypes: torch.dtype) -> Tensor:
+        """The public functions have checked all this; a saved tensor may have been changed since."""
+        if tensor.dtype not in dtypes or tensor.device != self.rewards.device or tensor.numel() != math.prod(shape):
+            raise ValueError(
+                f"{name} does not fit rewards of shape {tuple(self.rewards.shape)}, {self.rewards.dtype}, on "
+                f"{self.rewards.device}: got shape {tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}; was it "
+                f"changed between forward and backward?"
+            )
+        flat = tensor.detach().reshape(shape)
+        if flat.numel() > 0 and flat.data_ptr() == 0:
+            raise ValueError(f"{name} has no memory (a null pointer); a plain dense tensor is needed")
+        self._alive.append(flat)
+        return flat
 
     def pairs(
         self,
@@ -83,8 +99,30 @@ class _Rows:
         target: Tensor | None,
         options: Options,
     ) -> tuple[object, ...]:
-        columns = map(self.optional, (chosen, rejected, margin, weight, target))
-        return (*columns, self.rows, self.count, options[:5])
+        dtype = chosen.dtype
+        if dtype not in REWARD_DTYPES:
+            raise TypeError(f"chosen must have dtype float64, float32, bfloat16 or float16, got {dtype}")
+        return (
+            self.column("chosen", chosen, dtype),
+            self.column("rejected", rejected, dtype),
+            self.optional("margin", margin, dtype, torch.float32),
+            self.optional("weight", weight, dtype, torch.float32, torch.bool),
+            self.optional("target", target, dtype, torch.float32),
+            self.rows,
+            self.count,
+            options[:5],
+        )
+
+    def gradients(
+        self, kind: str, chosen: Tensor, rejected: Tensor, margin: Tensor | None
+    ) -> tuple[_Column, _Column, _Column | None]:
+        """What has one entry for each entry of the rewards and of the margin: gradients, or directions of derivatives."""
+        dtype = self.rewards.dtype
+        return (
+            self.column(f"{kind} chosen", chosen, dtype),
+            self.column(f"{kind} rejected", rejected, dtype),
+            self.optional(f"{kind} margin", margin, dtype, torch.float32),
+        )
 
     def divisor(
         self, weight: Tensor | None, denominator: Tensor | None, sums: Tensor | None, reduction: str
@@ -100,7 +138,8 @@ class _Rows:
             return float(max(self.count, 1)), 0, 0, False
         if sums is None:
             return 1.0, 0, 0, True
-        return 1.0, sums.data_ptr() + sums.element_size() * Sum.WEIGHT, SUMS, True
+        flat = self._flat("sums", sums[..., Sum.WEIGHT], (self.rows,), torch.float64)
+        return 1.0, flat.data_ptr(), flat.stride(0), True
 
 
 def forward(
@@ -125,7 +164,7 @@ def forward(
         pairs,
         batch.divisor(weight, denominator, None, options.reduction),
         0 if none else loss.data_ptr(),
-        batch.column(loss) if none else None,
+        batch.per_loss("loss", loss, options.reduction) if none else None,
         sums.data_ptr(),
         options.return_stats,
         threads(batch.rows * batch.count),
@@ -146,23 +185,22 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients with respect to chosen, rejected and margin. `grad` has the loss's shape."""
     batch = _Rows(chosen, options.batch)
-    per_loss = batch.column if options.reduction == "none" else batch.per_row
     grad_chosen, grad_rejected = chosen.new_empty(chosen.shape), rejected.new_empty(rejected.shape)
     grad_margin = None if margin is None else margin.new_empty(margin.shape)
     _core.paired_backward(
         batch.pairs(chosen, rejected, margin, weight, target, options),
         batch.divisor(weight, denominator, sums, options.reduction),
-        per_loss(grad),
-        batch.column(grad_chosen),
-        batch.column(grad_rejected),
-        batch.optional(grad_margin),
+        batch.per_loss("the upstream gradient", grad, options.reduction),
+        *batch.gradients("the gradient of", grad_chosen, grad_rejected, grad_margin),
         threads(batch.rows * batch.count),
     )
     return grad_chosen, grad_rejected, grad_margin
 
 
 def double_backward(
-    directions: Sequence[Tensor | None],
+    towards_chosen: Tensor,
+    towards_rejected: Tensor,
+    towards_margin: Tensor | None,
     grad: Tensor,
     chosen: Tensor,
     rejected: Tensor,
@@ -175,25 +213,19 @@ def double_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The vector-Jacobian products of `backward` with respect to grad, chosen, rejected and margin.
 
-    `directions`: the vectors for the gradients with respect to chosen, rejected and margin.
+    `towards_chosen`, ...: the vectors, one for each of its results.
     """
     batch = _Rows(chosen, options.batch)
-    per_loss = batch.column if options.reduction == "none" else batch.per_row
     grad_upstream = grad.new_empty(grad.shape)
     grad_chosen, grad_rejected = chosen.new_empty(chosen.shape), rejected.new_empty(rejected.shape)
     grad_margin = None if margin is None else margin.new_empty(margin.shape)
-    towards_chosen, towards_rejected, towards_margin = map(batch.optional, directions)
     _core.paired_double_backward(
         batch.pairs(chosen, rejected, margin, weight, target, options),
         batch.divisor(weight, denominator, sums, options.reduction),
-        per_loss(grad),
-        towards_chosen,
-        towards_rejected,
-        towards_margin,
-        per_loss(grad_upstream),
-        batch.column(grad_chosen),
-        batch.column(grad_rejected),
-        batch.optional(grad_margin),
+        batch.per_loss("the upstream gradient", grad, options.reduction),
+        *batch.gradients("the direction towards", towards_chosen, towards_rejected, towards_margin),
+        batch.per_loss("the upstream gradient", grad_upstream, options.reduction),
+        *batch.gradients("the gradient of", grad_chosen, grad_rejected, grad_margin),
         threads(batch.rows * batch.count),
     )
     return grad_upstream, grad_chosen, grad_rejected, grad_margin

@@ -15,7 +15,7 @@ from torch.autograd import Function
 
 from . import kernels
 from .kernels import SUMS, Options, accumulation_dtype
-from .torch_internals import in_functorch
+from .torch_internals import in_transform
 
 _PAIRS = "Tensor chosen, Tensor rejected, Tensor? margin, Tensor? weight, Tensor? target, Tensor? denominator"
 _OPTIONS = (
@@ -57,12 +57,22 @@ def _backward_kernel(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _double_backward_kernel(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *directions, grad, chosen, rejected, margin, weight, target, denominator, sums = arguments[
-        :_DOUBLE_BACKWARD_TENSORS
-    ]
-    options = Options(*arguments[_DOUBLE_BACKWARD_TENSORS:])
+    to_chosen, to_rejected, to_margin, grad, chosen, rejected, margin, weight, target, denominator, sums, *options = (
+        arguments
+    )
     *gradients, margin_gradient = kernels.double_backward(
-        directions, grad, chosen, rejected, margin, weight, target, denominator, sums, options
+        to_chosen,
+        to_rejected,
+        to_margin,
+        grad,
+        chosen,
+        rejected,
+        margin,
+        weight,
+        target,
+        denominator,
+        sums,
+        Options(*options),
     )
     return gradients[0], gradients[1], gradients[2], _or_empty(margin_gradient, chosen)
 
@@ -139,12 +149,19 @@ def _backward_autograd(
     return _gradients(ctx, _BACKWARD_TENSORS + len(ctx.options), gradients, wanted)
 
 
+def _third_derivative(ctx: Any, *_: Any) -> None:
+    raise NotImplementedError(
+        "the Bradley-Terry loss of prefloss has first and second derivatives; a third was asked for"
+    )
+
+
 torch.library.register_autograd(
     "prefloss::bradley_terry_forward", _forward_autograd, setup_context=_set_up_forward, lib=_library
 )
 torch.library.register_autograd(
     "prefloss::bradley_terry_backward", _backward_autograd, setup_context=_set_up_backward, lib=_library
 )
+torch.library.register_autograd("prefloss::bradley_terry_double_backward", _third_derivative, lib=_library)
 
 
 def _register_vmap(name: str, operator: Any, tensors: int, outputs: int, margin: int | None) -> None:
@@ -176,9 +193,18 @@ class _FunctorchBackward(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*arguments: Any) -> Any:
-        *tensors, options = arguments
-        return backward(*tensors, *options)
+    def forward(
+        grad: Any,
+        chosen: Any,
+        rejected: Any,
+        margin: Any,
+        weight: Any,
+        target: Any,
+        denominator: Any,
+        sums: Any,
+        options: Any,
+    ) -> Any:
+        return backward(grad, chosen, rejected, margin, weight, target, denominator, sums, *options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
@@ -203,9 +229,10 @@ class FunctorchLoss(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*arguments: Any) -> Any:
-        *tensors, options = arguments
-        return forward(*tensors, *options)
+    def forward(
+        chosen: Any, rejected: Any, margin: Any, weight: Any, target: Any, denominator: Any, options: Any
+    ) -> Any:
+        return forward(chosen, rejected, margin, weight, target, denominator, *options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -220,11 +247,19 @@ class FunctorchLoss(Function):
         return _gradients(ctx, _FORWARD_TENSORS + 1, gradients, [True, True, tensors[2] is not None])
 
 
+def gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """What `backward` returns, under a transform or not."""
+    if in_transform():
+        tensors, options = arguments[:_BACKWARD_TENSORS], arguments[_BACKWARD_TENSORS:]
+        return cast("tuple[Tensor, Tensor, Tensor]", _FunctorchBackward.apply(*tensors, options))
+    return cast("tuple[Tensor, Tensor, Tensor]", backward(*arguments))
+
+
 def as_tensor(denominator: Tensor | float | None, rewards: Tensor) -> Tensor | None:
     """A denominator as the operators take it: a number that changes from call to call must not be compiled in."""
     if denominator is None or isinstance(denominator, Tensor):
         return denominator
-    return torch.full((), denominator, dtype=torch.float64, device=rewards.device)
+    return rewards.new_ones((), dtype=torch.float64) * denominator
 
 
 def loss(
@@ -238,6 +273,6 @@ def loss(
 ) -> tuple[Tensor, Tensor]:
     """(loss, sums) by the operators, under `torch.func` or not."""
     tensors = (chosen, rejected, margin, weight, target, as_tensor(denominator, chosen))
-    if in_functorch():
+    if in_transform():
         return cast("tuple[Tensor, Tensor]", FunctorchLoss.apply(*tensors, options))
     return cast("tuple[Tensor, Tensor]", forward(*tensors, *options))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from . import _core
@@ -17,11 +18,11 @@ if hasattr(Tensor, "__dlpack_c_exchange_api__"):
     _core.set_torch(Tensor, Parameter, Tensor.__dlpack_c_exchange_api__)
 
 
-def in_functorch() -> bool:
-    """Whether a `torch.func` transform (grad, vjp, vmap, ...) or batched autograd is being applied."""
-    return bool(_functorch_depth())
+def in_transform() -> bool:
+    """Whether tensors may carry more than values: a `torch.func` transform, batched autograd, or forward-mode tangents."""
+    return bool(_functorch_depth()) or forward_ad._current_level >= 0
 
 
 def is_watched() -> bool:
-    """Whether a functorch transform or a dispatch mode (fake tensors, make_fx, a logger) must see every operation."""
-    return bool(_functorch_depth()) or _dispatch_modes() > 0
+    """Whether a transform or a dispatch mode (fake tensors, make_fx, a logger) must see every operation."""
+    return bool(_functorch_depth()) or _dispatch_modes() > 0 or forward_ad._current_level >= 0

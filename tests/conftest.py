@@ -1,0 +1,27 @@
+"""The devices that the tests run on."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from prefloss import arguments
+
+# A GPU is of use only where this build has kernels for it.
+DEVICES = ["cpu"] + ["cuda"] * (torch.cuda.is_available() and "cuda" in arguments.DEVICES)
+
+
+def pytest_configure():
+    """A job that is there to test the GPU must not pass without one."""
+    if os.environ.get("PREFLOSS_REQUIRE_CUDA") == "1" and "cuda" not in DEVICES:
+        raise pytest.UsageError(
+            f"PREFLOSS_REQUIRE_CUDA=1, but there is no GPU to test: torch.cuda.is_available() is "
+            f"{torch.cuda.is_available()}, and this build has kernels for {arguments.DEVICES}"
+        )
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return torch.device(request.param)

@@ -1,0 +1,160 @@
+"""The kernels of every instruction set of this processor, each in its own process: right, at every size where loops end, and alike.
+
+The other tests run on the instruction set that is in use; the long one here runs those of the values on all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rounding_bounds import Bounds
+from sample_inputs import DTYPES, FINITE_VALUES, LAYOUTS, REDUCTIONS, laid_out, options_alone, rewards
+from test_every_float32 import supported_paths
+
+import prefloss
+from prefloss import _core
+
+SECONDS = 300
+BLOCK, CHUNK = 512, 8192
+# Around every vector of 2 to 32 lanes, a block, a chunk, and chunks enough for threads; the last with a block and lanes left over.
+SIZES = [*range(18), 31, 32, 33, 63, 64, 65, *(n + step for n in (BLOCK, CHUNK, 5 * CHUNK) for step in (-1, 0, 1))]
+SIZES += [5 * CHUNK + BLOCK + 37]
+EVERYTHING = ["beta", "margin tensor", "weight tensor", "target tensor", "label smoothing", "centring"]
+# Where z, and so what its error is multiplied by, has the same bits in every instruction set.
+ALIKE = ["default", "weight tensor", "weight mask"]
+
+
+def draw(parts, count, dtype, layout):
+    random = np.random.default_rng(count)
+    pair = [laid_out(tensor, layout) for tensor in rewards(random, (count,), dtype, FINITE_VALUES)]
+    options = {}
+    for part in parts:
+        options |= options_alone(part, random, (count,), dtype)
+    return pair, {key: laid_out(value, layout) if torch.is_tensor(value) else value for key, value in options.items()}
+
+
+def call(pair, options):
+    """(loss, sums, gradients, second derivatives)"""
+    inputs = [tensor.detach().requires_grad_() for tensor in pair]
+    options = dict(options)
+    if torch.is_tensor(options.get("margin")):
+        options["margin"] = options["margin"].detach().requires_grad_()
+        inputs.append(options["margin"])
+    loss, stats = prefloss.bradley_terry_loss(*inputs[:2], return_stats=True, **options)
+    upstream = torch.full_like(loss, -1.5).requires_grad_()
+    first = torch.autograd.grad(loss, inputs, upstream, retain_graph=True)
+    graphed = torch.autograd.grad(loss, inputs, upstream, create_graph=True)
+    second = torch.autograd.grad(graphed, [upstream, *inputs], [torch.ones_like(tensor) for tensor in inputs])
+    return loss.detach(), stats.sums, list(first), list(second)
+
+
+def check_values(count, dtype, layout):
+    """Loss, gradients and sums against the reference, with every loop of the kernels."""
+    for i, parts in enumerate(([], ["weight mask"], EVERYTHING)):
+        pair, options = draw(parts, count, dtype, layout)
+        options["reduction"] = REDUCTIONS[(count + i) % 3]
+        loss, sums, first, _ = call(pair, options)
+        bounds = Bounds(*pair, options)
+        bounds.assert_loss(loss)
+        bounds.assert_loss(prefloss.bradley_terry_loss(*pair, **options))  # without statistics: another loop
+        bounds.assert_gradients(torch.full_like(loss, -1.5), first if len(first) == 3 else [*first, None])
+        bounds.assert_sums(sums)
+
+
+def check_threads(count, dtype):
+    for parts in ([], EVERYTHING):
+        pair, options = draw(parts, count, dtype, "contiguous")
+        results = []
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            loss, sums, first, second = call(pair, options)
+            results.append([loss, prefloss.bradley_terry_loss(*pair, **options), sums, *first, *second])
+        for other in results[1:]:
+            torch.testing.assert_close(other, results[0], rtol=0.0, atol=0.0, equal_nan=True)
+
+
+def run(path, file):
+    """What is done once for each instruction set: every check, and the results that must be alike into `file`."""
+    assert _core.cpu == path
+    assert prefloss.build_info()["cpu"] == path
+    for dtype in DTYPES:
+        for count in SIZES:
+            check_values(count, dtype, LAYOUTS[count % len(LAYOUTS)])
+        for count in (4 * CHUNK, 5 * CHUNK + BLOCK + 37):
+            check_threads(count, dtype)
+    cases = [(name, count, dtype) for name in ALIKE for dtype in DTYPES for count in (1, 65, BLOCK + 1, CHUNK + 37)]
+    results = {}
+    for name, count, dtype in cases:
+        pair, options = draw([name], count, dtype, "contiguous")
+        for reduction in REDUCTIONS:
+            loss, _, first, second = call(pair, {**options, "reduction": reduction})
+            results[name, count, dtype, reduction] = [loss, *first, *second[1:]]
+    torch.save(results, file)
+
+
+def run_with(path, command):
+    return subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "PREFLOSS_CPU": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
+    )
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Of each instruction set: what its process said, and the file that it wrote."""
+    folder = tmp_path_factory.mktemp("instruction_sets")
+    paths = supported_paths()
+    with ThreadPoolExecutor() as pool:
+        processes = pool.map(lambda path: run_with(path, [__file__, path, folder / path]), paths)
+        return {path: (process, folder / path) for path, process in zip(paths, processes, strict=True)}
+
+
+over_paths = pytest.mark.parametrize("path", ["baseline", "avx2", "avx512"])
+
+
+def skip_unless_supported(path, supported):
+    if path not in supported:
+        pytest.skip(f"this processor has no {path}")
+
+
+@over_paths
+def test_every_size_dtype_and_stride_is_right_and_no_thread_changes_a_bit(path, results):
+    skip_unless_supported(path, results)
+    process, _ = results[path]
+    assert process.returncode == 0, process.stdout + process.stderr
+
+
+@pytest.mark.parametrize("path", ["avx2", "avx512"])
+def test_instruction_sets_agree_to_the_last_bits(path, results):
+    skip_unless_supported(path, results)
+    one, other = (torch.load(results[which][1]) for which in ("baseline", path))
+    for case, expected in one.items():
+        for mine, its in zip(other[case], expected, strict=True):
+            kind = torch.finfo(its.dtype)
+            torch.testing.assert_close(
+                mine, its, rtol=3 * kind.eps, atol=2 * kind.smallest_normal * kind.eps, equal_nan=True, msg=str(case)
+            )
+
+
+@pytest.mark.slow
+@over_paths
+def test_the_tests_of_the_values_pass(path):
+    skip_unless_supported(path, supported_paths())
+    file = Path(__file__).with_name("test_paired_values.py")
+    process = run_with(path, ["-m", "pytest", "-q", "-p", "no:cacheprovider", file])
+    assert process.returncode == 0, process.stdout + process.stderr
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], sys.argv[2])

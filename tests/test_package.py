@@ -1,0 +1,209 @@
+"""The package as it is installed: stub, version, import errors, instruction sets, what an import brings and what a call leaves."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import prefloss
+from prefloss import _core, reference
+
+PACKAGE = Path(prefloss.__file__).parent
+CPU_IN_USE = "import prefloss; print(prefloss.build_info()['cpu'])"
+INSTRUCTION_SETS = ["baseline", "avx2", "avx512"]
+
+
+def run(code, path=None, **environment):
+    """Python runs `code`; with `path`, a package there goes before the installed one (-S: an editable install gets no say)."""
+    command = [sys.executable, *(["-S"] if path else []), "-c", code]
+    if path:
+        environment["PYTHONPATH"] = os.pathsep.join([str(path), *sys.path])
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120)
+
+
+def import_error(result):
+    """The last line of a failed import, which must be the only error."""
+    assert result.returncode == 1
+    assert "During handling" not in result.stderr
+    return result.stderr.splitlines()[-1]
+
+
+@pytest.fixture
+def package_copy(tmp_path):
+    """A copy of the package's Python files; its compiled module is left out."""
+    shutil.copytree(PACKAGE, tmp_path / "prefloss", ignore=shutil.ignore_patterns("__pycache__", "*.so", "*.pyd"))
+    return tmp_path
+
+
+def stubbed():
+    """What _core.pyi declares: {name: type}, {function: ([arguments], result)}."""
+    body = ast.parse((PACKAGE / "_core.pyi").read_text()).body
+    constants = {node.target.id: ast.unparse(node.annotation) for node in body if isinstance(node, ast.AnnAssign)}
+    functions = {
+        node.name: ([argument.arg for argument in node.args.args], ast.unparse(node.returns))
+        for node in body
+        if isinstance(node, ast.FunctionDef)
+    }
+    return constants, functions
+
+
+def test_the_stub_declares_what_the_compiled_module_has():
+    constants, functions = {}, {}
+    for name, value in vars(_core).items():
+        if callable(value):
+            signature = ast.parse(f"def {value.__doc__.splitlines()[0]}: ...").body[0]
+            functions[name] = ([argument.arg for argument in signature.args.args], ast.unparse(signature.returns))
+        elif not name.startswith("__") or name == "__version__":
+            constants[name] = f"Final[{type(value).__name__}]"
+    assert stubbed() == (constants, functions)
+
+
+def test_there_is_one_version():
+    assert prefloss.__version__ == importlib.metadata.version("prefloss") == _core.__version__
+
+
+def test_the_type_information_is_installed():
+    assert (PACKAGE / "py.typed").is_file()
+    assert (PACKAGE / "_core.pyi").is_file()
+
+
+def test_a_missing_compiled_module_is_one_clear_error(package_copy):
+    error = import_error(run("import prefloss", package_copy))
+    assert error.startswith("ImportError: prefloss has no compiled module (prefloss._core)")
+    assert "pip install ." in error
+
+
+def test_a_broken_compiled_module_is_not_called_missing(package_copy):
+    (package_copy / "prefloss" / Path(_core.__file__).name).write_bytes(b"not a library")
+    error = import_error(run("import prefloss", package_copy))
+    assert error.startswith("ImportError: ")
+    assert "no compiled module" not in error
+
+
+def test_a_compiled_module_of_another_version_is_one_clear_error(package_copy):
+    shutil.copy(_core.__file__, package_copy / "prefloss")
+    init = package_copy / "prefloss" / "__init__.py"
+    init.write_text(re.sub(r'__version__ = ".*"', '__version__ = "77.0"', init.read_text()))
+    error = import_error(run("import prefloss", package_copy))
+    assert error.startswith(
+        f"ImportError: prefloss 77.0 (Python files) found a compiled module of version {_core.__version__}"
+    )
+    assert "pip install --force-reinstall" in error
+
+
+def test_build_info_says_what_a_bug_report_needs():
+    info = prefloss.build_info()
+    assert info.keys() == {"version", "compiler", "cpu", "openmp", "cuda", "torch"}
+    assert all(re.search(rf"\b{key}\b", prefloss.build_info.__doc__) for key in info)
+    assert json.loads(json.dumps(info)) == info
+    assert (info["version"], info["torch"]) == (prefloss.__version__, torch.__version__)
+    assert re.match(r"(gcc|clang|msvc) \d+", info["compiler"])
+    assert info["cpu"] in INSTRUCTION_SETS
+    assert info["openmp"] in (True, False)
+
+
+@pytest.fixture(scope="module")
+def accepted():
+    """The instruction sets of this processor, from the error for one that no processor has."""
+    error = import_error(run("import prefloss", PREFLOSS_CPU="AVX2"))
+    found = re.fullmatch(
+        r"ImportError: environment variable PREFLOSS_CPU is 'AVX2'; this processor accepts (.*)", error
+    )
+    assert found, error
+    return found[1].split(", ")
+
+
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+def test_an_environment_variable_forces_the_instruction_set(name, accepted):
+    assert accepted[0] == "baseline"
+    assert set(accepted) <= set(INSTRUCTION_SETS)
+    result = run(CPU_IN_USE, PREFLOSS_CPU=name)
+    if name not in accepted:
+        assert f"PREFLOSS_CPU is '{name}'; this processor accepts {', '.join(accepted)}" in import_error(result)
+        return
+    assert result.stdout.strip() == name
+
+
+def test_the_best_instruction_set_is_the_default(accepted):
+    assert run(CPU_IN_USE, PREFLOSS_CPU="").stdout.strip() == accepted[-1]
+
+
+def test_an_import_after_torch_is_quick():
+    """A guard: it takes some 30 ms."""
+    code = """
+import time, torch
+started = time.perf_counter()
+import prefloss
+print(time.perf_counter() - started)
+"""
+    assert float(run(code).stdout) < 0.5
+
+
+def documented():
+    for module in (prefloss, reference):
+        for name in module.__all__:
+            value = getattr(module, name)
+            yield f"{module.__name__}.{name}", value
+            if inspect.isclass(value):
+                for member, function in vars(value).items():
+                    if not member.startswith("_") and (
+                        callable(function) or isinstance(function, property | classmethod)
+                    ):
+                        yield f"{module.__name__}.{name}.{member}", function
+
+
+@pytest.mark.parametrize("value", [pytest.param(value, id=name) for name, value in documented()])
+def test_what_is_public_is_documented(value):
+    assert inspect.getdoc(value)
+
+
+def state():
+    """What the package's modules hold: the objects, the entries of containers, and how often tensors were written."""
+    found = {}
+    for module in [name for name in sys.modules if name.partition(".")[0] == "prefloss"]:
+        for name, value in vars(sys.modules[module]).items():
+            entries = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+            found[module, name] = [
+                (id(entry), entry._version if isinstance(entry, torch.Tensor) else None) for entry in list(entries)
+            ]
+    return found
+
+
+def test_a_call_leaves_nothing_behind():
+    chosen, rejected = torch.randn(2, 50_000, requires_grad=True)
+    calls = [
+        {},
+        {"beta": 0.5, "weight": torch.rand(50_000), "return_stats": True},
+        {"reduction": "none", "margin": 1.0},
+        {"denominator": torch.tensor(7)},
+        {"beta": "wrong"},
+    ]
+
+    def results():
+        found = []
+        for options in calls:
+            try:
+                loss = prefloss.bradley_terry_loss(chosen, rejected, **options)
+            except TypeError:
+                continue
+            loss = loss[0] if isinstance(loss, tuple) else loss
+            found += [loss.detach(), *torch.autograd.grad(loss.sum(), (chosen, rejected))]
+        return found
+
+    torch_state = (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled())
+    before, first = state(), results()
+    assert state() == before
+    assert torch_state == (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled())
+    for one, other in zip(first, results(), strict=True):
+        assert torch.equal(one, other)

@@ -1,0 +1,270 @@
+"""Threads, forks and ranks: the same bits whatever runs the call, and no call that waits for a thread that is not there.
+
+Whatever could hang runs in a process of its own, which is given a time and then killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import multiprocessing
+import os
+import sys
+import tempfile
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from sample_inputs import OPTIONS_ALONE, options_alone, rewards
+from torch.utils.data import DataLoader, Dataset
+
+import prefloss
+from prefloss import PairStats
+from prefloss.kernels import PARALLEL_PAIRS
+
+SECONDS = 60
+LARGE = 8 * PARALLEL_PAIRS + 1  # many chunks for each of many threads
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+# Python 3.12 warns of what is tested here.
+forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def set_threads():
+    """Calling it is torch.set_num_threads, which every test finds as it was."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def answer(connection, function, arguments):
+    try:
+        connection.send((function(*arguments), None))
+    except BaseException:
+        connection.send((None, traceback.format_exc()))
+
+
+def results_of_processes(method, function, argument_lists):
+    """What `function` returns in a process for each list of arguments; a process that takes too long is an error."""
+    context = multiprocessing.get_context(method)
+    running = []
+    for arguments in argument_lists:
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=answer, args=(theirs, function, arguments))
+        process.start()
+        theirs.close()
+        running.append((process, ours))
+    try:
+        results = []
+        for _, connection in running:
+            assert connection.poll(SECONDS), f"no answer within {SECONDS} s: the process hangs"
+            result, error = connection.recv()
+            assert error is None, error
+            results.append(result)
+        return results
+    finally:
+        for process, _ in running:
+            process.join(5)
+            process.kill()
+
+
+def inputs(count, seed=0, dtype=torch.float32):
+    return rewards(np.random.default_rng(seed), (count,), dtype)
+
+
+def everything(chosen, rejected, options):
+    """Loss, statistics, terms, and derivatives of both orders, as bytes: what is compared is bits."""
+    chosen, rejected = (tensor.detach().requires_grad_() for tensor in (chosen, rejected))
+    loss, stats = prefloss.bradley_terry_loss(chosen, rejected, return_stats=True, **options)
+    alone = prefloss.bradley_terry_loss(chosen, rejected, **options)
+    terms = prefloss.bradley_terry_loss(chosen, rejected, reduction="none", **options)
+    plain = torch.autograd.grad(alone, (chosen, rejected), retain_graph=True)
+    upstream = torch.tensor(1.5, dtype=loss.dtype, requires_grad=True)
+    first = torch.autograd.grad(alone, (chosen, rejected), upstream, create_graph=True)
+    second = torch.autograd.grad(first, (upstream, chosen, rejected), (chosen.detach(), rejected.detach()))
+    return [
+        tensor.detach().view(-1).view(torch.uint8).numpy().tobytes()
+        for tensor in (loss, stats.sums, alone, terms, *plain, *first, *second)
+    ]
+
+
+# One less and one more than a chunk (8192), than the size from which threads are used, and than what four threads share evenly.
+AROUND = [edge + step for edge in (8192, PARALLEL_PAIRS, 5 * 8192, 12 * 8192) for step in (-1, 0, 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_any_number_of_threads_gives_the_same_bits(dtype, set_threads):
+    for i, count in enumerate(AROUND):
+        name = list(OPTIONS_ALONE)[i % len(OPTIONS_ALONE)]
+        for options in ({}, options_alone(name, np.random.default_rng(i), (count,), dtype)):
+            case = *inputs(count, dtype=dtype), options
+            results = []
+            for threads in (1, 2, 3, 8):
+                set_threads(threads)
+                results.append(everything(*case))
+            assert all(result == results[0] for result in results), (count, options.keys())
+
+
+def test_any_number_of_threads_gives_the_same_bits_to_rows(set_threads):
+    chosen, rejected = (tensor.view(5, -1) for tensor in inputs(5 * (PARALLEL_PAIRS + 1)))
+    loss = torch.vmap(torch.func.grad_and_value(prefloss.bradley_terry_loss))
+    results = []
+    for threads in (1, 2, 3, 8):
+        set_threads(threads)
+        results.append(loss(chosen, rejected))
+    for gradients, losses in results:
+        assert torch.equal(gradients, results[0][0])
+        assert torch.equal(losses, results[0][1])
+
+
+def test_threads_of_python_do_not_disturb_each_other():
+    """Each call, of other inputs, options and sizes, gives what it gives alone; kernels start threads of their own."""
+    ((alone, together),) = results_of_processes("spawn", alone_and_together, [()])
+    assert together == alone
+
+
+def alone_and_together():
+    torch.set_num_threads(4)
+    cases = []
+    for i, name in enumerate([*OPTIONS_ALONE] * 3):
+        count = (50, 5000, LARGE)[i % 3]
+        options = options_alone(name, np.random.default_rng(i), (count,), torch.float32)
+        cases.append((*inputs(count, seed=i), options))
+    alone = [digest(*case) for case in cases]
+    with ThreadPoolExecutor(8) as pool:
+        return alone, list(pool.map(digest, *zip(*cases, strict=True)))
+
+
+def digest(*case):
+    return [hashlib.sha256(bits).hexdigest() for bits in everything(*case)]
+
+
+def test_backward_may_run_in_another_thread():
+    chosen, rejected = (tensor.requires_grad_() for tensor in inputs(LARGE))
+    loss = prefloss.bradley_terry_loss(chosen, rejected)
+    expected = torch.autograd.grad(loss, (chosen, rejected), retain_graph=True)
+    with ThreadPoolExecutor(1) as pool:
+        gradients = pool.submit(torch.autograd.grad, loss, (chosen, rejected)).result(timeout=SECONDS)
+    assert all(map(torch.equal, gradients, expected))
+
+
+@needs_fork
+@forks
+def test_a_fork_of_a_process_that_used_threads_computes_the_same_bits(set_threads):
+    """The threads do not survive the fork; the child, which nobody has told, must not wait for them."""
+    set_threads(4)
+    case = *inputs(LARGE), {"beta": 0.5}
+    here = everything(*case)
+    there = results_of_processes("fork", everything, [case, case])
+    assert there == [here, here]
+    assert everything(*case) == here
+
+
+@needs_fork
+@forks
+def test_a_fork_of_a_fork_computes_the_same_bits(set_threads):
+    set_threads(4)
+    case = *inputs(LARGE), {}
+    here = everything(*case)
+    (there,) = results_of_processes("fork", in_another_fork, [case])
+    assert there == here
+
+
+def in_another_fork(*case):
+    everything(*case)
+    return results_of_processes("fork", everything, [case])[0]
+
+
+class Losses(Dataset):
+    """The loss of pairs far too many for one worker thread, computed where the worker loads them."""
+
+    def __init__(self, chosen, rejected):
+        self.pair = chosen, rejected
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        loss, stats = prefloss.bradley_terry_loss(*self.pair, beta=0.25 * (i + 1), return_stats=True)
+        return torch.cat((loss.double().view(1), stats.sums))
+
+
+@pytest.mark.parametrize("method", [pytest.param("fork", marks=needs_fork), "spawn"])
+@forks
+def test_workers_of_a_data_loader_compute_the_same_bits(method, set_threads):
+    set_threads(4)
+    data = Losses(*inputs(LARGE))
+    expected = torch.stack([data[i] for i in range(4)])
+    loader = DataLoader(data, batch_size=2, num_workers=2, multiprocessing_context=method, timeout=SECONDS)
+    assert torch.equal(torch.cat(list(loader)), expected)
+
+
+def model():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)).double()
+
+
+def responses(count):
+    random = np.random.default_rng(7)
+    weight = torch.from_numpy(random.exponential(size=count) * (random.random(count) > 0.2))
+    return *(torch.from_numpy(random.normal(size=(count, 8))) for _ in range(2)), weight
+
+
+CUTS = [0, 5, 18]  # ranks of unequal size
+
+
+def loss_of_rank(outputs, weight, total, return_stats):
+    return prefloss.bradley_terry_loss_stacked(
+        outputs.squeeze(-1), weight=weight, denominator=total, return_stats=return_stats
+    )
+
+
+def train_on_rank(rank, ranks, rendezvous, accumulate):
+    """Gradients and merged statistics of a rank's part. DDP takes the mean over ranks, so the divisor is the total / ranks."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks, timeout=timedelta(seconds=SECONDS)
+    )
+    try:
+        parallel = torch.nn.parallel.DistributedDataParallel(model())
+        part = slice(CUTS[rank], CUTS[rank + 1])
+        chosen, rejected, weight = (tensor[part] for tensor in responses(CUTS[-1]))
+        total = weight.sum()
+        dist.all_reduce(total)
+        stats = PairStats.zero()
+        pieces = torch.arange(len(weight)).tensor_split(accumulate)
+        for i, piece in enumerate(pieces):
+            with contextlib.nullcontext() if i + 1 == len(pieces) else parallel.no_sync():
+                outputs = parallel(torch.cat((chosen[piece], rejected[piece])))
+                loss, part_stats = loss_of_rank(outputs, weight[piece], total / ranks, True)
+                loss.backward()
+            stats = stats + part_stats
+        everyone = [torch.zeros_like(stats.sums) for _ in range(ranks)]
+        dist.all_gather(everyone, stats.sums)
+        gradients = [parameter.grad.tolist() for parameter in parallel.parameters()]
+        return gradients, sum(PairStats(sums) for sums in everyone).sums.tolist()
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available() or sys.platform == "win32", reason="torch.distributed has no gloo here")
+@pytest.mark.parametrize("accumulate", [1, 2], ids=["one-step", "micro-batches"])
+def test_ranks_of_unequal_size_train_as_one_process_does(accumulate):
+    chosen, rejected, weight = responses(CUTS[-1])
+    whole = model()
+    outputs = whole(torch.cat((chosen, rejected)))
+    loss, stats = loss_of_rank(outputs, weight, None, True)
+    loss.backward()
+    expected = [parameter.grad.tolist() for parameter in whole.parameters()]
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [(rank, 2, os.path.join(folder, "rendezvous"), accumulate) for rank in range(2)]
+        results = results_of_processes("spawn", train_on_rank, ranks)
+    for gradients, sums in results:
+        for mine, its in zip(gradients, expected, strict=True):
+            np.testing.assert_allclose(mine, its, rtol=1e-12, atol=1e-16)
+        np.testing.assert_allclose(sums, stats.sums, rtol=1e-13)

@@ -1,0 +1,460 @@
+"""The loss under torch.compile, torch.export, torch.func and other tracers: the bits of the eager call, or an error."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import numpy as np
+import pytest
+import torch
+from sample_inputs import DTYPES, OPTIONS_ALONE, REDUCTIONS, laid_out, options_alone, rewards
+from torch._dynamo.backends.debugging import aot_eager
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import prefloss
+from prefloss import PairStats, ops
+from prefloss.kernels import Options
+
+# Importing what compiles, and forward mode, defines script methods in torch itself.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+
+over_names = pytest.mark.parametrize("name", OPTIONS_ALONE, ids=lambda name: name.replace(" ", "-"))
+over_ways = pytest.mark.parametrize("options", [{}, {"beta": 0.5}], ids=["default", "with-an-option"])
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def draw(name, count, dtype=torch.float32, seed=0):
+    """(chosen, rejected, options): the rewards ask for gradients, and so does a tensor of margins."""
+    random = np.random.default_rng(seed)
+    chosen, rejected = rewards(random, (count,), dtype)
+    options = options_alone(name, random, (count,), dtype)
+    if isinstance(options.get("margin"), torch.Tensor):
+        options["margin"].requires_grad_()
+    return chosen.requires_grad_(), rejected.requires_grad_(), options
+
+
+def differentiated(loss, chosen, rejected, options):
+    """(loss, *gradients) with an upstream gradient that is not 1."""
+    margin = options.get("margin")
+    inputs = [chosen, rejected, *([margin] if isinstance(margin, torch.Tensor) else [])]
+    upstream = torch.linspace(-1.0, 2.0, loss.numel()).to(loss.dtype).view_as(loss)
+    return loss.detach(), *torch.autograd.grad(loss, inputs, upstream)
+
+
+def assert_same_bits(one, other):
+    torch.testing.assert_close(tuple(one), tuple(other), rtol=0.0, atol=0.0)
+
+
+def every_loss(cases):
+    """What is compiled as one graph: the loss of each case, and its statistics."""
+    return [prefloss.bradley_terry_loss(a, b, return_stats=stats, **options) for a, b, options, stats in cases]
+
+
+def check_compiled(function, layout):
+    cases = []
+    for i, name in enumerate(OPTIONS_ALONE):
+        chosen, rejected, options = draw(name, 600, DTYPES[i % 4], seed=i)
+        chosen, rejected = (laid_out(tensor.detach(), layout).requires_grad_() for tensor in (chosen, rejected))
+        cases += [(chosen, rejected, {**options, "reduction": REDUCTIONS[(i + k) % 3]}, k == 1) for k in range(2)]
+    for case, compiled, eager in zip(cases, function(cases), every_loss(cases), strict=True):
+        *pair, options, stats = case
+        if stats:
+            (compiled, compiled_stats), (eager, eager_stats) = compiled, eager
+            assert type(compiled_stats) is PairStats
+            assert_same_bits(compiled_stats, eager_stats)
+        assert compiled.requires_grad
+        assert (compiled.shape, compiled.dtype) == (eager.shape, eager.dtype)
+        inputs = [*pair, *(value for key, value in options.items() if key == "margin" and torch.is_tensor(value))]
+        upstream = torch.full_like(eager, -1.5)
+        assert_same_bits([compiled], [eager])
+        assert_same_bits(
+            torch.autograd.grad(compiled, inputs, upstream, retain_graph=True),
+            torch.autograd.grad(eager, inputs, upstream),
+        )
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "every_other"])
+def test_compiled_is_eager_bit_for_bit(layout):
+    check_compiled(torch.compile(every_loss, fullgraph=True, backend=aot_eager), layout)
+
+
+def test_compiled_by_inductor_is_eager_bit_for_bit():
+    check_compiled(torch.compile(every_loss, fullgraph=True), "contiguous")
+
+
+@over_ways
+def test_a_compiled_training_step_is_the_eager_one(options):
+    """Inductor fuses what is around the loss, and leaves the loss alone."""
+
+    def step(x, y):
+        loss, stats = prefloss.bradley_terry_loss(2.0 * x, y + 1.0, return_stats=True, **options)
+        return 3.0 * loss, stats
+
+    chosen, rejected, _ = draw("default", 1000)
+    results = [step(chosen, rejected), torch.compile(step, fullgraph=True)(chosen, rejected)]
+    assert_same_bits(*(torch.autograd.grad(loss, (chosen, rejected)) for loss, _ in results))
+    assert_same_bits(*((loss.detach(), stats.sums) for loss, stats in results))
+
+
+def compiled(function, **how):
+    """(the compiled function, what counts its graphs)."""
+    counter = CompileCounterWithBackend("aot_eager")
+    return torch.compile(function, fullgraph=True, backend=counter, **how), counter
+
+
+@pytest.mark.parametrize(
+    ("form", "name"), [("pair", "default"), ("pair", "margin tensor"), ("stacked", "weight tensor")]
+)
+def test_other_sizes_do_not_compile_again(name, form):
+    def loss(a, b, options):
+        if form == "stacked":
+            return prefloss.bradley_terry_loss_stacked(torch.cat((a, b)), return_stats=True, **options)
+        return prefloss.bradley_terry_loss(a, b, return_stats=True, **options)
+
+    function, counter = compiled(loss, dynamic=True)
+    frames = []
+    for count in (7, 5, 100, 9000, 40_000, 2):
+        case = draw(name, count, seed=count)
+        (mine, stats), (its, expected) = function(*case), loss(*case)
+        assert_same_bits(differentiated(mine, *case), differentiated(its, *case))
+        assert_same_bits(stats, expected)
+        frames.append(counter.frame_count)
+    assert set(frames) == {frames[0]}
+    for count in (1, 0):  # torch compiles these two sizes for themselves, by its own rule
+        case = draw(name, count)
+        (mine, _), (its, _) = function(*case), loss(*case)
+        assert_same_bits(differentiated(mine, *case), differentiated(its, *case))
+    assert counter.frame_count <= frames[0] + 2
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [[3.5, 2.25, 7.0, 11.125, 1e6, 0.5], [3, 4, 17, 1000, 12, 8], [torch.tensor(n) for n in (3, 4, 17, 1000)]],
+    ids=["float", "integer", "tensor"],
+)
+def test_another_denominator_does_not_compile_again(numbers):
+    function, counter = compiled(lambda a, b, n: prefloss.bradley_terry_loss(a, b, denominator=n))
+    chosen, rejected, _ = draw("default", 50)
+    frames = []
+    for number in numbers:
+        losses = function(chosen, rejected, number), prefloss.bradley_terry_loss(chosen, rejected, denominator=number)
+        assert_same_bits(*(differentiated(loss, chosen, rejected, {}) for loss in losses))
+        frames.append(counter.frame_count)
+    assert len(set(frames[1:])) == 1  # torch takes the first number for a constant
+
+
+def test_numbers_that_change_are_right_when_compiled():
+    function, _ = compiled(
+        lambda a, b, x: prefloss.bradley_terry_loss(
+            a, b, beta=4.0 * x, margin=x, target=x, label_smoothing=x, center_rewards_coefficient=x
+        )
+    )
+    chosen, rejected, _ = draw("default", 50)
+    for x in (0.25, 0.125, 0.5, 0.0):
+        case = {"margin": x, "target": x, "label_smoothing": x, "center_rewards_coefficient": x, "beta": 4.0 * x}
+        assert_same_bits([function(chosen, rejected, x)], [prefloss.bradley_terry_loss(chosen, rejected, **case)])
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [({"beta": float("inf")}, ValueError), ({"weight": torch.ones(3)}, ValueError), ({"target": "1"}, TypeError)],
+    ids=["beta", "weight", "target"],
+)
+def test_a_bad_argument_is_an_error_when_compiled_too(options, error):
+    chosen, rejected, _ = draw("default", 50)
+    function = torch.compile(lambda a, b: prefloss.bradley_terry_loss(a, b, **options), backend="aot_eager")
+    with pytest.raises(error, match=next(iter(options))):
+        function(chosen, rejected)
+
+
+class Exported(torch.nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options
+
+    def forward(self, chosen, rejected, weight):
+        loss, stats = prefloss.bradley_terry_loss(chosen, rejected, weight=weight, return_stats=True, **self.options)
+        mean = prefloss.bradley_terry_loss(chosen, rejected, denominator=2 * chosen.shape[0])  # a number, symbolic
+        return loss, mean, stats.sums
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["as-is", "saved-and-loaded"])
+@pytest.mark.parametrize("options", [{}, {"beta": 0.5, "reduction": "none"}], ids=["default", "with-options"])
+def test_an_exported_program_serves_every_batch_size(options, saved):
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(
+        Exported(**options), (torch.randn(6), torch.randn(6), torch.ones(6)), dynamic_shapes=(batch, batch, batch)
+    )
+    if saved:
+        file = io.BytesIO()
+        torch.export.save(program, file)
+        file.seek(0)
+        program = torch.export.load(file)
+    for count in (2, 6, 601, 40_000):
+        chosen, rejected, other = draw("weight tensor", count)
+        case = chosen, rejected, other["weight"]
+        results = [module(*case) for module in (program.module(), Exported(**options))]
+        assert_same_bits(*(differentiated(loss + mean, chosen, rejected, {}) for loss, mean, _ in results))
+        assert_same_bits(results[0][2:], results[1][2:])
+
+
+@pytest.mark.parametrize("tracing_mode", ["real", "symbolic"])
+@over_ways
+def test_make_fx_sees_the_operators(tracing_mode, options):
+    def gradient(a, b):
+        return torch.autograd.grad(prefloss.bradley_terry_loss(a, b, **options), a)[0]
+
+    graph = make_fx(gradient, tracing_mode=tracing_mode)(*draw("default", 40)[:2])
+    targets = {node.target for node in graph.graph.nodes}
+    assert {ops.forward, ops.backward} <= targets
+    chosen, rejected, _ = draw("default", 40, seed=1)
+    assert_same_bits([graph(chosen, rejected)], [gradient(chosen, rejected)])
+
+
+@over_names
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_grad_and_vjp_are_autograd_bit_for_bit(name, reduction):
+    chosen, rejected, options = draw(name, 700)
+    options["reduction"] = reduction
+    margin = [options.pop("margin")] if isinstance(options.get("margin"), torch.Tensor) else []
+
+    def loss(a, b, *m):
+        return prefloss.bradley_terry_loss(a, b, return_stats=True, **options, **dict(zip(["margin"], m, strict=False)))
+
+    inputs = (chosen, rejected, *margin)
+    value, stats = loss(*inputs)
+    upstream = torch.full_like(value, -1.5)
+    expected = torch.autograd.grad(value, inputs, upstream)
+    detached = tuple(tensor.detach() for tensor in inputs)
+    mine, vjp, aux = torch.func.vjp(loss, *detached, has_aux=True)
+    assert_same_bits((mine, *vjp(upstream)), (value.detach(), *expected))
+    assert_same_bits(aux, stats)
+    if reduction != "none":
+        gradients, aux = torch.func.grad(loss, argnums=tuple(range(len(inputs))), has_aux=True)(*detached)
+        assert_same_bits(gradients, torch.autograd.grad(loss(*inputs)[0], inputs))
+        assert_same_bits(aux, stats)
+
+
+def rows(batch, count=9, seed=0):
+    """Rewards, margins, weights and targets of a batch of rows, and denominators."""
+    random = np.random.default_rng(seed)
+    chosen, rejected = rewards(random, (batch, count), torch.float32)
+    margin, weight, target = (
+        options_alone(f"{name} tensor", random, (batch, count), torch.float32)[name]
+        for name in ("margin", "weight", "target")
+    )
+    return chosen, rejected, margin, weight, target, torch.arange(1, batch + 1)
+
+
+def row_loss(chosen, rejected, margin, weight, target, denominator):
+    return prefloss.bradley_terry_loss(
+        chosen, rejected, margin=margin, weight=weight, target=target, denominator=denominator, beta=0.5,
+        label_smoothing=0.1, center_rewards_coefficient=0.01, return_stats=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "in_dims",
+    [(0,) * 6, (1, 0, 0, 1, 0, 0), (0, None, None, None, None, None), (None, None, 0, None, 1, None),
+     (None, None, None, 0, None, None), (None, None, None, None, None, 0)],
+    ids=str,
+)  # fmt: skip
+def test_vmap_is_a_loop_over_rows_bit_for_bit(in_dims):
+    tensors = rows(4)
+    given = [tensor[2] if dim is None else tensor.movedim(0, dim) for tensor, dim in zip(tensors, in_dims, strict=True)]
+    losses, stats = torch.vmap(row_loss, in_dims=in_dims)(*given)
+    gradients = torch.vmap(torch.func.grad(row_loss, argnums=(0, 1, 2), has_aux=True), in_dims=in_dims)(*given)
+    for i in range(4):
+        row = [tensor[2] if dim is None else tensor[i] for tensor, dim in zip(tensors, in_dims, strict=True)]
+        loss, expected = row_loss(*row)
+        assert_same_bits((losses[i], stats.sums[i]), (loss, expected.sums))
+        gradient, _ = torch.func.grad(row_loss, argnums=(0, 1, 2), has_aux=True)(*row)
+        assert_same_bits([gradient[i] for gradient in gradients[0]], gradient)
+        assert_same_bits([gradients[1].sums[i]], [expected.sums])
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@over_ways
+def test_nested_vmap_empty_rows_and_no_rows(reduction, options):
+    def loss(a, b):
+        return prefloss.bradley_terry_loss(a, b, reduction=reduction, **options)
+
+    chosen, rejected = rewards(np.random.default_rng(0), (2, 3, 5), torch.float64)
+    nested = torch.vmap(torch.vmap(loss, in_dims=(1, 1)))(chosen.mT, rejected.mT)
+    assert_same_bits([nested[1, 2]], [loss(chosen[1, 2], rejected[1, 2])])
+    for shape in ((3, 0), (0, 3), (0, 0)):
+        empty = torch.zeros(shape)
+        assert_same_bits([torch.vmap(loss)(empty, empty)], [torch.zeros(shape if reduction == "none" else shape[:1])])
+
+
+def test_autograd_goes_through_vmap():
+    chosen, rejected, _ = draw("default", 24)
+    losses = torch.vmap(prefloss.bradley_terry_loss)(chosen.view(4, 6), rejected.view(4, 6))
+    expected = torch.stack(
+        [prefloss.bradley_terry_loss(a, b) for a, b in zip(chosen.view(4, 6), rejected.view(4, 6), strict=True)]
+    )
+    upstream = torch.arange(4.0)
+    assert_same_bits(*(torch.autograd.grad(values, (chosen, rejected), upstream) for values in (losses, expected)))
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # what dynamo itself does
+def test_vmap_when_compiled_is_vmap():
+    function = torch.vmap(lambda a, b: prefloss.bradley_terry_loss(a, b, return_stats=True))
+    case = [tensor.requires_grad_() for tensor in rows(4)[:2]]
+    results = function(*case), torch.compile(function, fullgraph=True, backend="aot_eager")(*case)
+    assert_same_bits(*(torch.autograd.grad(losses.sum(), case) for losses, _ in results))
+    assert_same_bits(*((losses.detach(), stats.sums) for losses, stats in results))
+
+
+@over_names
+@pytest.mark.parametrize("form", ["pair", "halves", "interleaved"])
+def test_jacobians_and_hessians_are_those_of_autograd(name, form):
+    chosen, rejected, options = draw(name, 4, torch.float64)
+    if form == "pair":
+        x = torch.cat((chosen, rejected)).detach()
+    else:
+        x = (
+            torch.cat((chosen, rejected)).detach()
+            if form == "halves"
+            else torch.stack((chosen, rejected), 1).flatten().detach()
+        )
+    options = {key: value.detach() if torch.is_tensor(value) else value for key, value in options.items()}
+
+    def terms(x, reduction="none"):
+        if form == "pair":
+            return prefloss.bradley_terry_loss(x[:4], x[4:], reduction=reduction, **options)
+        return prefloss.bradley_terry_loss_stacked(x, layout=form, reduction=reduction, **options)
+
+    jacobian, hessian = torch.autograd.functional.jacobian, torch.autograd.functional.hessian
+    torch.testing.assert_close(torch.func.jacrev(terms)(x), jacobian(terms, x), rtol=1e-14, atol=0.0)
+    for reduction in ("mean", "sum"):
+
+        def loss(x, reduction=reduction):
+            return terms(x, reduction)
+
+        expected = hessian(loss, x)
+        torch.testing.assert_close(torch.func.jacrev(torch.func.jacrev(loss))(x), expected, rtol=1e-13, atol=1e-18)
+        batch = torch.stack((x, x + 1.0))
+        hessians = torch.vmap(torch.func.jacrev(torch.func.jacrev(loss)))(batch)
+        torch.testing.assert_close(hessians[0], expected, rtol=1e-13, atol=1e-18)
+        torch.testing.assert_close(hessians[1], hessian(loss, x + 1.0), rtol=1e-13, atol=1e-18)
+
+
+def test_per_sample_gradients_add_up_to_the_gradient():
+    model = torch.nn.Linear(5, 1)
+    parameters = dict(model.named_parameters())
+    chosen, rejected = torch.randn(8, 5), torch.randn(8, 5)
+
+    def loss(parameters, a, b):
+        outputs = (torch.func.functional_call(model, parameters, (x,)).squeeze(-1) for x in (a, b))
+        return prefloss.bradley_terry_loss(*outputs, denominator=8)
+
+    each = torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, chosen, rejected)
+    whole = torch.func.grad(loss)(parameters, chosen, rejected)
+    assert each["weight"].shape == (8, 1, 5)
+    torch.testing.assert_close(each["weight"].sum(0), whole["weight"])
+
+
+def test_an_ensemble_trains_as_its_members_do_alone():
+    models = [torch.nn.Linear(5, 1) for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(models)
+    bare = copy.deepcopy(models[0]).to("meta")
+    chosen, rejected = torch.randn(8, 5), torch.randn(8, 5)
+
+    def loss(parameters, buffers, a, b):
+        outputs = (torch.func.functional_call(bare, (parameters, buffers), (x,)).squeeze(-1) for x in (a, b))
+        return prefloss.bradley_terry_loss(*outputs, return_stats=True)
+
+    gradients, stats = torch.vmap(torch.func.grad(loss, has_aux=True), in_dims=(0, 0, None, None))(
+        parameters, buffers, chosen, rejected
+    )
+    for i, model in enumerate(models):
+        value, expected = prefloss.bradley_terry_loss(
+            model(chosen).squeeze(-1), model(rejected).squeeze(-1), return_stats=True
+        )
+        value.backward()
+        torch.testing.assert_close(gradients["weight"][i], model.weight.grad)
+        torch.testing.assert_close(stats.sums[i], expected.sums, rtol=1e-5, atol=1e-5)
+
+
+def test_a_third_derivative_is_refused_under_torch_func():
+    def loss(chosen):
+        return prefloss.bradley_terry_loss(chosen, torch.zeros_like(chosen))
+
+    with pytest.raises(RuntimeError):
+        torch.func.jacrev(torch.func.jacrev(torch.func.jacrev(loss)))(torch.ones(3))
+
+
+def dual(tensor):
+    return forward_ad.make_dual(tensor, torch.ones_like(tensor))
+
+
+FORWARD_MODE = {
+    "default": lambda a, b: prefloss.bradley_terry_loss(dual(a), b),
+    "rejected": lambda a, b: prefloss.bradley_terry_loss(a, dual(b)),
+    "options": lambda a, b: prefloss.bradley_terry_loss(dual(a), b, beta=2.0, return_stats=True),
+    "margin": lambda a, b: prefloss.bradley_terry_loss(a, b, margin=dual(b)),
+    "weight": lambda a, b: prefloss.bradley_terry_loss(a, b, weight=dual(b)),
+    "target": lambda a, b: prefloss.bradley_terry_loss(a, b, target=dual(b)),
+    "operator": lambda a, b: prefloss.bradley_terry_loss(dual(a), b, denominator=torch.tensor(3)),
+    "denominator": lambda a, b: prefloss.bradley_terry_loss(a, b, denominator=dual(a.sum())),
+    "stacked": lambda a, b: prefloss.bradley_terry_loss_stacked(dual(a)),
+}
+
+
+@pytest.mark.parametrize("asks", [False, True], ids=["plain", "requires-grad"])
+@pytest.mark.parametrize("call", FORWARD_MODE.values(), ids=FORWARD_MODE)
+def test_forward_mode_raises(call, asks):
+    inputs = [tensor.detach().requires_grad_(asks) for tensor in draw("default", 6)[:2]]
+    with forward_ad.dual_level(), pytest.raises((NotImplementedError, ValueError), match=r"jvp|forward|requir"):
+        call(*inputs)
+
+
+@pytest.mark.parametrize("transform", [torch.func.jacfwd, torch.func.hessian])
+@over_ways
+def test_forward_mode_of_torch_func_raises(transform, options):
+    chosen, rejected = (tensor.detach() for tensor in draw("default", 6)[:2])
+    with pytest.raises(NotImplementedError, match="jvp"):
+        transform(lambda a: prefloss.bradley_terry_loss(a, rejected, **options))(chosen)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@over_ways
+def test_forward_mode_through_backward_raises(create_graph, options):
+    """Forward over reverse, from the upstream gradient."""
+    chosen, rejected, _ = draw("default", 6)
+    terms = prefloss.bradley_terry_loss(chosen, rejected, reduction="none", **options)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        torch.autograd.grad(terms, chosen, dual(torch.ones(6)), create_graph=create_graph)
+
+
+@pytest.mark.parametrize("name", ["default", "margin tensor", "weight tensor", "weight mask", "target tensor"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_the_operators_keep_their_promises(name, reduction):
+    """Schema, fake kernels, autograd registration and tracing, by torch's own checks; rewards of each dtype in turn."""
+    dtype = DTYPES[len(name) % 4]
+    chosen, rejected, options = draw(name, 6, dtype)
+    columns = [
+        options.pop(key) if torch.is_tensor(options.get(key)) else None for key in ("margin", "weight", "target")
+    ]
+    numbers = {"margin_number": options.pop("margin", 0.0), "target_number": options.pop("target", 1.0)}
+    denominator = torch.tensor(3.0, dtype=torch.float64) if reduction == "mean" else None
+    fixed = Options(**options, **numbers, reduction=reduction)
+    tensors = (chosen, rejected, *columns, denominator)
+    torch.library.opcheck(ops.forward, (*tensors, *fixed))
+    torch.library.opcheck(ops.forward, (*tensors, *fixed._replace(return_stats=True)))
+    loss, sums = ops.forward(*tensors, *fixed)
+    upstream = torch.full_like(loss, -1.5).requires_grad_()
+    torch.library.opcheck(ops.backward, (upstream, *tensors, sums, *fixed))
+    detached = [tensor.detach() if torch.is_tensor(tensor) else tensor for tensor in (upstream, *tensors, sums)]
+    directions = [torch.ones_like(tensor) if torch.is_tensor(tensor) else None for tensor in detached[1:4]]
+    torch.library.opcheck(ops.double_backward, (*directions, *detached, *fixed))
