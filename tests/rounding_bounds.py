@@ -158,3 +158,12 @@ def _assert_between(actual, expected, lower, upper):
             f"{int((~right).sum())} of {right.numel()} entries are wrong; at {i}: got {actual[i].item()!r}, "
             f"expected {expected[i].item()!r}, accepted [{lower[i].item()!r}, {upper[i].item()!r}]"
         )
+
+
+def assert_same_bits(actual, expected, signed_zeros=True):
+    """Shapes, dtypes and every bit, but for those of a NaN, and the sign of a zero if that does not matter."""
+    for one, other in zip(actual, expected, strict=True):
+        one, other = (tensor.as_subclass(torch.Tensor).detach() for tensor in (one, other))
+        torch.testing.assert_close(one, other, rtol=0.0, atol=0.0, equal_nan=True)
+        if signed_zeros:
+            assert torch.equal(one.signbit() & ~one.isnan(), other.signbit() & ~other.isnan())

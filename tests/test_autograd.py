@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from rounding_bounds import assert_same_bits
 from sample_inputs import DTYPES, LAYOUTS, OPTIONS_ALONE, REDUCTIONS, laid_out, options_alone, rewards
 from torch.utils.checkpoint import checkpoint
 
@@ -77,10 +78,6 @@ def composed(chosen, rejected, margin=0.0, weight=None, target=1.0, beta=1.0, la
     return {"none": weight * terms, "sum": (weight * terms).sum(), "mean": (weight * terms).sum() / weight.sum()}[
         rest["reduction"]
     ]
-
-
-def assert_same_bits(one, other):
-    torch.testing.assert_close(tuple(one), tuple(other), rtol=0.0, atol=0.0)
 
 
 @over_reductions

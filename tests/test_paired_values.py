@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from rounding_bounds import Bounds
+from rounding_bounds import Bounds, assert_same_bits
 from sample_inputs import (
     DTYPES,
     FINITE_VALUES,
@@ -151,12 +151,6 @@ def everything(chosen, rejected, options):
     loss, stats = prefloss.bradley_terry_loss(chosen, rejected, **options, return_stats=True)
     alone = prefloss.bradley_terry_loss(chosen, rejected, **options)
     return (loss, alone, stats.sums, *torch.autograd.grad(loss, (chosen, rejected), torch.ones_like(loss)))
-
-
-def assert_same_bits(one, other):
-    for left, right in zip(one, other, strict=True):
-        torch.testing.assert_close(left, right, rtol=0.0, atol=0.0, equal_nan=True)
-        assert bool((left.signbit() == right.signbit())[~left.isnan()].all())
 
 
 @over_dtypes
