@@ -77,16 +77,17 @@ struct Rounded {
   Real value, remainder;
 };
 
-// exp(-a) for a >= 0. -a = n log 2 + r with |r| <= log(2) / 2, exp(r) = 1 + r + r^2 P(r).
+// exp(-a) for a >= 0. -a = n log 2 + r with |r| <= log(2) / 2, exp(r) = 1 + r + r^2 P(r), all in s = -r, which spares a
+// negation.
 //  - Adding 1.5 * 2^23 (2^52) rounds to an integer without a float-to-int conversion, which is undefined on NaN.
 //  - The scale is 2^(n + 64) (2^(n + 128)), so that the last product alone rounds, in the subnormal tail too.
 PREFLOSS_HOST_DEVICE Rounded<float> exp_negative(float a) {
   const float x = 104.0f < a ? 104.0f : a;  // false for NaN, which goes on
   const float shifted = fused(x, -1.44269504088896341f, 0x1.8p23f), n = shifted - 0x1.8p23f;
-  const float r = fused(n, -1.42860682030941723212e-6f, fused(n, -0.693145751953125f, -x)), r2 = r * r;
-  const float p = fused(fused(0x1.6a23ccp-10f, r2, fused(0x1.123a20p-7f, r, 0x1.5558f2p-5f)), r2,
-                        fused(0x1.555492p-3f, r, 0x1.fffffcp-2f));
-  const float q = fused(p, r2, r), sum = 1.0f + q, low = q - (sum - 1.0f);
+  const float s = fused(n, 1.42860682030941723212e-6f, fused(n, 0.693145751953125f, x)), r2 = s * s;
+  const float p = fused(fused(0x1.6a23ccp-10f, r2, fused(-0x1.123a20p-7f, s, 0x1.5558f2p-5f)), r2,
+                        fused(-0x1.555492p-3f, s, 0x1.fffffcp-2f));
+  const float q = fused(p, r2, -s), sum = 1.0f + q, low = q - (sum - 1.0f);
   const float scale = from_bits((to_bits(shifted) + 191u) << 23);
   return {(sum * scale) * 0x1p-64f, (low * scale) * 0x1p-64f};
 }
@@ -95,14 +96,14 @@ PREFLOSS_HOST_DEVICE Rounded<double> exp_negative(double a) {
   const double x = 746.0 < a ? 746.0 : a;
   const double shifted = fused(x, -1.44269504088896340736, 0x1.8p52), n = shifted - 0x1.8p52;
   // log 2 in two parts; the upper one has 33 bits, so that n * upper is exact without FMA too (n has 11).
-  const double r = fused(n, -0x1.a39ef35793c76p-33, fused(n, -0x1.62e42feep-1, -x)), r2 = r * r, r4 = r2 * r2;
+  const double s = fused(n, 0x1.a39ef35793c76p-33, fused(n, 0x1.62e42feep-1, x)), r2 = s * s, r4 = r2 * r2;
   const double p0 =
-      fused(fused(0x1.11111111100dcp-7, r, 0x1.5555555555556p-5), r2, fused(0x1.5555555555557p-3, r, 0x1p-1));
-  const double p1 = fused(fused(0x1.71de0231960ebp-19, r, 0x1.a01a01a6d889cp-16), r2,
-                          fused(0x1.a01a01abe7fe1p-13, r, 0x1.6c16c16c162d4p-10));
-  const double p2 = fused(0x1.1f730349868cep-29, r2, fused(0x1.af4de97ca4194p-26, r, 0x1.27e4db646b17ep-22));
+      fused(fused(-0x1.11111111100dcp-7, s, 0x1.5555555555556p-5), r2, fused(-0x1.5555555555557p-3, s, 0x1p-1));
+  const double p1 = fused(fused(-0x1.71de0231960ebp-19, s, 0x1.a01a01a6d889cp-16), r2,
+                          fused(-0x1.a01a01abe7fe1p-13, s, 0x1.6c16c16c162d4p-10));
+  const double p2 = fused(0x1.1f730349868cep-29, r2, fused(-0x1.af4de97ca4194p-26, s, 0x1.27e4db646b17ep-22));
   const double p = fused(fused(p2, r4, p1), r4, p0);
-  const double q = fused(p, r2, r), sum = 1.0 + q, low = q - (sum - 1.0);
+  const double q = fused(p, r2, -s), sum = 1.0 + q, low = q - (sum - 1.0);
   const double scale = from_bits((to_bits(shifted) + 1151u) << 52);
   return {(sum * scale) * 0x1p-128, (low * scale) * 0x1p-128};
 }
