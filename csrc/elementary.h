@@ -80,6 +80,7 @@ struct Rounded {
 // exp(-a) for a >= 0. -a = n log 2 + r with |r| <= log(2) / 2, exp(r) = 1 + r + r^2 P(r), all in s = -r, which spares a
 // negation.
 //  - Adding 1.5 * 2^23 (2^52) rounds to an integer without a float-to-int conversion, which is undefined on NaN.
+//  - `low`, what rounding dropped from `sum`: (sum - 1) + s is exact, so only the product's own rounding is lost.
 //  - The scale is 2^(n + 64) (2^(n + 128)), so that the last product alone rounds, in the subnormal tail too.
 PREFLOSS_HOST_DEVICE Rounded<float> exp_negative(float a) {
   const float x = 104.0f < a ? 104.0f : a;  // false for NaN, which goes on
@@ -87,7 +88,7 @@ PREFLOSS_HOST_DEVICE Rounded<float> exp_negative(float a) {
   const float s = fused(n, 1.42860682030941723212e-6f, fused(n, 0.693145751953125f, x)), r2 = s * s;
   const float p = fused(fused(0x1.6a23ccp-10f, r2, fused(-0x1.123a20p-7f, s, 0x1.5558f2p-5f)), r2,
                         fused(-0x1.555492p-3f, s, 0x1.fffffcp-2f));
-  const float q = fused(p, r2, -s), sum = 1.0f + q, low = q - (sum - 1.0f);
+  const float sum = 1.0f + fused(p, r2, -s), low = fused(p, r2, -((sum - 1.0f) + s));
   const float scale = from_bits((to_bits(shifted) + 191u) << 23);
   return {(sum * scale) * 0x1p-64f, (low * scale) * 0x1p-64f};
 }
@@ -103,7 +104,7 @@ PREFLOSS_HOST_DEVICE Rounded<double> exp_negative(double a) {
                           fused(-0x1.a01a01abe7fe1p-13, s, 0x1.6c16c16c162d4p-10));
   const double p2 = fused(0x1.1f730349868cep-29, r2, fused(-0x1.af4de97ca4194p-26, s, 0x1.27e4db646b17ep-22));
   const double p = fused(fused(p2, r4, p1), r4, p0);
-  const double q = fused(p, r2, -s), sum = 1.0 + q, low = q - (sum - 1.0);
+  const double sum = 1.0 + fused(p, r2, -s), low = fused(p, r2, -((sum - 1.0) + s));
   const double scale = from_bits((to_bits(shifted) + 1151u) << 52);
   return {(sum * scale) * 0x1p-128, (low * scale) * 0x1p-128};
 }
