@@ -142,8 +142,9 @@ def test_instruction_sets_agree_to_the_last_bits(path, results):
     for case, expected in one.items():
         for mine, its in zip(other[case], expected, strict=True):
             kind = torch.finfo(its.dtype)
+            # The slope is right to 1.5 ulp, and divisor and weight round once more: 2.5 ulp in each of the two.
             torch.testing.assert_close(
-                mine, its, rtol=3 * kind.eps, atol=2 * kind.smallest_normal * kind.eps, equal_nan=True, msg=str(case)
+                mine, its, rtol=5 * kind.eps, atol=2 * kind.smallest_normal * kind.eps, equal_nan=True, msg=str(case)
             )
 
 
