@@ -19,7 +19,7 @@ import torch
 import prefloss
 from prefloss import _core
 
-LOSS_LIMIT, SLOPE_LIMIT = 1.45, 1.5
+LOSS_LIMIT, SLOPE_LIMIT = 1.45, 1.3
 CHUNK = 2**16  # small enough for its float64 arrays to stay in the cache
 
 
