@@ -137,14 +137,20 @@ def _forward_autograd(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None,
     return _gradients(ctx, _FORWARD_TENSORS + len(ctx.options), backward(grad, *tensors, sums, *ctx.options), wanted)
 
 
+def _second_derivatives(
+    ctx: Any, towards_chosen: Tensor, towards_rejected: Tensor, towards_margin: Tensor
+) -> tuple[Sequence[Tensor], bool]:
+    """What `double_backward` makes of a saved call of `backward`, and whether that call has a margin."""
+    tensors = ctx.saved_tensors
+    has_margin = tensors[3] is not None
+    directions = towards_chosen, towards_rejected, towards_margin if has_margin else None
+    return double_backward(*directions, *tensors, *ctx.options), has_margin
+
+
 def _backward_autograd(
     ctx: Any, towards_chosen: Tensor, towards_rejected: Tensor, towards_margin: Tensor
 ) -> tuple[Tensor | None, ...]:
-    tensors = ctx.saved_tensors
-    has_margin = tensors[3] is not None
-    gradients = double_backward(
-        towards_chosen, towards_rejected, towards_margin if has_margin else None, *tensors, *ctx.options
-    )
+    gradients, has_margin = _second_derivatives(ctx, towards_chosen, towards_rejected, towards_margin)
     wanted = [*ctx.needs_input_grad[:3], has_margin and ctx.needs_input_grad[3]]
     return _gradients(ctx, _BACKWARD_TENSORS + len(ctx.options), gradients, wanted)
 
@@ -215,11 +221,7 @@ class _FunctorchBackward(Function):
     def backward(
         ctx: Any, towards_chosen: Tensor, towards_rejected: Tensor, towards_margin: Tensor
     ) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
-        has_margin = tensors[3] is not None
-        gradients = double_backward(
-            towards_chosen, towards_rejected, towards_margin if has_margin else None, *tensors, *ctx.options
-        )
+        gradients, has_margin = _second_derivatives(ctx, towards_chosen, towards_rejected, towards_margin)
         return _gradients(ctx, _BACKWARD_TENSORS + 1, gradients, [True, True, True, has_margin])
 
 
