@@ -10,136 +10,13 @@
 #include <vector>
 
 #include "../pair_math.h"
-#include "../storage.h"
+#include "columns.h"
 #include "kernels.h"
-
-#if defined(__F16C__) || (defined(_MSC_VER) && defined(__AVX2__))
-#define PREFLOSS_F16C
-#include <immintrin.h>
-#endif
 
 namespace prefloss::cpu {
 namespace {
 
-constexpr int kBlock = 512;
 constexpr int64_t kChunk = 8192;
-
-template <typename Real>
-struct alignas(64) Buffer {
-  Real values[kBlock];
-};
-
-// Contiguous entries as Real, and back.
-template <typename Real, typename Stored>
-void widen_all(const Stored* first, int count, Real* values) {
-  for (int i = 0; i < count; i++) values[i] = static_cast<Real>(widen(first[i]));
-}
-
-template <typename Stored, typename Real>
-void narrow_all(const Real* values, int count, Stored* first) {
-  for (int i = 0; i < count; i++) narrow(values[i], first[i]);
-}
-
-#ifdef PREFLOSS_F16C
-// The hardware's conversions, eight at a time, where there are any; they give the same values.
-void widen_all(const Float16* first, int count, float* values) {
-  int i = 0;
-  for (; i + 8 <= count; i += 8)
-    _mm256_storeu_ps(values + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(first + i))));
-  for (; i < count; i++) values[i] = widen(first[i]);
-}
-
-void narrow_all(const float* values, int count, Float16* first) {
-  int i = 0;
-  for (; i + 8 <= count; i += 8)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(first + i),
-                     _mm256_cvtps_ph(_mm256_loadu_ps(values + i), _MM_FROUND_TO_NEAREST_INT));
-  for (; i < count; i++) narrow(values[i], first[i]);
-}
-#endif
-
-template <typename Real, typename Stored>
-void gather(const Stored* first, int64_t stride, int count, Real* values) {
-  if (stride == 1) return widen_all(first, count, values);
-  for (int i = 0; i < count; i++) values[i] = static_cast<Real>(widen(first[i * stride]));
-}
-
-template <typename Stored, typename Real>
-void scatter(const Real* values, int count, int64_t stride, Stored* first) {
-  if (stride == 1) return narrow_all(values, count, first);
-  for (int i = 0; i < count; i++) narrow(values[i], first[i * stride]);
-}
-
-template <typename Stored>
-Stored* entry(const Column& column, int64_t row, int64_t index) {
-  return static_cast<Stored*>(column.data) + row * column.row_stride + index * column.stride;
-}
-
-template <typename Real>
-constexpr Dtype kDtypeOf = sizeof(Real) == sizeof(double) ? Dtype::kFloat64 : Dtype::kFloat32;
-
-// The entries [begin, begin + count) of a row as contiguous Real: in place where they are that already, else in
-// `buffer`.
-template <typename Real>
-const Real* load(const Column& column, int64_t row, int64_t begin, int count, Buffer<Real>& buffer) {
-  if (column.dtype == kDtypeOf<Real> && column.stride == 1) return entry<Real>(column, row, begin);
-  Real* values = buffer.values;
-  switch (column.dtype) {
-    case Dtype::kFloat64:
-      gather(entry<double>(column, row, begin), column.stride, count, values);
-      break;
-    case Dtype::kFloat32:
-      gather(entry<float>(column, row, begin), column.stride, count, values);
-      break;
-    case Dtype::kBFloat16:
-      gather(entry<BFloat16>(column, row, begin), column.stride, count, values);
-      break;
-    case Dtype::kFloat16:
-      gather(entry<Float16>(column, row, begin), column.stride, count, values);
-      break;
-    case Dtype::kBool:
-      gather(entry<bool>(column, row, begin), column.stride, count, values);
-      break;
-  }
-  return values;
-}
-
-// An optional column: a number fills its buffer once, before the blocks.
-template <typename Real>
-struct OptionalColumn {
-  const Column& column;
-  Buffer<Real> buffer;
-
-  OptionalColumn(const Column& given, double number) : column(given) {
-    if (!column) std::fill(buffer.values, buffer.values + kBlock, static_cast<Real>(number));
-  }
-
-  const Real* load(int64_t row, int64_t begin, int count) {
-    return column ? cpu::load(column, row, begin, count, buffer) : buffer.values;
-  }
-};
-
-// Where a block's results are computed: in place, or in `buffer`, from which `store` takes them.
-template <typename Real>
-Real* result(const Column& column, int64_t row, int64_t begin, Buffer<Real>& buffer) {
-  const bool in_place = column && column.dtype == kDtypeOf<Real> && column.stride == 1;
-  return in_place ? entry<Real>(column, row, begin) : buffer.values;
-}
-
-template <typename Real>
-void store(const Column& column, int64_t row, int64_t begin, int count, const Buffer<Real>& buffer) {
-  if (!column || (column.dtype == kDtypeOf<Real> && column.stride == 1)) return;
-  if (column.dtype == Dtype::kFloat32) scatter(buffer.values, count, column.stride, entry<float>(column, row, begin));
-  if constexpr (sizeof(Real) == sizeof(double)) {
-    if (column.dtype == Dtype::kFloat64)
-      scatter(buffer.values, count, column.stride, entry<double>(column, row, begin));
-  } else {
-    if (column.dtype == Dtype::kBFloat16)
-      scatter(buffer.values, count, column.stride, entry<BFloat16>(column, row, begin));
-    if (column.dtype == Dtype::kFloat16)
-      scatter(buffer.values, count, column.stride, entry<Float16>(column, row, begin));
-  }
-}
 
 // The options in the type of the computation; the pairs' formula with every option on.
 template <typename Real>
