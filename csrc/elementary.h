@@ -8,11 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __CUDACC__
-#define PREFLOSS_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define PREFLOSS_HOST_DEVICE inline
-#endif
+#include "host_device.h"
 
 namespace prefloss {
 namespace {

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "elementary.h"
+#include "pairs.h"
 
 namespace prefloss {
 namespace {
@@ -78,6 +79,79 @@ PREFLOSS_HOST_DEVICE PairDerivatives<Real> pair_derivatives(Real z, Real target)
   const Real above = sigmoid(-z), below = sigmoid(z);
   return {fused(Real(1) - target, below, -target * above), above * below};
 }
+
+template <typename Real>
+struct PairGradient {
+  Real chosen, rejected, margin;
+};
+
+// What `Formula::second` returns: the derivatives by the upstream gradient, and by what the pair's gradient depends on.
+template <typename Real>
+struct PairSecond {
+  Real upstream;
+  PairGradient<Real> gradient;
+};
+
+// The formula with every option on. An option that is off touches nothing: c = 0 must not turn an overflowing (a + b)^2
+// into NaN. Nor does a pair of weight 0, whatever its rewards are.
+template <typename Real>
+struct Formula {
+  Real beta, smoothing, center;
+
+  PREFLOSS_HOST_DEVICE explicit Formula(const Options& options)
+      : beta(static_cast<Real>(options.beta)),
+        smoothing(static_cast<Real>(options.label_smoothing)),
+        center(static_cast<Real>(options.center_rewards_coefficient)) {}
+
+  PREFLOSS_HOST_DEVICE Real logit(Real chosen, Real rejected, Real margin) const {
+    return fused(beta, chosen - rejected, -margin);
+  }
+
+  PREFLOSS_HOST_DEVICE Real smoothed(Real target) const { return fused(target, Real(1) - 2 * smoothing, smoothing); }
+
+  PREFLOSS_HOST_DEVICE Real loss(Real chosen, Real rejected, Real margin, Real target) const {
+    return pair_loss(logit(chosen, rejected, margin), smoothed(target));
+  }
+
+  // loss + c (a + b)^2
+  PREFLOSS_HOST_DEVICE Real centered(Real loss, Real chosen, Real rejected) const {
+    const Real total = chosen + rejected;
+    return center == 0 ? loss : fused(center * total, total, loss);
+  }
+
+  // Weighting in float64 spares the sum a rounding a pair, and an overflow that the division would have undone.
+  PREFLOSS_HOST_DEVICE static double weighted(Real weight, Real term) {
+    const double w = static_cast<double>(weight);
+    return w == 0 ? 0.0 : w * static_cast<double>(term);
+  }
+
+  // `factor`: the upstream gradient over the divisor.
+  PREFLOSS_HOST_DEVICE PairGradient<Real> gradient(Real chosen, Real rejected, Real margin, Real weight, Real target,
+                                                   Real factor) const {
+    const Real slope = pair_derivatives(logit(chosen, rejected, margin), smoothed(target)).slope;
+    const Real pull = center == 0 ? Real(0) : 2 * center * (chosen + rejected), k = factor * weight;
+    const bool counted = weight != 0;
+    return {counted ? k * fused(beta, slope, pull) : Real(0), counted ? k * fused(-beta, slope, pull) : Real(0),
+            counted ? -k * slope : Real(0)};
+  }
+
+  // With v the direction given for each gradient, s the slope and h the curvature, dz = beta (v_chosen - v_rejected) -
+  // v_margin the direction that reaches z, and u = v_chosen + v_rejected the one that reaches a + b: d/dg = (w / D) (s
+  // dz + 2c (a + b) u), and so on.
+  PREFLOSS_HOST_DEVICE PairSecond<Real> second(Real chosen, Real rejected, Real margin, Real weight, Real target,
+                                               Real factor, Real inverse_divisor, Real towards_chosen,
+                                               Real towards_rejected, Real towards_margin) const {
+    const PairDerivatives<Real> pair = pair_derivatives(logit(chosen, rejected, margin), smoothed(target));
+    const Real dz = fused(beta, towards_chosen - towards_rejected, -towards_margin);
+    const Real pull = center == 0 ? Real(0) : 2 * center * (towards_chosen + towards_rejected);
+    const Real along = center == 0 ? pair.slope * dz : fused(pair.slope, dz, pull * (chosen + rejected));
+    const Real bend = pair.curvature * dz, k = factor * weight;
+    const bool counted = weight != 0;
+    return {counted ? weight * inverse_divisor * along : Real(0),
+            {counted ? k * fused(beta, bend, pull) : Real(0), counted ? k * fused(-beta, bend, pull) : Real(0),
+             counted ? -k * bend : Real(0)}};
+  }
+};
 
 }  // namespace
 }  // namespace prefloss

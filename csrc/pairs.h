@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace prefloss {
 
 enum class Dtype : int { kFloat64, kFloat32, kBFloat16, kFloat16, kBool };
@@ -14,7 +16,12 @@ struct Column {
   Dtype dtype = Dtype::kFloat32;
   int64_t stride = 0, row_stride = 0;
 
-  explicit operator bool() const { return data != nullptr; }
+  PREFLOSS_HOST_DEVICE explicit operator bool() const { return data != nullptr; }
+
+  template <typename Stored>
+  PREFLOSS_HOST_DEVICE Stored* entry(int64_t row, int64_t index) const {
+    return static_cast<Stored*>(data) + row * row_stride + index * stride;
+  }
 };
 
 struct Options {
@@ -27,6 +34,12 @@ struct Pairs {
   Column chosen, rejected, margin, weight, target;
   int64_t rows = 1, count = 0;
   Options options;
+
+  // Nothing but chosen and rejected: the default call.
+  PREFLOSS_HOST_DEVICE bool plain() const {
+    return !margin && !weight && !target && options.beta == 1 && options.margin == 0 && options.target == 1 &&
+           options.label_smoothing == 0 && options.center_rewards_coefficient == 0;
+  }
 };
 
 // What the sum over a row is divided by: a number, or one float64 a row. A row's total weight is replaced by 1 where it
@@ -37,9 +50,16 @@ struct Divisor {
   int64_t stride = 0;
   bool total_weight = false;  // `rows` are total weights; forward, which computes them, needs no `rows` then
 
-  double of_row(int64_t row) const { return rows ? resolve(rows[row * stride]) : number; }
-  double resolve(double value) const { return total_weight && value == 0 ? 1 : value; }
+  PREFLOSS_HOST_DEVICE double of_row(int64_t row) const { return rows ? resolve(rows[row * stride]) : number; }
+  PREFLOSS_HOST_DEVICE double resolve(double value) const { return total_weight && value == 0 ? 1 : value; }
 };
+
+// An upstream gradient with one entry a row becomes a number, already divided; one a pair (reduction "none") is never
+// divided.
+template <typename Real>
+PREFLOSS_HOST_DEVICE double row_scale(const Column& upstream, const Divisor& divisor, int64_t row) {
+  return static_cast<double>(*upstream.entry<Real>(row, 0)) / divisor.of_row(row);
+}
 
 // The sums of PairStats, over the pairs with weight != 0; python/prefloss/stats.py lists them in the same order.
 enum Sum : int {

@@ -63,11 +63,6 @@ void scatter(const Real* values, int count, int64_t stride, Stored* first) {
   for (int i = 0; i < count; i++) narrow(values[i], first[i * stride]);
 }
 
-template <typename Stored>
-Stored* entry(const Column& column, int64_t row, int64_t index) {
-  return static_cast<Stored*>(column.data) + row * column.row_stride + index * column.stride;
-}
-
 template <typename Real>
 constexpr Dtype kDtypeOf = sizeof(Real) == sizeof(double) ? Dtype::kFloat64 : Dtype::kFloat32;
 
@@ -75,23 +70,23 @@ constexpr Dtype kDtypeOf = sizeof(Real) == sizeof(double) ? Dtype::kFloat64 : Dt
 // `buffer`.
 template <typename Real>
 const Real* load(const Column& column, int64_t row, int64_t begin, int count, Buffer<Real>& buffer) {
-  if (column.dtype == kDtypeOf<Real> && column.stride == 1) return entry<Real>(column, row, begin);
+  if (column.dtype == kDtypeOf<Real> && column.stride == 1) return column.entry<Real>(row, begin);
   Real* values = buffer.values;
   switch (column.dtype) {
     case Dtype::kFloat64:
-      gather(entry<double>(column, row, begin), column.stride, count, values);
+      gather(column.entry<double>(row, begin), column.stride, count, values);
       break;
     case Dtype::kFloat32:
-      gather(entry<float>(column, row, begin), column.stride, count, values);
+      gather(column.entry<float>(row, begin), column.stride, count, values);
       break;
     case Dtype::kBFloat16:
-      gather(entry<BFloat16>(column, row, begin), column.stride, count, values);
+      gather(column.entry<BFloat16>(row, begin), column.stride, count, values);
       break;
     case Dtype::kFloat16:
-      gather(entry<Float16>(column, row, begin), column.stride, count, values);
+      gather(column.entry<Float16>(row, begin), column.stride, count, values);
       break;
     case Dtype::kBool:
-      gather(entry<bool>(column, row, begin), column.stride, count, values);
+      gather(column.entry<bool>(row, begin), column.stride, count, values);
       break;
   }
   return values;
@@ -116,21 +111,20 @@ struct OptionalColumn {
 template <typename Real>
 Real* result(const Column& column, int64_t row, int64_t begin, Buffer<Real>& buffer) {
   const bool in_place = column && column.dtype == kDtypeOf<Real> && column.stride == 1;
-  return in_place ? entry<Real>(column, row, begin) : buffer.values;
+  return in_place ? column.entry<Real>(row, begin) : buffer.values;
 }
 
 template <typename Real>
 void store(const Column& column, int64_t row, int64_t begin, int count, const Buffer<Real>& buffer) {
   if (!column || (column.dtype == kDtypeOf<Real> && column.stride == 1)) return;
-  if (column.dtype == Dtype::kFloat32) scatter(buffer.values, count, column.stride, entry<float>(column, row, begin));
+  if (column.dtype == Dtype::kFloat32) scatter(buffer.values, count, column.stride, column.entry<float>(row, begin));
   if constexpr (sizeof(Real) == sizeof(double)) {
-    if (column.dtype == Dtype::kFloat64)
-      scatter(buffer.values, count, column.stride, entry<double>(column, row, begin));
+    if (column.dtype == Dtype::kFloat64) scatter(buffer.values, count, column.stride, column.entry<double>(row, begin));
   } else {
     if (column.dtype == Dtype::kBFloat16)
-      scatter(buffer.values, count, column.stride, entry<BFloat16>(column, row, begin));
+      scatter(buffer.values, count, column.stride, column.entry<BFloat16>(row, begin));
     if (column.dtype == Dtype::kFloat16)
-      scatter(buffer.values, count, column.stride, entry<Float16>(column, row, begin));
+      scatter(buffer.values, count, column.stride, column.entry<Float16>(row, begin));
   }
 }
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../pair_math.h"
+#include "../sums.h"
 #include "columns.h"
 #include "kernels.h"
 
@@ -17,27 +18,6 @@ namespace prefloss::cpu {
 namespace {
 
 constexpr int64_t kChunk = 8192;
-
-// The options in the type of the computation; the pairs' formula with every option on.
-template <typename Real>
-struct Formula {
-  Real beta, smoothing, center;
-
-  explicit Formula(const Options& options)
-      : beta(static_cast<Real>(options.beta)),
-        smoothing(static_cast<Real>(options.label_smoothing)),
-        center(static_cast<Real>(options.center_rewards_coefficient)) {}
-
-  Real logit(Real chosen, Real rejected, Real margin) const { return fused(beta, chosen - rejected, -margin); }
-  Real smoothed(Real target) const { return fused(target, Real(1) - 2 * smoothing, smoothing); }
-};
-
-// Nothing but chosen and rejected: the default call.
-bool plain(const Pairs& pairs) {
-  const Options& options = pairs.options;
-  return !pairs.margin && !pairs.weight && !pairs.target && options.beta == 1 && options.margin == 0 &&
-         options.target == 1 && options.label_smoothing == 0 && options.center_rewards_coefficient == 0;
-}
 
 // The sum of entry(0 ... count - 1), float64, in an order that `count` alone decides; four sums at a time hide the
 // latency of an addition.
@@ -55,23 +35,6 @@ double sum(int count, const Entry& entry) {
   for (int i = 4 * quarter; i < count; i++) first += entry(i);
   return (first + second) + (third + fourth);
 }
-
-struct Partial {
-  double terms = 0, weight = 0, sums[kSums] = {};
-
-  Partial() { sums[kMinimum] = std::numeric_limits<double>::infinity(), sums[kMaximum] = -sums[kMinimum]; }
-
-  void add(const Partial& other) {
-    terms += other.terms;
-    weight += other.weight;
-    for (int k = 0; k < kMinimum; k++) sums[k] += other.sums[k];
-    // The comparisons are false for NaN: a NaN that is here stays, one that comes is taken.
-    if (!(other.sums[kMinimum] >= sums[kMinimum]) && sums[kMinimum] == sums[kMinimum])
-      sums[kMinimum] = other.sums[kMinimum];
-    if (!(other.sums[kMaximum] <= sums[kMaximum]) && sums[kMaximum] == sums[kMaximum])
-      sums[kMaximum] = other.sums[kMaximum];
-  }
-};
 
 // The sums of one block. Counts of a block and extremes are exact in Real; everything else is added in float64.
 template <typename Real>
@@ -145,7 +108,7 @@ void plain_terms(const Pairs& pairs, const Column& terms, int64_t row, int64_t c
     const Real* chosen = load(pairs.chosen, row, begin, count, chosen_buffer);
     const Real* rejected = load(pairs.rejected, row, begin, count, rejected_buffer);
     for (int i = 0; i < count; i++) loss.values[i] = pair_loss(chosen[i] - rejected[i]);
-    scatter(loss.values, count, terms.stride, entry<Real>(terms, row, begin));
+    scatter(loss.values, count, terms.stride, terms.entry<Real>(row, begin));
   });
 }
 
@@ -172,16 +135,15 @@ Partial plain_sum(const Pairs& pairs, int64_t row, int64_t chunk) {
     }
     for (int lane = 0; lane < count - whole; lane++) add(lane, chosen[whole + lane] - rejected[whole + lane]);
   });
-  Partial partial;
+  Partial partial = Partial::zero();
   partial.terms = sum(kLanes, [&](int lane) { return PairLossSum{product[lane], hinge[lane]}.value(); });
   return partial;
 }
 
 template <typename Real>
 Partial general_forward(const Pairs& pairs, const ForwardOutputs& outputs, int64_t row, int64_t chunk) {
-  Partial partial;
+  Partial partial = Partial::zero();
   const Formula<Real> formula(pairs.options);
-  const Real center = formula.center;
   Buffer<Real> chosen_buffer, rejected_buffer, loss, centered;
   OptionalColumn<Real> margins(pairs.margin, pairs.options.margin), weights(pairs.weight, 1),
       targets(pairs.target, pairs.options.target);
@@ -191,20 +153,15 @@ Partial general_forward(const Pairs& pairs, const ForwardOutputs& outputs, int64
     const Real *margin = margins.load(row, begin, count), *weight = weights.load(row, begin, count),
                *target = targets.load(row, begin, count);
     for (int i = 0; i < count; i++) {
-      const Real total = chosen[i] + rejected[i];
-      loss.values[i] = pair_loss(formula.logit(chosen[i], rejected[i], margin[i]), formula.smoothed(target[i]));
-      centered.values[i] = center == 0 ? loss.values[i] : fused(center * total, total, loss.values[i]);
+      loss.values[i] = formula.loss(chosen[i], rejected[i], margin[i], target[i]);
+      centered.values[i] = formula.centered(loss.values[i], chosen[i], rejected[i]);
     }
-    // Weighting in float64 spares the sum a rounding a pair, and an overflow that the division would have undone.
-    const auto term = [&](int i) {
-      const double w = weight[i];
-      return w == 0 ? 0.0 : w * static_cast<double>(centered.values[i]);
-    };
+    const auto term = [&](int i) { return Formula<Real>::weighted(weight[i], centered.values[i]); };
     partial.terms += sum(count, term);
     partial.weight += sum(count, [&](int i) { return static_cast<double>(weight[i]); });
     if (outputs.terms) {
       for (int i = 0; i < count; i++) centered.values[i] = static_cast<Real>(term(i));
-      scatter(centered.values, count, outputs.terms.stride, entry<Real>(outputs.terms, row, begin));
+      scatter(centered.values, count, outputs.terms.stride, outputs.terms.entry<Real>(row, begin));
     }
     if (outputs.statistics) add_statistics(chosen, rejected, weight, loss.values, count, partial.sums);
   });
@@ -214,26 +171,23 @@ Partial general_forward(const Pairs& pairs, const ForwardOutputs& outputs, int64
 template <typename Real>
 void forward(const Pairs& pairs, const Divisor& divisor, const ForwardOutputs& outputs, int threads) {
   const int64_t chunks = (pairs.count + kChunk - 1) / kChunk;
-  const bool is_plain = plain(pairs) && !outputs.statistics;
+  const bool is_plain = pairs.plain() && !outputs.statistics;
   std::vector<Partial> partials(chunks > 1 ? static_cast<size_t>(chunks) : 0);
   for (int64_t row = 0; row < pairs.rows; row++) {
     const auto part = [&](int64_t chunk) {
       if (!is_plain) return general_forward<Real>(pairs, outputs, row, chunk);
       if (!outputs.terms) return plain_sum<Real>(pairs, row, chunk);
       plain_terms<Real>(pairs, outputs.terms, row, chunk);
-      return Partial();
+      return Partial::zero();
     };
-    Partial total;
+    Partial total = Partial::zero();
     if (chunks == 1) {
       total = part(0);
     } else {
       for_chunks(chunks, threads, [&](int64_t chunk) { partials[static_cast<size_t>(chunk)] = part(chunk); });
       for (const Partial& partial : partials) total.add(partial);
     }
-    total.sums[kWeight] = total.weight;
-    const double by = divisor.total_weight ? divisor.resolve(total.weight) : divisor.of_row(row);
-    if (outputs.loss) static_cast<Real*>(outputs.loss)[row] = static_cast<Real>(total.terms / by);
-    if (outputs.sums) std::copy(total.sums, total.sums + kSums, outputs.sums + row * kSums);
+    finish_row<Real>(total, divisor, outputs, row);
   }
 }
 
@@ -259,7 +213,6 @@ template <typename Real>
 void general_backward(const Pairs& pairs, double scale, const Column& upstream, const Gradients& gradients, int64_t row,
                       int64_t chunk) {
   const Formula<Real> formula(pairs.options);
-  const Real beta = formula.beta, twice_center = 2 * formula.center;
   Buffer<Real> chosen_buffer, rejected_buffer, chosen_result, rejected_result, margin_result;
   OptionalColumn<Real> margins(pairs.margin, pairs.options.margin), weights(pairs.weight, 1),
       targets(pairs.target, pairs.options.target);
@@ -275,13 +228,11 @@ void general_backward(const Pairs& pairs, double scale, const Column& upstream, 
     Real* __restrict grad_margin = result(gradients.margin, row, begin, margin_result);
 #pragma omp simd
     for (int i = 0; i < count; i++) {
-      const Real z = formula.logit(chosen[i], rejected[i], margin[i]);
-      const Real slope = pair_derivatives(z, formula.smoothed(target[i])).slope;
-      const Real pull = twice_center == 0 ? Real(0) : twice_center * (chosen[i] + rejected[i]);
-      const Real k = factor[i] * weight[i];
-      grad_chosen[i] = weight[i] == 0 ? Real(0) : k * fused(beta, slope, pull);
-      grad_rejected[i] = weight[i] == 0 ? Real(0) : k * fused(-beta, slope, pull);
-      grad_margin[i] = weight[i] == 0 ? Real(0) : -k * slope;
+      const PairGradient<Real> gradient =
+          formula.gradient(chosen[i], rejected[i], margin[i], weight[i], target[i], factor[i]);
+      grad_chosen[i] = gradient.chosen;
+      grad_rejected[i] = gradient.rejected;
+      grad_margin[i] = gradient.margin;
     }
     store(gradients.chosen, row, begin, count, chosen_result);
     store(gradients.rejected, row, begin, count, rejected_result);
@@ -289,18 +240,11 @@ void general_backward(const Pairs& pairs, double scale, const Column& upstream, 
   });
 }
 
-// An upstream gradient with one entry a row becomes a number, already divided; one a pair (reduction "none") is never
-// divided.
-template <typename Real>
-double row_scale(const Column& upstream, const Divisor& divisor, int64_t row) {
-  return static_cast<double>(*entry<Real>(upstream, row, 0)) / divisor.of_row(row);
-}
-
 template <typename Real>
 void backward(const Pairs& pairs, const Divisor& divisor, const Column& upstream, const Gradients& gradients,
               int threads) {
   const int64_t chunks = (pairs.count + kChunk - 1) / kChunk;
-  const bool one_a_row = upstream.stride == 0, is_plain = plain(pairs) && one_a_row && !gradients.margin;
+  const bool one_a_row = upstream.stride == 0, is_plain = pairs.plain() && one_a_row && !gradients.margin;
   for (int64_t row = 0; row < pairs.rows && chunks > 0; row++) {
     const double scale = one_a_row ? row_scale<Real>(upstream, divisor, row) : 1.0;
     for_chunks(chunks, threads, [&](int64_t chunk) {
@@ -312,16 +256,13 @@ void backward(const Pairs& pairs, const Divisor& divisor, const Column& upstream
   }
 }
 
-// With v the direction given for each gradient, s the slope and h the curvature, dz = beta (v_chosen - v_rejected) -
-// v_margin the direction that reaches z, and u = v_chosen + v_rejected the one that reaches a + b: d/dg = (w / D) (s dz
-// + 2c (a + b) u), and so on.
 template <typename Real>
 double double_backward_chunk(const Pairs& pairs, double scale, double inverse_divisor, const Column& upstream,
                              const Gradients& directions, const Column& upstream_gradient, const Gradients& gradients,
                              int64_t row, int64_t chunk) {
   double total = 0;
   const Formula<Real> formula(pairs.options);
-  const Real beta = formula.beta, twice_center = 2 * formula.center, inverse = static_cast<Real>(inverse_divisor);
+  const Real inverse = static_cast<Real>(inverse_divisor);
   Buffer<Real> chosen_buffer, rejected_buffer, chosen_result, rejected_result, margin_result, upstream_result;
   OptionalColumn<Real> margins(pairs.margin, pairs.options.margin), weights(pairs.weight, 1),
       targets(pairs.target, pairs.options.target);
@@ -340,21 +281,16 @@ double double_backward_chunk(const Pairs& pairs, double scale, double inverse_di
     Real* __restrict grad_margin = result(gradients.margin, row, begin, margin_result);
 #pragma omp simd
     for (int i = 0; i < count; i++) {
-      const Real z = formula.logit(chosen[i], rejected[i], margin[i]);
-      const PairDerivatives<Real> pair = pair_derivatives(z, formula.smoothed(target[i]));
-      const Real dz = fused(beta, v_chosen[i] - v_rejected[i], -v_margin[i]), u = v_chosen[i] + v_rejected[i];
-      const Real pull = twice_center == 0 ? Real(0) : twice_center * u;
-      const Real along = twice_center == 0 ? pair.slope * dz : fused(pair.slope, dz, pull * (chosen[i] + rejected[i]));
-      const Real bend = pair.curvature * dz, k = factor[i] * weight[i];
-      const bool counted = weight[i] != 0;
-      upstream_result.values[i] = counted ? weight[i] * inverse * along : Real(0);
-      grad_chosen[i] = counted ? k * fused(beta, bend, pull) : Real(0);
-      grad_rejected[i] = counted ? k * fused(-beta, bend, pull) : Real(0);
-      grad_margin[i] = counted ? -k * bend : Real(0);
+      const PairSecond<Real> second = formula.second(chosen[i], rejected[i], margin[i], weight[i], target[i], factor[i],
+                                                     inverse, v_chosen[i], v_rejected[i], v_margin[i]);
+      upstream_result.values[i] = second.upstream;
+      grad_chosen[i] = second.gradient.chosen;
+      grad_rejected[i] = second.gradient.rejected;
+      grad_margin[i] = second.gradient.margin;
     }
     total += sum(count, [&](int i) { return static_cast<double>(upstream_result.values[i]); });
     if (upstream_gradient.stride != 0)
-      scatter(upstream_result.values, count, upstream_gradient.stride, entry<Real>(upstream_gradient, row, begin));
+      scatter(upstream_result.values, count, upstream_gradient.stride, upstream_gradient.entry<Real>(row, begin));
     store(gradients.chosen, row, begin, count, chosen_result);
     store(gradients.rejected, row, begin, count, rejected_result);
     store(gradients.margin, row, begin, count, margin_result);
@@ -378,7 +314,7 @@ void double_backward(const Pairs& pairs, const Divisor& divisor, const Column& u
     double total = 0;
     for (const double partial : partials) total += partial;
     if (upstream_gradient && upstream_gradient.stride == 0)
-      *entry<Real>(upstream_gradient, row, 0) = static_cast<Real>(total);
+      *upstream_gradient.entry<Real>(row, 0) = static_cast<Real>(total);
   }
 }
 
