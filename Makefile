@@ -51,7 +51,7 @@ SANITIZERS = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-f
 
 $(SANITIZED)/installed: $(INSTALLED)
 	rm -rf $(SANITIZED)
-	$(BIN)/python -m pip install --quiet --no-deps --target $(SANITIZED) . -C cmake.define.PREFLOSS_SANITIZE=ON -C cmake.build-type=RelWithDebInfo -C build-dir=build/sanitize
+	$(BIN)/python -m pip install --quiet --no-deps --target $(SANITIZED) . -C cmake.define.PREFLOSS_SANITIZE=address,undefined -C cmake.define.PREFLOSS_CUDA=OFF -C cmake.build-type=RelWithDebInfo -C build-dir=build/sanitize
 	@touch $@
 
 sanitize: $(SANITIZED)/installed  ## run the tests with the address and undefined-behaviour sanitizers (GCC, Linux)

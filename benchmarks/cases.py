@@ -53,11 +53,11 @@ class Contender(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """The reference's float64 results."""
+    """The reference's float64 results, the gradients where the rewards are."""
 
     loss: float
-    grad_chosen: NDArray[np.float64]
-    grad_rejected: NDArray[np.float64]
+    grad_chosen: Tensor
+    grad_rejected: Tensor
 
 
 class Tolerance(NamedTuple):
@@ -112,15 +112,15 @@ def cheapest(chosen: Tensor, rejected: Tensor) -> Tensor:
 def _steps(chosen: Tensor, rejected: Tensor, compiled: bool) -> dict[str, Contender]:
     expected, theirs = _expected(chosen, rejected, {}), THEIRS[chosen.dtype]
     contenders = {
-        "prefloss": _step(prefloss.bradley_terry_loss, chosen, rejected, expected, OURS[chosen.dtype]),
-        "eager": _step(eager, chosen, rejected, expected, theirs),
+        "prefloss": step(prefloss.bradley_terry_loss, chosen, rejected, expected, OURS[chosen.dtype]),
+        "eager": step(eager, chosen, rejected, expected, theirs),
     }
     if chosen.dtype is torch.float32:  # a sum overflows float16
-        contenders["cheapest two-input op"] = _step(cheapest, chosen, rejected, _expected_sum(chosen, rejected), theirs)
+        contenders["cheapest two-input op"] = step(cheapest, chosen, rejected, _expected_sum(chosen, rejected), theirs)
     if compiled:
         torch._dynamo.reset()  # each size gets its own code, as fast as it can be, instead of one for all sizes
         function = torch.compile(eager, fullgraph=True, dynamic=False)
-        contenders["torch.compile"] = _step(function, chosen, rejected, expected, theirs)
+        contenders["torch.compile"] = step(function, chosen, rejected, expected, theirs)
     return contenders
 
 
@@ -136,12 +136,12 @@ def _steps_with_options(chosen: Tensor, rejected: Tensor, generator: torch.Gener
     fused = partial(prefloss.bradley_terry_loss, margin=margin, weight=weight, beta=beta, label_smoothing=smoothing)
     expected = _expected(chosen, rejected, {"margin": margin.numpy(), "weight": weight.numpy(), **OPTIONS})
     return {
-        "prefloss": _step(fused, chosen, rejected, expected, OURS_WITH_OPTIONS),
-        "composed": _step(composed, chosen, rejected, expected, THEIRS[chosen.dtype]),
+        "prefloss": step(fused, chosen, rejected, expected, OURS_WITH_OPTIONS),
+        "composed": step(composed, chosen, rejected, expected, THEIRS[chosen.dtype]),
     }
 
 
-def _step(
+def step(
     loss: LossFunction, chosen: Tensor, rejected: Tensor, expected: Callable[[], Expected], tolerance: Tolerance
 ) -> Contender:
     """Forward and backward of two leaves whose gradients are fresh, as after `optimizer.zero_grad()`."""
@@ -154,11 +154,8 @@ def _step(
 
     def check() -> float:
         value = run()
-        assert chosen.grad is not None
-        assert rejected.grad is not None
-        _check_gradient(chosen.grad, expected().grad_chosen, tolerance)
-        _check_gradient(rejected.grad, expected().grad_rejected, tolerance)
-        return _check_loss(value, expected().loss, tolerance)
+        check_gradients((chosen.grad, rejected.grad), expected(), tolerance)
+        return check_loss(value, expected().loss, tolerance)
 
     return Contender(run, check)
 
@@ -171,19 +168,18 @@ def _kernels(kind: str, chosen: Tensor, rejected: Tensor) -> dict[str, Contender
     threads = kernels.threads(chosen.numel())
 
     def forward() -> None:
-        _core.default_forward(chosen, rejected, loss, threads)
+        _core.default_forward(chosen, rejected, loss, threads, None)
 
     def check_forward() -> float:
         forward()
-        return _check_loss(loss, expected().loss, tolerance)
+        return check_loss(loss, expected().loss, tolerance)
 
     def backward() -> bool:
         return _core.default_backward(upstream, chosen, rejected, first, second, threads)
 
     def check_backward() -> float:
         assert backward()
-        _check_gradient(first, expected().grad_chosen, tolerance)
-        _check_gradient(second, expected().grad_rejected, tolerance)
+        check_gradients((first, second), expected(), tolerance)
         return 0.0
 
     def copy() -> None:
@@ -206,14 +202,14 @@ def _expected(chosen: Tensor, rejected: Tensor, options: dict[str, Any]) -> Call
         arrays = _array(chosen), _array(rejected)
         loss = reference.bradley_terry_loss(*arrays, **options)
         grad_chosen, grad_rejected, _ = reference.bradley_terry_gradient(1.0, *arrays, **options)
-        return Expected(float(loss), grad_chosen, grad_rejected)
+        return Expected(float(loss), torch.from_numpy(grad_chosen), torch.from_numpy(grad_rejected))
 
     return compute
 
 
 def _expected_sum(chosen: Tensor, rejected: Tensor) -> Callable[[], Expected]:
     def compute() -> Expected:
-        ones = np.ones(chosen.shape)
+        ones = torch.ones_like(chosen, dtype=torch.float64)
         return Expected(float(np.sum(_array(chosen) - _array(rejected), dtype=np.float64)), ones, -ones)
 
     return compute
@@ -226,16 +222,20 @@ def _array(tensor: Tensor) -> NDArray[Any]:
     return array
 
 
-def _check_loss(loss: Tensor, expected: float, tolerance: Tolerance) -> float:
+def check_loss(loss: Tensor, expected: float, tolerance: Tolerance) -> float:
     error = abs(loss.item() - expected) / abs(expected)
     assert error <= tolerance.loss, f"loss {loss.item()!r}, reference {expected!r}: relative error {error:.2e}"
     return error
 
 
-def _check_gradient(gradient: Tensor, expected: NDArray[np.float64], tolerance: Tolerance) -> None:
-    information = torch.finfo(gradient.dtype)
-    spacing = information.tiny * information.eps  # of subnormals: a mean's gradient is 1 / N small
-    allowed = tolerance.entry * np.abs(expected) + tolerance.greatest * np.max(np.abs(expected)) + spacing
-    excess = np.abs(_array(gradient) - expected) - allowed
-    worst = int(np.argmax(excess))
-    assert excess[worst] <= 0, f"gradient entry {worst} is {gradient[worst].item()!r}, reference {expected[worst]!r}"
+def check_gradients(gradients: tuple[Tensor | None, Tensor | None], expected: Expected, tolerance: Tolerance) -> None:
+    for gradient, wanted in zip(gradients, (expected.grad_chosen, expected.grad_rejected), strict=True):
+        assert gradient is not None
+        information = torch.finfo(gradient.dtype)
+        spacing = information.tiny * information.eps  # of subnormals: a mean's gradient is 1 / N small
+        allowed = tolerance.entry * wanted.abs() + tolerance.greatest * wanted.abs().max() + spacing
+        excess = (gradient.double() - wanted).abs() - allowed
+        worst = int(excess.argmax())
+        assert excess[worst] <= 0, (
+            f"gradient entry {worst} is {gradient[worst].item()!r}, reference {wanted[worst].item()!r}"
+        )

@@ -1,4 +1,4 @@
-"""Draws the README's charts from the figures that report.py wrote.
+"""Draws the charts from the figures that report.py or gpu.py wrote.
 
 python benchmarks/charts.py benchmarks/results.json docs
 """
@@ -16,16 +16,28 @@ matplotlib.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-COLOURS = {"prefloss": "#c2410c", "backward": "#7c2d12", "torch.compile": "#2563eb", "rival": "#6b7280"}
+COLOURS = {
+    "prefloss": "#c2410c",
+    "backward": "#7c2d12",
+    "torch.compile": "#2563eb",
+    "Triton": "#15803d",
+    "rival": "#6b7280",
+}
 
 
 def draw(results: dict[str, Any], folder: Path) -> None:
-    """Write speed_up.svg and bandwidth.svg into `folder`, each only where `results` has rows for it."""
+    """Write speed_up.svg and bandwidth.svg into `folder`, each only where `results` has rows for it.
+
+    Those of a GPU are called gpu_speed_up.svg and gpu_bandwidth.svg.
+    """
     machine, versions = results["machine"], results["versions"]
-    where = f"{machine['processor']}, {machine['threads']} threads, torch {versions['torch']}"
+    on_gpu = "gpu" in machine
+    hardware = machine["gpu"] if on_gpu else f"{machine['processor']}, {machine['threads']} threads"
+    where, prefix = f"{hardware}, torch {versions['torch']}", "gpu_" if on_gpu else ""
     folder.mkdir(parents=True, exist_ok=True)
-    steps = [row for row in results["rows"] if row["kind"] == "step" and row["dtype"] == "float32"]
-    kernels = [row for row in results["rows"] if row["kind"].endswith("kernel")]
+    float32 = [row for row in results["rows"] if row["dtype"] == "float32"]
+    steps = [row for row in float32 if row["kind"] in ("step", "graph replay")]
+    kernels = [row for row in float32 if row["kind"].startswith(("forward", "backward"))]
     with plt.rc_context(
         {
             "figure.figsize": (7.2, 4.0),
@@ -40,22 +52,23 @@ def draw(results: dict[str, Any], folder: Path) -> None:
         }
     ):
         if steps:
-            _speed_up(steps, where, folder / "speed_up.svg")
+            _speed_up(steps, where, folder / f"{prefix}speed_up.svg")
         if kernels:
-            _bandwidth(kernels, where, folder / "bandwidth.svg")
+            _bandwidth(kernels, where, folder / f"{prefix}bandwidth.svg")
 
 
 def _speed_up(rows: list[dict[str, Any]], where: str, path: Path) -> None:
     figure, axes = plt.subplots(layout="constrained")
-    for name in ("prefloss", "torch.compile"):
-        points = [
-            (row["pairs"], row["seconds"]["eager"]["median"] / row["seconds"][name]["median"])
-            for row in rows
-            if name in row["seconds"]
-        ]
-        _line(axes, points, name, COLOURS[name])
+    for kind, suffix, style in (("step", "", "-"), ("graph replay", ", graph replays", "--")):
+        for name in ("prefloss", "torch.compile", "Triton"):
+            points = [
+                (row["pairs"], row["seconds"]["eager"]["median"] / row["seconds"][name]["median"])
+                for row in rows
+                if row["kind"] == kind and {name, "eager"} <= row["seconds"].keys()
+            ]
+            _line(axes, points, name + suffix, COLOURS[name], style)
     axes.axhline(1.0, color=COLOURS["rival"], linewidth=1, marker="")
-    axes.text(rows[-1]["pairs"], 1.02, "eager", color=COLOURS["rival"], ha="right", va="bottom")
+    axes.text(max(row["pairs"] for row in rows), 1.02, "eager", color=COLOURS["rival"], ha="right", va="bottom")
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
     axes.set_ylabel("times as fast as eager PyTorch")
@@ -66,17 +79,18 @@ def _speed_up(rows: list[dict[str, Any]], where: str, path: Path) -> None:
 
 
 def _bandwidth(rows: list[dict[str, Any]], where: str, path: Path) -> None:
-    """Forward reads two tensors; backward reads two and writes two, as two copies do."""
+    """Forward reads two tensors; backward reads two and writes two, as the copies it is held against do."""
     figure, axes = plt.subplots(layout="constrained")
     for label, kind, contender, tensors, colour in (
-        ("forward kernel", "forward kernel", "prefloss", 2, "prefloss"),
-        ("backward kernel", "backward kernel", "prefloss", 4, "backward"),
-        ("copying two tensors", "backward kernel", "two copies", 4, "rival"),
+        ("forward kernel", "forward", "prefloss", 2, "prefloss"),
+        ("backward kernel", "backward", "prefloss", 4, "backward"),
+        ("copying two tensors", "backward", "two copies", 4, "rival"),
+        ("device copy", "backward", "device copy", 4, "rival"),
     ):
         points = [
             (row["pairs"], 1e-9 * tensors * 4 * row["pairs"] / row["seconds"][contender]["median"])
             for row in rows
-            if row["kind"] == kind
+            if row["kind"].startswith(kind) and contender in row["seconds"]
         ]
         _line(axes, points, label, COLOURS[colour])
     axes.set_ylim(bottom=0)
@@ -87,9 +101,9 @@ def _bandwidth(rows: list[dict[str, Any]], where: str, path: Path) -> None:
     plt.close(figure)
 
 
-def _line(axes: Axes, points: list[tuple[int, float]], label: str, colour: str) -> None:
+def _line(axes: Axes, points: list[tuple[int, float]], label: str, colour: str, style: str = "-") -> None:
     if points:
-        axes.plot(*zip(*sorted(points), strict=True), label=label, color=colour)
+        axes.plot(*zip(*sorted(points), strict=True), label=label, color=colour, linestyle=style)
 
 
 def _finish(axes: Axes, where: str) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+Run = Callable[[], object]
 ROUND_SECONDS = 0.002  # at least so long is one contender's part of a round: the clock and the loop then cost nothing
 MINIMUM_ROUNDS = 11
 
@@ -27,14 +28,24 @@ class Timing(NamedTuple):
     rounds: int
 
 
-def measure(contenders: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Timing]:
+def wall_time(run: Run, calls: int) -> float:
+    """Seconds a call takes, by the host's clock."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - start) / calls
+
+
+def measure(
+    contenders: Mapping[str, Run], seconds: float, time_calls: Callable[[Run, int], float] = wall_time
+) -> dict[str, Timing]:
     """The time of one call of each contender.
 
     All together get about `seconds`, and no fewer than MINIMUM_ROUNDS rounds.
     """
     for run in contenders.values():
-        _time(run, 3)
-    calls = max(1, math.ceil(ROUND_SECONDS / min(_time(run, 3) for run in contenders.values())))
+        time_calls(run, 3)
+    calls = max(1, math.ceil(ROUND_SECONDS / min(time_calls(run, 3) for run in contenders.values())))
     times: dict[str, list[float]] = {name: [] for name in contenders}
     order, shuffle = list(contenders), random.Random(0).shuffle
     collecting = gc.isenabled()
@@ -45,18 +56,11 @@ def measure(contenders: Mapping[str, Callable[[], object]], seconds: float) -> d
             shuffle(order)  # nobody always follows the same rival, who leaves the caches in the same state
             for name in order:
                 contenders[name]()  # brings back what the last contender drove out of the caches
-                times[name].append(_time(contenders[name], calls))
+                times[name].append(time_calls(contenders[name], calls))
     finally:
         if collecting:
             gc.enable()
     return {name: _summary(values) for name, values in times.items()}
-
-
-def _time(run: Callable[[], object], calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        run()
-    return (time.perf_counter() - start) / calls
 
 
 def _summary(times: list[float]) -> Timing:

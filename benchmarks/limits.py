@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from cases import Case
@@ -22,6 +22,21 @@ class Figure(NamedTuple):
 
     def reaches(self, wanted: float) -> bool:
         return self.value <= wanted if self.sense == "<=" else self.value >= wanted
+
+    def plain(self) -> dict[str, Any]:
+        """For the JSON."""
+        return {
+            **self._asdict(),
+            "must_reached": self.reaches(self.must),
+            "aim_reached": None if self.aim is None else self.reaches(self.aim),
+        }
+
+    def __str__(self) -> str:
+        must = "reached" if self.reaches(self.must) else "MISSED"
+        line = f"{self.what:<72} {self.value:>9.3g}  must {self.sense} {self.must:g}: {must}"
+        if self.aim is None:
+            return line
+        return f"{line}, aim {self.aim:g}: {'reached' if self.reaches(self.aim) else 'missed'}"
 
 
 class Limit(NamedTuple):
@@ -59,6 +74,15 @@ def limits_of(case: Case) -> Iterator[Limit]:
             yield Limit("two copies", "<=", 0.95, 0.55)
         case Case("backward kernel", torch.float32, 16_777_216):
             yield Limit("two copies", ">=", 0.9)
+
+
+def gpu_limits_of(case: Case) -> Iterator[Limit]:
+    """The same for the cases of gpu.py."""
+    match case:
+        case Case("step", torch.float32, size) if size <= 4_096:
+            yield Limit("eager", "<=", 0.6)
+        case Case("forward" | "backward", torch.float32, 67_108_864):
+            yield Limit("device copy", ">=", 0.85)
 
 
 MEAN_ERROR_CASE = Case("step", torch.float32, 16_777_216)

@@ -9,9 +9,13 @@
 #include <string>
 
 #include "cpu/kernels.h"
+#include "device.h"
 #include "tensors.h"
+#ifdef PREFLOSS_CUDA
+#include "cuda/kernels.h"
+#endif
 
-namespace prefloss {
+namespace prefloss::python {
 namespace {
 
 void* address(uintptr_t value) { return reinterpret_cast<void*>(value); }
@@ -55,39 +59,45 @@ Column upstream_of(const py::tuple& tuple, const Pairs& pairs) {
   return upstream;
 }
 
+// (whether on CUDA, threads, stream, address of the scratch memory)
+Place place_of(const py::tuple& tuple) {
+  const auto [cuda, threads, stream, scratch] = tuple.cast<std::tuple<bool, int, uintptr_t, uintptr_t>>();
+  return {cuda, threads, address(stream), static_cast<double*>(address(scratch))};
+}
+
 void paired_forward(const py::tuple& inputs, const py::tuple& divisor, uintptr_t loss, const py::object& terms,
-                    uintptr_t sums, bool statistics, int threads) {
+                    uintptr_t sums, bool statistics, const py::tuple& where) {
   const Pairs pairs = pairs_of(inputs);
   const Divisor by = divisor_of(divisor);
+  const Place place = place_of(where);
   const ForwardOutputs outputs{address(loss), column(terms), static_cast<double*>(address(sums)), statistics};
-  run_without_gil(pairs.rows * pairs.count,
-                  [&] { cpu::kernels().paired_forward(pairs, by, outputs, cpu::usable_threads(threads)); });
+  run_without_gil(pairs.rows * pairs.count, [&] { prefloss::paired_forward(pairs, by, outputs, place); });
 }
 
 void paired_backward(const py::tuple& inputs, const py::tuple& divisor, const py::tuple& upstream,
                      const py::object& grad_chosen, const py::object& grad_rejected, const py::object& grad_margin,
-                     int threads) {
+                     const py::tuple& where) {
   const Pairs pairs = pairs_of(inputs);
   const Divisor by = divisor_of(divisor);
+  const Place place = place_of(where);
   const Column grad = upstream_of(upstream, pairs);
   const Gradients gradients{column(grad_chosen), column(grad_rejected), column(grad_margin)};
-  run_without_gil(pairs.rows * pairs.count,
-                  [&] { cpu::kernels().paired_backward(pairs, by, grad, gradients, cpu::usable_threads(threads)); });
+  run_without_gil(pairs.rows * pairs.count, [&] { prefloss::paired_backward(pairs, by, grad, gradients, place); });
 }
 
 void paired_double_backward(const py::tuple& inputs, const py::tuple& divisor, const py::tuple& upstream,
                             const py::object& towards_chosen, const py::object& towards_rejected,
                             const py::object& towards_margin, const py::object& grad_upstream,
                             const py::object& grad_chosen, const py::object& grad_rejected,
-                            const py::object& grad_margin, int threads) {
+                            const py::object& grad_margin, const py::tuple& where) {
   const Pairs pairs = pairs_of(inputs);
   const Divisor by = divisor_of(divisor);
+  const Place place = place_of(where);
   const Column grad = upstream_of(upstream, pairs), upstream_gradient = column(grad_upstream);
   const Gradients directions{column(towards_chosen), column(towards_rejected), column(towards_margin)};
   const Gradients gradients{column(grad_chosen), column(grad_rejected), column(grad_margin)};
   run_without_gil(pairs.rows * pairs.count, [&] {
-    cpu::kernels().paired_double_backward(pairs, by, grad, directions, upstream_gradient, gradients,
-                                          cpu::usable_threads(threads));
+    prefloss::paired_double_backward(pairs, by, grad, directions, upstream_gradient, gradients, place);
   });
 }
 
@@ -103,6 +113,26 @@ std::string compiler() {
 #endif
 }
 
+// (toolkit, architectures), or None where there are no CUDA kernels.
+py::object cuda_build() {
+#ifdef PREFLOSS_CUDA
+  const int toolkit = cuda::toolkit();
+  return py::make_tuple(std::to_string(toolkit / 1000) + "." + std::to_string(toolkit % 1000 / 10),
+                        PREFLOSS_CUDA_ARCHITECTURES);
+#else
+  return py::none();
+#endif
+}
+
+// Why no GPU can be used, or an empty string.
+std::string cuda_unusable() {
+#ifdef PREFLOSS_CUDA
+  return cuda::unusable();
+#else
+  return "built without CUDA";
+#endif
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
@@ -115,28 +145,37 @@ PYBIND11_MODULE(_core, module) {
 #else
   module.attr("openmp") = false;
 #endif
+  module.attr("cuda") = cuda_build();
+  module.def("cuda_unusable", &cuda_unusable);
+  module.def(
+      "scratch_size",
+      [](bool cuda, int rewards, int64_t rows, int64_t count) {
+        return scratch_size(cuda, static_cast<Dtype>(rewards), rows, count);
+      },
+      py::arg("cuda"), py::arg("rewards"), py::arg("rows"), py::arg("count"));
   module.def("set_torch", &set_torch, py::arg("tensor"), py::arg("parameter"), py::arg("exchange_api"));
   module.def("tensors_accept", &tensors_accept, py::arg("rewards"), py::arg("rejected"), py::arg("layout"),
              py::arg("margin"), py::arg("weight"), py::arg("target"));
   module.def("tensors_forward", &tensors_forward, py::arg("rewards"), py::arg("rejected"), py::arg("layout"),
              py::arg("margin"), py::arg("weight"), py::arg("target"), py::arg("options"), py::arg("divisor"),
-             py::arg("per_pair"), py::arg("loss"), py::arg("sums"), py::arg("statistics"), py::arg("threads"));
+             py::arg("per_pair"), py::arg("loss"), py::arg("sums"), py::arg("statistics"), py::arg("threads"),
+             py::arg("scratch"));
   module.def("tensors_backward", &tensors_backward, py::arg("grad"), py::arg("rewards"), py::arg("rejected"),
              py::arg("layout"), py::arg("margin"), py::arg("weight"), py::arg("target"), py::arg("options"),
              py::arg("divisor"), py::arg("per_pair"), py::arg("sums"), py::arg("grad_rewards"),
              py::arg("grad_rejected"), py::arg("grad_margin"), py::arg("threads"));
   module.def("default_forward", &default_forward, py::arg("chosen"), py::arg("rejected"), py::arg("loss"),
-             py::arg("threads"));
+             py::arg("threads"), py::arg("scratch"));
   module.def("default_backward", &default_backward, py::arg("grad"), py::arg("chosen"), py::arg("rejected"),
              py::arg("grad_chosen"), py::arg("grad_rejected"), py::arg("threads"));
   module.def("paired_forward", &paired_forward, py::arg("pairs"), py::arg("divisor"), py::arg("loss"), py::arg("terms"),
-             py::arg("sums"), py::arg("statistics"), py::arg("threads"));
+             py::arg("sums"), py::arg("statistics"), py::arg("place"));
   module.def("paired_backward", &paired_backward, py::arg("pairs"), py::arg("divisor"), py::arg("upstream"),
-             py::arg("grad_chosen"), py::arg("grad_rejected"), py::arg("grad_margin"), py::arg("threads"));
+             py::arg("grad_chosen"), py::arg("grad_rejected"), py::arg("grad_margin"), py::arg("place"));
   module.def("paired_double_backward", &paired_double_backward, py::arg("pairs"), py::arg("divisor"),
              py::arg("upstream"), py::arg("towards_chosen"), py::arg("towards_rejected"), py::arg("towards_margin"),
              py::arg("grad_upstream"), py::arg("grad_chosen"), py::arg("grad_rejected"), py::arg("grad_margin"),
-             py::arg("threads"));
+             py::arg("place"));
 }
 
-}  // namespace prefloss
+}  // namespace prefloss::python

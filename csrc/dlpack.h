@@ -7,7 +7,7 @@
 
 namespace prefloss::dlpack {
 
-constexpr int32_t kCpu = 1;
+constexpr int32_t kCpu = 1, kCuda = 2;
 constexpr uint8_t kFloat = 2, kBFloat = 4, kBool = 6;
 constexpr uint32_t kMajorVersion = 1;
 constexpr const char* kCapsuleName = "dlpack_exchange_api";
@@ -40,7 +40,7 @@ struct ExchangeApi {
   void* managed_tensor_from_py_object;
   void* managed_tensor_to_py_object;
   int (*tensor_from_py_object)(void* object, Tensor* out);  // borrows; -1 and a Python error where it cannot
-  void* current_work_stream;
+  int (*current_work_stream)(int32_t device_type, int32_t device_id, void** stream);
 };
 
 }  // namespace prefloss::dlpack

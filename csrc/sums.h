@@ -1,7 +1,7 @@
 // What is added up over the pairs of a row, and what becomes of it.
 #pragma once
 
-#include <limits>
+#include <cmath>
 
 #include "pairs.h"
 
@@ -13,8 +13,8 @@ struct Partial {
 
   PREFLOSS_HOST_DEVICE static Partial zero() {
     Partial partial{};
-    partial.sums[kMinimum] = std::numeric_limits<double>::infinity();
-    partial.sums[kMaximum] = -std::numeric_limits<double>::infinity();
+    partial.sums[kMinimum] = HUGE_VAL;
+    partial.sums[kMaximum] = -HUGE_VAL;
     return partial;
   }
 

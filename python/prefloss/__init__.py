@@ -40,14 +40,33 @@ def build_info() -> dict[str, object]:
     """What was built and what is in use here, for bug reports.
 
     Keys: version; compiler; cpu (the instruction set of the kernels in use: baseline, avx2 or avx512; the environment
-    variable PREFLOSS_CPU forces one); openmp (whether kernels use threads); cuda (architectures, or why there are
-    none); torch.
+    variable PREFLOSS_CPU forces one); openmp (whether kernels use threads); cuda (the toolkit and architectures of the
+    CUDA kernels, or why there are none); gpu (the GPUs that they can use, or why none can); torch; torch_cuda (the CUDA
+    that torch was built with, or None). Asking for the GPUs starts the CUDA driver in this process.
     """
+    cuda = "none: built without nvcc, or with PREFLOSS_CUDA=OFF"
+    if _core.cuda is not None:
+        cuda = "toolkit {}, architectures {}".format(*_core.cuda)
     return {
         "version": __version__,
         "compiler": _core.compiler,
         "cpu": _core.cpu,
         "openmp": _core.openmp,
-        "cuda": "none: this version has CPU kernels only",
+        "cuda": cuda,
+        "gpu": _gpu(),
         "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
     }
+
+
+def _gpu() -> str:
+    reason = _core.cuda_unusable()
+    if not reason and not torch.cuda.is_available():
+        reason = "torch.cuda.is_available() is False" + ("" if torch.version.cuda else ": torch was built without CUDA")
+    if reason:
+        return f"none: {reason}"
+    names = (
+        f"{torch.cuda.get_device_name(index)} (compute capability {torch.cuda.get_device_capability(index)})"
+        for index in range(torch.cuda.device_count())
+    )
+    return ", ".join(names)

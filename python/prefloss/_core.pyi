@@ -3,19 +3,23 @@
 # A column, one entry a pair, is (address, dtype tag, stride, row stride) with strides in entries, or None where it is not
 # given. `pairs` is (chosen, rejected, margin, weight, target: columns; rows; count; (beta, margin, target,
 # label_smoothing, center_rewards_coefficient)); `divisor` is (number, address of one float64 a row or 0, its stride,
-# whether it is a total weight).
+# whether it is a total weight); `place` is (whether on CUDA, threads, stream, address of `scratch_size` float64 or 0).
 from typing import Final
 
 from torch import Tensor
 
 _Column = tuple[int, int, int, int]
+_Place = tuple[bool, int, int, int]
 _OptionNumbers = tuple[float, float, float, float, float]
 
 __version__: Final[str]
 compiler: Final[str]
 cpu: Final[str]
 openmp: Final[bool]
+cuda: Final[tuple[str, str] | None]
 
+def cuda_unusable() -> str: ...
+def scratch_size(cuda: bool, rewards: int, rows: int, count: int) -> int: ...
 def set_torch(tensor: type, parameter: type, exchange_api: object) -> None: ...
 def tensors_accept(
     rewards: object, rejected: object, layout: int, margin: object, weight: object, target: object
@@ -34,6 +38,7 @@ def tensors_forward(
     sums: Tensor | None,
     statistics: bool,
     threads: int,
+    scratch: Tensor | None,
 ) -> None: ...
 def tensors_backward(
     grad: Tensor,
@@ -52,7 +57,7 @@ def tensors_backward(
     grad_margin: Tensor | None,
     threads: int,
 ) -> bool: ...
-def default_forward(chosen: Tensor, rejected: Tensor, loss: Tensor, threads: int) -> None: ...
+def default_forward(chosen: Tensor, rejected: Tensor, loss: Tensor, threads: int, scratch: Tensor | None) -> None: ...
 def default_backward(
     grad: Tensor,
     chosen: Tensor,
@@ -68,7 +73,7 @@ def paired_forward(
     terms: _Column | None,
     sums: int,
     statistics: bool,
-    threads: int,
+    place: _Place,
 ) -> None: ...
 def paired_backward(
     pairs: tuple[object, ...],
@@ -77,7 +82,7 @@ def paired_backward(
     grad_chosen: _Column | None,
     grad_rejected: _Column | None,
     grad_margin: _Column | None,
-    threads: int,
+    place: _Place,
 ) -> None: ...
 def paired_double_backward(
     pairs: tuple[object, ...],
@@ -90,5 +95,5 @@ def paired_double_backward(
     grad_chosen: _Column | None,
     grad_rejected: _Column | None,
     grad_margin: _Column | None,
-    threads: int,
+    place: _Place,
 ) -> None: ...

@@ -11,9 +11,12 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from . import _core
 from .kernels import REWARD_DTYPES
 
-DEVICES = ("cpu", "meta")  # meta tensors have shapes and no values; the operators' fake kernels serve them
+# Meta tensors have shapes and no values; the operators' fake kernels serve them. A torch for AMD calls its GPUs cuda too.
+_HAS_CUDA = _core.cuda is not None and torch.version.hip is None
+DEVICES = ("cpu", "cuda", "meta") if _HAS_CUDA else ("cpu", "meta")
 REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -31,8 +34,13 @@ def check_rewards(name: str, rewards: object) -> Tensor:
             f"with {name}.float()"
         )
     if rewards.device.type not in DEVICES:
+        with_cuda = (
+            "; to build it with CUDA kernels, put nvcc in PATH and run `pip install --force-reinstall --no-deps . "
+            "-C cmake.define.PREFLOSS_CUDA=ON` in the source's root"
+        )
         raise NotImplementedError(
-            f"{name} is on device {rewards.device}, for which this build of prefloss has no kernels; it has them for cpu"
+            f"{name} is on device {rewards.device}, for which this build of prefloss has no kernels; it has them for "
+            + ("cpu and cuda" if _HAS_CUDA else "cpu" + with_cuda * (rewards.device.type == "cuda"))
         )
     return rewards
 

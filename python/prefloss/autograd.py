@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import _core, ops
-from .kernels import REWARD_DTYPES, SUMS, Numbers, Options, accumulation_dtype, threads
+from .kernels import REWARD_DTYPES, SUMS, Numbers, Options, accumulation_dtype, scratch, threads
 from .torch_internals import is_watched
 
 # How the pairs lie in the rewards (csrc/tensors.h): in two tensors, or stacked in one.
 PAIRED, HALVES, INTERLEAVED = 0, 1, 2
 
-# What a loss and the sums look like: copying a likeness is the quickest way to allocate.
+# What a loss and the sums look like on the CPU: copying a likeness is the quickest way to allocate.
 _SCALARS = {dtype: torch.empty((), dtype=accumulation_dtype(dtype), device="cpu") for dtype in REWARD_DTYPES}
 _SUMS = torch.empty(SUMS, dtype=torch.float64, device="cpu")
 
@@ -30,8 +30,9 @@ class DefaultLoss(Function):
     @staticmethod
     def forward(ctx: Any, chosen: Tensor, rejected: Tensor) -> Tensor:
         ctx.save_for_backward(chosen, rejected)
-        loss = torch.empty_like(_SCALARS[chosen.dtype])
-        _core.default_forward(chosen, rejected, loss, threads(chosen.numel()))
+        loss = torch.empty_like(_SCALARS[chosen.dtype]) if chosen.is_cpu else _new_scalar(chosen)
+        pairs = chosen.numel()
+        _core.default_forward(chosen, rejected, loss, threads(pairs), scratch(chosen, 1, pairs))
         return loss
 
     @staticmethod
@@ -70,12 +71,13 @@ class EagerLoss(Function):
             like = rewards if layout == PAIRED else unstack(rewards, layout)[0]
             loss = torch.empty_like(like, dtype=accumulation_dtype(like.dtype), memory_format=torch.contiguous_format)
         else:
-            loss = torch.empty_like(_SCALARS[rewards.dtype])
+            loss = torch.empty_like(_SCALARS[rewards.dtype]) if rewards.is_cpu else _new_scalar(rewards)
         needs_sums = return_stats or (weight is not None and divisor is None)
-        sums = torch.empty_like(_SUMS) if needs_sums else None
+        sums = torch.empty_like(_SUMS, device=rewards.device) if needs_sums else None
+        pairs = rewards.numel() if layout == PAIRED else rewards.numel() // 2
         _core.tensors_forward(
             rewards, rejected, layout, margin, weight, target,
-            numbers, divisor, per_pair, loss, sums, return_stats, threads(rewards.numel()),
+            numbers, divisor, per_pair, loss, sums, return_stats, threads(pairs), scratch(rewards, 1, pairs),
         )  # fmt: skip
         ctx.save_for_backward(rewards, rejected, margin, weight, target, sums)
         ctx.call = layout, numbers, denominator, reduction
@@ -119,6 +121,10 @@ class EagerLoss(Function):
             grad_margin,
             *(None,) * (len(needs) - 4),
         )
+
+
+def _new_scalar(rewards: Tensor) -> Tensor:
+    return rewards.new_empty((), dtype=accumulation_dtype(rewards.dtype))
 
 
 def unstack(rewards: Tensor, layout: int) -> tuple[Tensor, Tensor]:

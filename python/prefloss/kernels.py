@@ -21,8 +21,11 @@ DTYPE_TAGS = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float
 SUMS = len(Sum)
 # Fewer pairs than this are done before a second thread would have started.
 PARALLEL_PAIRS = 32_768
+# So many pairs are within the reach of one thread, and of one block of a GPU, whatever their dtype.
+SMALL = 2048
 
 _Column = tuple[int, int, int, int]
+_Place = tuple[bool, int, int, int]
 # beta, margin, target, label_smoothing, center_rewards_coefficient
 Numbers = tuple[float, float, float, float, float]
 
@@ -47,6 +50,14 @@ def accumulation_dtype(rewards: torch.dtype) -> torch.dtype:
 
 def threads(pairs: int) -> int:
     return torch.get_num_threads() if pairs >= PARALLEL_PAIRS else 1
+
+
+def scratch(rewards: Tensor, rows: int, count: int) -> Tensor | None:
+    """Memory for partial sums, where a GPU needs more than one block a row."""
+    if count <= SMALL:
+        return None
+    size = _core.scratch_size(rewards.is_cuda, DTYPE_TAGS[rewards.dtype], rows, count)
+    return rewards.new_empty((size,), dtype=torch.float64) if size else None
 
 
 class _Rows:
@@ -124,6 +135,17 @@ class _Rows:
             self.optional(f"{kind} margin", margin, dtype, torch.float32),
         )
 
+    def place(self, *, sums: bool = False) -> _Place:
+        """(whether on CUDA, threads, the current stream, address of the scratch memory): where a kernel runs, and with what."""
+        partial = scratch(self.rewards, self.rows, self.count) if sums else None
+        address = 0
+        if partial is not None:
+            self._alive.append(partial)
+            address = partial.data_ptr()
+        if not self.rewards.is_cuda:
+            return False, threads(self.rows * self.count), 0, address
+        return True, 1, torch.cuda.current_stream(self.rewards.device).cuda_stream, address
+
     def divisor(
         self, weight: Tensor | None, denominator: Tensor | None, sums: Tensor | None, reduction: str
     ) -> tuple[float, int, int, bool]:
@@ -167,7 +189,7 @@ def forward(
         batch.per_loss("loss", loss, options.reduction) if none else None,
         sums.data_ptr(),
         options.return_stats,
-        threads(batch.rows * batch.count),
+        batch.place(sums=True),
     )
     return loss, sums
 
@@ -192,7 +214,7 @@ def backward(
         batch.divisor(weight, denominator, sums, options.reduction),
         batch.per_loss("the upstream gradient", grad, options.reduction),
         *batch.gradients("the gradient of", grad_chosen, grad_rejected, grad_margin),
-        threads(batch.rows * batch.count),
+        batch.place(),
     )
     return grad_chosen, grad_rejected, grad_margin
 
@@ -226,6 +248,6 @@ def double_backward(
         *batch.gradients("the direction towards", towards_chosen, towards_rejected, towards_margin),
         batch.per_loss("the upstream gradient", grad_upstream, options.reduction),
         *batch.gradients("the gradient of", grad_chosen, grad_rejected, grad_margin),
-        threads(batch.rows * batch.count),
+        batch.place(sums=True),
     )
     return grad_upstream, grad_chosen, grad_rejected, grad_margin

@@ -6,7 +6,7 @@ rule, and autograd from each to the next. `torch.func` cannot differentiate a re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -77,9 +77,23 @@ def _double_backward_kernel(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Te
     return gradients[0], gradients[1], gradients[2], _or_empty(margin_gradient, chosen)
 
 
-_library.impl("bradley_terry_forward", _forward_kernel, "CPU")
-_library.impl("bradley_terry_backward", _backward_kernel, "CPU")
-_library.impl("bradley_terry_double_backward", _double_backward_kernel, "CPU")
+def _on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel with the tensors' GPU as the current one: it launches there."""
+
+    def guarded(tensor: Tensor, *arguments: Any) -> Any:
+        with torch.cuda.device(tensor.device):
+            return kernel(tensor, *arguments)
+
+    return guarded
+
+
+for _name, _kernel in (
+    ("bradley_terry_forward", _forward_kernel),
+    ("bradley_terry_backward", _backward_kernel),
+    ("bradley_terry_double_backward", _double_backward_kernel),
+):
+    _library.impl(_name, _kernel, "CPU")
+    _library.impl(_name, _on_its_device(_kernel), "CUDA")
 
 
 @torch.library.register_fake("prefloss::bradley_terry_forward", lib=_library)

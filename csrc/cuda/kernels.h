@@ -1,0 +1,37 @@
+// The CUDA kernels, and what can be said of the GPU. Mirrors cpu/kernels.h.
+#pragma once
+
+#include <string>
+
+#include "../pairs.h"
+
+namespace prefloss::cuda {
+
+// On which stream of the current device, and the memory for partial sums: `scratch_size` float64.
+struct Launch {
+  void* stream = nullptr;
+  double* scratch = nullptr;
+};
+
+// 0 where one block reaches all pairs of a row.
+int64_t scratch_size(Dtype rewards, int64_t rows, int64_t count);
+
+// Pointers are the device's. Nothing synchronises and nothing is allocated. Each returns a cudaError_t, 0 for success.
+int paired_forward(const Pairs&, const Divisor&, const ForwardOutputs&, const Launch&);
+int paired_backward(const Pairs&, const Divisor&, const Column& upstream, const Gradients&, const Launch&);
+int paired_double_backward(const Pairs&, const Divisor&, const Column& upstream, const Gradients& directions,
+                           const Column& upstream_gradient, const Gradients&, const Launch&);
+
+// Throws std::runtime_error with the CUDA error's name where `status` is one.
+void check(int status, const char* what);
+
+// The calling thread's device, or -1 where there is none.
+int current_device();
+
+// Why no GPU can be used here, or an empty string.
+std::string unusable();
+
+// The toolkit that the kernels were compiled with: 13000 is 13.0.
+int toolkit();
+
+}  // namespace prefloss::cuda

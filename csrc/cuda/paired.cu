@@ -1,0 +1,453 @@
+// The paired loss on the GPU: forward, backward, double backward. Mirrors cpu/paired.cpp.
+//
+// A row is cut into chunks of kThreads * kGroupsAThread groups, a group being 16 bytes of rewards, which one thread
+// loads at once. Sums are float64 and added in an order that the sizes alone decide: by each thread, by shuffles within
+// a warp, by the first thread over the warps, and, where a row has several blocks, by a second launch over their
+// partial sums. There are no atomics, so the bits are the same from run to run.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "../pair_math.h"
+#include "../sums.h"
+#include "columns.cuh"
+#include "kernels.h"
+
+namespace prefloss::cuda {
+namespace {
+
+constexpr int kThreads = 256, kWarp = 32, kWarps = kThreads / kWarp, kGroupsAThread = 4, kAhead = 2;
+// More blocks a row than any GPU runs at once; each then takes every kMostBlocks-th chunk.
+constexpr int64_t kMostBlocks = 4096, kMostGrid = 0x7fffffff;
+
+template <typename Stored>
+constexpr int kChunk = kThreads * kGroupsAThread * kGroup<Stored>;
+
+// With options a pair needs more registers, and a thread has fewer pairs at a time.
+template <typename Stored>
+constexpr int kSmallGroup = kGroup<Stored> < 4 ? kGroup<Stored> : 4;
+
+// Blocks a row of a kernel that adds up. A row without pairs has a block too: its loss is 0.
+template <typename Stored>
+int64_t summing_blocks(int64_t count) {
+  return std::min(std::max<int64_t>((count + kChunk<Stored> - 1) / kChunk<Stored>, 1), kMostBlocks);
+}
+
+// Calls body(index, count, chosen, rejected) for this thread's group of those from `begin` on: `count` pairs from
+// `index` on, kSize but at the end of the row.
+template <typename Stored, int kSize, typename Body>
+__device__ __forceinline__ void with_group(const Pairs& pairs, int64_t row, int64_t begin, const Body& body) {
+  const int64_t index = begin + static_cast<int>(threadIdx.x) * kSize, left = pairs.count - index;
+  if (left <= 0) return;
+  const int count = left < kSize ? static_cast<int>(left) : kSize;
+  RealOf<Stored> chosen[kSize], rejected[kSize];
+  load_as<Stored>(pairs.chosen, row, index, count, chosen);
+  load_as<Stored>(pairs.rejected, row, index, count, rejected);
+  body(index, count, chosen, rejected);
+}
+
+// The same for this thread's groups of a chunk, kAhead at a time: their loads come before any use, since what hides the
+// latency of loads is how many are under way.
+template <typename Stored, typename Body>
+__device__ __forceinline__ void for_groups(const Pairs& pairs, int64_t row, int64_t chunk, const Body& body) {
+  constexpr int kSize = kGroup<Stored>, kStep = kThreads * kSize;
+  using Group = Raw<Stored, kSize>;
+  const int64_t begin = chunk * kChunk<Stored>, first = begin + static_cast<int>(threadIdx.x) * kSize;
+  const Stored *first_chosen = pairs.chosen.entry<Stored>(row, first),
+               *first_rejected = pairs.rejected.entry<Stored>(row, first);
+  if (pairs.count - begin < kChunk<Stored> || !Group::fits(first_chosen, pairs.chosen.stride) ||
+      !Group::fits(first_rejected, pairs.rejected.stride)) {
+#pragma unroll 1
+    for (int g = 0; g < kGroupsAThread; g++) with_group<Stored, kSize>(pairs, row, begin + g * kStep, body);
+    return;
+  }
+#pragma unroll 1
+  for (int done = 0; done < kGroupsAThread; done += kAhead) {
+    Group chosen[kAhead], rejected[kAhead];
+#pragma unroll
+    for (int g = 0; g < kAhead; g++) {
+      chosen[g].load(first_chosen + (done + g) * kStep);
+      rejected[g].load(first_rejected + (done + g) * kStep);
+    }
+#pragma unroll
+    for (int g = 0; g < kAhead; g++) {
+      RealOf<Stored> a[kSize], b[kSize];
+      chosen[g].widen_to(a);
+      rejected[g].widen_to(b);
+      body(first + (done + g) * kStep, kSize, a, b);
+    }
+  }
+}
+
+// Calls body(row, part) for this block's share of all rows' parts.
+template <typename Body>
+__device__ __forceinline__ void for_parts(int64_t rows, int64_t parts, const Body& body) {
+#pragma unroll 1
+  for (int64_t task = blockIdx.x; task < rows * parts; task += gridDim.x) body(task / parts, task % parts);
+}
+
+// What a lane `distance` further has; of the sums of PairStats only where they are computed.
+template <bool kStatistics>
+__device__ __forceinline__ Partial shuffled(const Partial& partial, int distance) {
+  Partial other = Partial::zero();
+  other.terms = __shfl_down_sync(0xffffffffu, partial.terms, distance);
+  other.weight = __shfl_down_sync(0xffffffffu, partial.weight, distance);
+  if constexpr (kStatistics) {
+#pragma unroll
+    for (int k = 0; k < kSums; k++) other.sums[k] = __shfl_down_sync(0xffffffffu, partial.sums[k], distance);
+  }
+  return other;
+}
+
+// The sum over all threads of a block, in its first one.
+template <bool kStatistics>
+__device__ __forceinline__ Partial block_sum(Partial partial) {
+  __shared__ double terms[kWarps], weight[kWarps], sums[kStatistics ? kWarps : 1][kSums];
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) partial.add(shuffled<kStatistics>(partial, distance));
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  if (lane == 0) {
+    terms[warp] = partial.terms;
+    weight[warp] = partial.weight;
+    if constexpr (kStatistics) {
+      for (int k = 0; k < kSums; k++) sums[warp][k] = partial.sums[k];
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int w = 1; w < kWarps; w++) {
+      Partial other = Partial::zero();
+      other.terms = terms[w];
+      other.weight = weight[w];
+      if constexpr (kStatistics) {
+        for (int k = 0; k < kSums; k++) other.sums[k] = sums[w][k];
+      }
+      partial.add(other);
+    }
+  }
+  __syncthreads();  // the next sum of this block writes there again
+  return partial;
+}
+
+// Where a block's sum goes: it is the row's, or one of its partial sums.
+template <typename Real, bool kStatistics>
+__device__ __forceinline__ void finish_block(const Partial& partial, const Divisor& divisor,
+                                             const ForwardOutputs& outputs, Partial* partials, int64_t row,
+                                             int64_t block, int64_t blocks) {
+  const Partial total = block_sum<kStatistics>(partial);
+  if (threadIdx.x != 0) return;
+  if (blocks == 1)
+    finish_row<Real>(total, divisor, outputs, row);
+  else
+    partials[row * blocks + block] = total;
+}
+
+template <typename Real, bool kStatistics>
+__global__ void __launch_bounds__(kThreads, 2)
+    combine(const Partial* partials, int64_t rows, int64_t blocks, Divisor divisor, ForwardOutputs outputs) {
+  for_parts(rows, 1, [&](int64_t row, int64_t) {
+    Partial partial = Partial::zero();
+    for (int64_t block = threadIdx.x; block < blocks; block += kThreads) {
+      const Partial& other = partials[row * blocks + block];
+      if constexpr (kStatistics) {
+        partial.add(other);
+      } else {
+        partial.terms += other.terms;
+        partial.weight += other.weight;
+      }
+    }
+    finish_block<Real, kStatistics>(partial, divisor, outputs, nullptr, row, 0, 1);
+  });
+}
+
+template <typename Stored>
+__global__ void __launch_bounds__(kThreads, 2)
+    plain_forward(Pairs pairs, Divisor divisor, ForwardOutputs outputs, Partial* partials, int64_t blocks) {
+  constexpr int kPairs = kGroupsAThread * kGroup<Stored>;  // a thread's, of one chunk
+  for_parts(pairs.rows, blocks, [&](int64_t row, int64_t block) {
+    Partial partial = Partial::zero();
+    PairLossSum sum;
+    int added = 0;
+#pragma unroll 1
+    for (int64_t chunk = block; chunk * kChunk<Stored> < pairs.count; chunk += blocks) {
+      if (added + kPairs > PairLossSum::kMost) {
+        partial.terms += sum.value();
+        sum = PairLossSum();
+        added = 0;
+      }
+      for_groups<Stored>(pairs, row, chunk, [&](int64_t, int count, const auto& chosen, const auto& rejected) {
+#pragma unroll
+        for (int i = 0; i < kGroup<Stored>; i++) {
+          if (i < count) sum.add(chosen[i] - rejected[i]);
+        }
+      });
+      added += kPairs;
+    }
+    partial.terms += sum.value();
+    finish_block<RealOf<Stored>, false>(partial, divisor, outputs, partials, row, block, blocks);
+  });
+}
+
+// Adds what PairStats wants to know of one pair of weight w != 0.
+template <typename Real>
+__device__ __forceinline__ void add_statistics(Real chosen, Real rejected, Real weight, Real loss, Partial& partial) {
+  const double a = chosen, b = rejected, d = chosen - rejected, w = weight, weighted = w * static_cast<double>(loss);
+  Partial pair = Partial::zero();
+  pair.sums[kCount] = 1;
+  pair.sums[kWeightSquared] = w * w;
+  pair.sums[kWeightedLoss] = weighted;
+  pair.sums[kWeightSquaredLoss] = w * weighted;
+  pair.sums[kWeightSquaredLossSquared] = weighted * weighted;
+  pair.sums[kCorrect] = chosen > rejected ? 1 : 0;
+  pair.sums[kTied] = chosen == rejected ? 1 : 0;
+  pair.sums[kDifference] = d;
+  pair.sums[kDifferenceSquared] = d * d;
+  pair.sums[kChosen] = a;
+  pair.sums[kChosenSquared] = a * a;
+  pair.sums[kRejected] = b;
+  pair.sums[kRejectedSquared] = b * b;
+  pair.sums[kMinimum] = !(b >= a) ? b : a;  // NaN where either is
+  pair.sums[kMaximum] = !(b <= a) ? b : a;
+  if (a != a) pair.sums[kMinimum] = pair.sums[kMaximum] = a;
+  partial.add(pair);
+}
+
+template <typename Stored, bool kStatistics>
+__global__ void __launch_bounds__(kThreads, 2)
+    general_forward(Pairs pairs, Divisor divisor, ForwardOutputs outputs, Partial* partials, int64_t blocks) {
+  using Real = RealOf<Stored>;
+  constexpr int kSize = kSmallGroup<Stored>, kStep = kThreads * kSize;
+  const Formula<Real> formula(pairs.options);
+  for_parts(pairs.rows, blocks, [&](int64_t row, int64_t block) {
+    Partial partial = Partial::zero();
+#pragma unroll 1
+    for (int64_t begin = block * kStep; begin < pairs.count; begin += blocks * kStep) {
+      with_group<Stored, kSize>(
+          pairs, row, begin, [&](int64_t index, int count, const auto& chosen, const auto& rejected) {
+            Real margin[kSize], weight[kSize], target[kSize], terms[kSize];
+            load_optional<Stored>(pairs.margin, pairs.options.margin, row, index, count, margin);
+            load_optional<Stored>(pairs.weight, 1, row, index, count, weight);
+            load_optional<Stored>(pairs.target, pairs.options.target, row, index, count, target);
+#pragma unroll
+            for (int i = 0; i < kSize; i++) {
+              const Real loss = formula.loss(chosen[i], rejected[i], margin[i], target[i]);
+              const double term = Formula<Real>::weighted(weight[i], formula.centered(loss, chosen[i], rejected[i]));
+              terms[i] = static_cast<Real>(term);
+              if (i < count) {
+                partial.terms += term;
+                partial.weight += static_cast<double>(weight[i]);
+                if constexpr (kStatistics) {
+                  if (weight[i] != 0) add_statistics(chosen[i], rejected[i], weight[i], loss, partial);
+                }
+              }
+            }
+            if (outputs.terms) store_as<Real>(outputs.terms, row, index, count, terms);
+          });
+    }
+    finish_block<Real, kStatistics>(partial, divisor, outputs, partials, row, block, blocks);
+  });
+}
+
+template <typename Stored>
+__global__ void __launch_bounds__(kThreads, 2)
+    plain_backward(Pairs pairs, Divisor divisor, Column upstream, Gradients gradients, int64_t chunks) {
+  using Real = RealOf<Stored>;
+  constexpr int kSize = kGroup<Stored>;
+  for_parts(pairs.rows, chunks, [&](int64_t row, int64_t chunk) {
+    const Real scale = static_cast<Real>(row_scale<Real>(upstream, divisor, row));
+    for_groups<Stored>(pairs, row, chunk, [&](int64_t index, int count, const auto& chosen, const auto& rejected) {
+      Real grad_chosen[kSize], grad_rejected[kSize];
+#pragma unroll
+      for (int i = 0; i < kSize; i++) {
+        grad_chosen[i] = scale * pair_slope(chosen[i] - rejected[i]);
+        grad_rejected[i] = -grad_chosen[i];
+      }
+      if (gradients.chosen) store_as<Stored>(gradients.chosen, row, index, count, grad_chosen);
+      if (gradients.rejected) store_as<Stored>(gradients.rejected, row, index, count, grad_rejected);
+    });
+  });
+}
+
+template <typename Stored>
+__global__ void __launch_bounds__(kThreads, 2)
+    general_backward(Pairs pairs, Divisor divisor, Column upstream, Gradients gradients, int64_t steps) {
+  using Real = RealOf<Stored>;
+  constexpr int kSize = kSmallGroup<Stored>, kStep = kThreads * kSize;
+  const Formula<Real> formula(pairs.options);
+  const bool one_a_row = upstream.stride == 0;
+  const Column factors = one_a_row ? Column() : upstream;
+  for_parts(pairs.rows, steps, [&](int64_t row, int64_t step) {
+    const double scale = one_a_row ? row_scale<Real>(upstream, divisor, row) : 1.0;
+    with_group<Stored, kSize>(
+        pairs, row, step * kStep, [&](int64_t index, int count, const auto& chosen, const auto& rejected) {
+          Real margin[kSize], weight[kSize], target[kSize], factor[kSize];
+          Real grad_chosen[kSize], grad_rejected[kSize], grad_margin[kSize];
+          load_optional<Stored>(pairs.margin, pairs.options.margin, row, index, count, margin);
+          load_optional<Stored>(pairs.weight, 1, row, index, count, weight);
+          load_optional<Stored>(pairs.target, pairs.options.target, row, index, count, target);
+          load_optional<Stored>(factors, scale, row, index, count, factor);
+#pragma unroll
+          for (int i = 0; i < kSize; i++) {
+            const PairGradient<Real> gradient =
+                formula.gradient(chosen[i], rejected[i], margin[i], weight[i], target[i], factor[i]);
+            grad_chosen[i] = gradient.chosen;
+            grad_rejected[i] = gradient.rejected;
+            grad_margin[i] = gradient.margin;
+          }
+          if (gradients.chosen) store_as<Stored>(gradients.chosen, row, index, count, grad_chosen);
+          if (gradients.rejected) store_as<Stored>(gradients.rejected, row, index, count, grad_rejected);
+          store_optional<Stored>(gradients.margin, row, index, count, grad_margin);
+        });
+  });
+}
+
+// The upstream gradient's derivative is one a pair, or a row's sum: the "loss" of `outputs`.
+template <typename Stored>
+__global__ void __launch_bounds__(kThreads, sizeof(Stored) == 8 ? 1 : 2)
+    double_backward(Pairs pairs, Divisor divisor, Column upstream, Gradients directions, Column upstream_gradient,
+                    Gradients gradients, ForwardOutputs outputs, Partial* partials, int64_t blocks) {
+  using Real = RealOf<Stored>;
+  // float64 would spill registers with two pairs at a time.
+  constexpr int kSize = kSmallGroup<Stored> < 4 ? 1 : 4, kStep = kThreads * kSize;
+  const Formula<Real> formula(pairs.options);
+  const bool one_a_row = upstream.stride == 0;
+  const Column factors = one_a_row ? Column() : upstream;
+  for_parts(pairs.rows, blocks, [&](int64_t row, int64_t block) {
+    const double scale = one_a_row ? row_scale<Real>(upstream, divisor, row) : 1.0;
+    const Real inverse = static_cast<Real>(one_a_row ? 1.0 / divisor.of_row(row) : 1.0);
+    Partial partial = Partial::zero();
+#pragma unroll 1
+    for (int64_t begin = block * kStep; begin < pairs.count; begin += blocks * kStep) {
+      with_group<Stored, kSize>(
+          pairs, row, begin, [&](int64_t index, int count, const auto& chosen, const auto& rejected) {
+            Real margin[kSize], weight[kSize], target[kSize], factor[kSize];
+            Real v_chosen[kSize], v_rejected[kSize], v_margin[kSize];
+            Real grad_upstream[kSize], grad_chosen[kSize], grad_rejected[kSize], grad_margin[kSize];
+            load_optional<Stored>(pairs.margin, pairs.options.margin, row, index, count, margin);
+            load_optional<Stored>(pairs.weight, 1, row, index, count, weight);
+            load_optional<Stored>(pairs.target, pairs.options.target, row, index, count, target);
+            load_optional<Stored>(factors, scale, row, index, count, factor);
+            load_optional<Stored>(directions.chosen, 0, row, index, count, v_chosen);
+            load_optional<Stored>(directions.rejected, 0, row, index, count, v_rejected);
+            load_optional<Stored>(directions.margin, 0, row, index, count, v_margin);
+#pragma unroll
+            for (int i = 0; i < kSize; i++) {
+              const PairSecond<Real> second =
+                  formula.second(chosen[i], rejected[i], margin[i], weight[i], target[i], factor[i], inverse,
+                                 v_chosen[i], v_rejected[i], v_margin[i]);
+              grad_upstream[i] = second.upstream;
+              grad_chosen[i] = second.gradient.chosen;
+              grad_rejected[i] = second.gradient.rejected;
+              grad_margin[i] = second.gradient.margin;
+              if (i < count) partial.terms += static_cast<double>(second.upstream);
+            }
+            if (upstream_gradient.stride != 0) store_as<Real>(upstream_gradient, row, index, count, grad_upstream);
+            if (gradients.chosen) store_as<Stored>(gradients.chosen, row, index, count, grad_chosen);
+            if (gradients.rejected) store_as<Stored>(gradients.rejected, row, index, count, grad_rejected);
+            store_optional<Stored>(gradients.margin, row, index, count, grad_margin);
+          });
+    }
+    finish_block<Real, false>(partial, Divisor(), outputs, partials, row, block, blocks);
+  });
+}
+
+template <typename... Parameters>
+cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, const Launch& where,
+                   std::common_type_t<Parameters>... arguments) {
+  if (blocks == 0) return cudaSuccess;
+  void* pointers[] = {static_cast<void*>(&arguments)...};
+  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(std::min(blocks, kMostGrid))), dim3(kThreads), pointers, 0,
+                          static_cast<cudaStream_t>(where.stream));
+}
+
+// The second launch, where there are partial sums to add.
+template <typename Real>
+cudaError_t finish(cudaError_t status, int64_t rows, int64_t blocks, const Divisor& divisor,
+                   const ForwardOutputs& outputs, const Launch& where) {
+  if (status != cudaSuccess || blocks == 1) return status;
+  return launch(outputs.statistics ? combine<Real, true> : combine<Real, false>, rows, where,
+                reinterpret_cast<const Partial*>(where.scratch), rows, blocks, divisor, outputs);
+}
+
+template <typename Stored>
+cudaError_t forward(const Pairs& pairs, const Divisor& divisor, const ForwardOutputs& outputs, const Launch& where) {
+  const int64_t blocks = summing_blocks<Stored>(pairs.count);
+  auto* const partials = reinterpret_cast<Partial*>(where.scratch);
+  const bool is_plain = pairs.plain() && !outputs.statistics && !outputs.terms;
+  const auto kernel = is_plain             ? plain_forward<Stored>
+                      : outputs.statistics ? general_forward<Stored, true>
+                                           : general_forward<Stored, false>;
+  const cudaError_t status = launch(kernel, pairs.rows * blocks, where, pairs, divisor, outputs, partials, blocks);
+  return finish<RealOf<Stored>>(status, pairs.rows, blocks, divisor, outputs, where);
+}
+
+template <typename Stored>
+cudaError_t backward(const Pairs& pairs, const Divisor& divisor, const Column& upstream, const Gradients& gradients,
+                     const Launch& where) {
+  const bool is_plain = pairs.plain() && upstream.stride == 0 && !gradients.margin;
+  const int64_t size = is_plain ? kChunk<Stored> : kThreads * kSmallGroup<Stored>;
+  const int64_t parts = (pairs.count + size - 1) / size;
+  return launch(is_plain ? plain_backward<Stored> : general_backward<Stored>, pairs.rows * parts, where, pairs, divisor,
+                upstream, gradients, parts);
+}
+
+template <typename Stored>
+cudaError_t second(const Pairs& pairs, const Divisor& divisor, const Column& upstream, const Gradients& directions,
+                   const Column& upstream_gradient, const Gradients& gradients, const Launch& where) {
+  const int64_t blocks = summing_blocks<Stored>(pairs.count);
+  auto* const partials = reinterpret_cast<Partial*>(where.scratch);
+  ForwardOutputs outputs;
+  if (upstream_gradient.stride == 0) outputs.loss = upstream_gradient.data;
+  const cudaError_t status = launch(double_backward<Stored>, pairs.rows * blocks, where, pairs, divisor, upstream,
+                                    directions, upstream_gradient, gradients, outputs, partials, blocks);
+  return finish<RealOf<Stored>>(status, pairs.rows, blocks, Divisor(), outputs, where);
+}
+
+// Calls call(a null pointer of the type that the rewards are stored in).
+template <typename Call>
+auto with_stored(Dtype rewards, const Call& call) {
+  switch (rewards) {
+    case Dtype::kFloat64:
+      return call(static_cast<double*>(nullptr));
+    case Dtype::kBFloat16:
+      return call(static_cast<BFloat16*>(nullptr));
+    case Dtype::kFloat16:
+      return call(static_cast<Float16*>(nullptr));
+    default:
+      return call(static_cast<float*>(nullptr));
+  }
+}
+
+template <typename Pointer>
+using Pointee = std::remove_pointer_t<Pointer>;
+
+}  // namespace
+
+int64_t scratch_size(Dtype rewards, int64_t rows, int64_t count) {
+  return with_stored(rewards, [&](auto* stored) {
+    const int64_t blocks = summing_blocks<Pointee<decltype(stored)>>(count);
+    return blocks == 1 ? int64_t{0} : rows * blocks * static_cast<int64_t>(sizeof(Partial) / sizeof(double));
+  });
+}
+
+int paired_forward(const Pairs& pairs, const Divisor& divisor, const ForwardOutputs& outputs, const Launch& where) {
+  return with_stored(pairs.chosen.dtype,
+                     [&](auto* stored) { return forward<Pointee<decltype(stored)>>(pairs, divisor, outputs, where); });
+}
+
+int paired_backward(const Pairs& pairs, const Divisor& divisor, const Column& upstream, const Gradients& gradients,
+                    const Launch& where) {
+  return with_stored(pairs.chosen.dtype, [&](auto* stored) {
+    return backward<Pointee<decltype(stored)>>(pairs, divisor, upstream, gradients, where);
+  });
+}
+
+int paired_double_backward(const Pairs& pairs, const Divisor& divisor, const Column& upstream,
+                           const Gradients& directions, const Column& upstream_gradient, const Gradients& gradients,
+                           const Launch& where) {
+  return with_stored(pairs.chosen.dtype, [&](auto* stored) {
+    return second<Pointee<decltype(stored)>>(pairs, divisor, upstream, directions, upstream_gradient, gradients, where);
+  });
+}
+
+}  // namespace prefloss::cuda

@@ -1,0 +1,27 @@
+// Where a call runs, and the kernels for it.
+#pragma once
+
+#include "pairs.h"
+
+namespace prefloss {
+
+// What a call may use.
+struct Place {
+  bool cuda = false;
+  int threads = 1;            // CPU: at most so many
+  void* stream = nullptr;     // CUDA
+  double* scratch = nullptr;  // CUDA: memory for partial sums, scratch_size() float64
+};
+
+// Throws where this build has no CUDA kernels.
+int64_t scratch_size(bool cuda, Dtype rewards, int64_t rows, int64_t count);
+
+void paired_forward(const Pairs&, const Divisor&, const ForwardOutputs&, const Place&);
+void paired_backward(const Pairs&, const Divisor&, const Column& upstream, const Gradients&, const Place&);
+void paired_double_backward(const Pairs&, const Divisor&, const Column& upstream, const Gradients& directions,
+                            const Column& upstream_gradient, const Gradients&, const Place&);
+
+// The calling thread's GPU, or -1 where there is none or this build has no kernels for it.
+int current_cuda_device();
+
+}  // namespace prefloss
