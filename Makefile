@@ -3,14 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 CXX ?= g++
 
+, := ,
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp)
+CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/* tests/cuda_on_host/*)
 PACKAGE := pyproject.toml constraints.txt CMakeLists.txt $(CXX_SOURCES) $(wildcard python/prefloss/*.py python/prefloss/*.pyi)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench bench-check lint exact sanitize wheel clean
+.PHONY: help demo test bench bench-check lint exact sanitize cuda-on-host cuda-sanitize planted-bugs cuda-report gpu-report wheel clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 13
@@ -45,17 +46,44 @@ lint: $(INSTALLED)  ## check style and types
 exact: $(INSTALLED)  ## every float32 there is, on each instruction set (minutes)
 	$(BIN)/python -m pytest -s -m exhaustive $(ARGS)
 
-# Python is not built with the sanitizers, so their runtime must be loaded before it, and libstdc++ with it, or exceptions are not seen.
-SANITIZED := build/sanitized
-SANITIZERS = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
+# Other builds of the package, each in a folder of its own that PYTHONPATH puts first. Python is not built with the
+# sanitizers, so their runtime must be loaded before it, and libstdc++ with it, or exceptions are not seen.
+install_in = rm -rf $(1) && $(BIN)/python -m pip install --quiet --no-deps --target $(1) . -C build-dir=$(1).build $(2) && touch $(1)/installed
+runtime = $(shell $(CXX) -print-file-name=lib$(1).so) $(shell $(CXX) -print-file-name=libstdc++.so)
+ASAN := LD_PRELOAD='$(call runtime,asan)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+TSAN := LD_PRELOAD='$(call runtime,tsan)' TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0
+ON_HOST_TESTS := tests/test_cuda_kernels.py tests/test_paired_values.py tests/test_stats.py tests/test_every_way.py \
+  tests/test_autograd.py tests/test_transforms.py tests/test_not_plain.py tests/test_arguments.py
 
-$(SANITIZED)/installed: $(INSTALLED)
-	rm -rf $(SANITIZED)
-	$(BIN)/python -m pip install --quiet --no-deps --target $(SANITIZED) . -C cmake.define.PREFLOSS_SANITIZE=address,undefined -C cmake.define.PREFLOSS_CUDA=OFF -C cmake.build-type=RelWithDebInfo -C build-dir=build/sanitize
-	@touch $@
+build/sanitized/installed: $(INSTALLED)
+	$(call install_in,$(@D),-C cmake.define.PREFLOSS_SANITIZE=address$(,)undefined -C cmake.define.PREFLOSS_CUDA=OFF)
 
-sanitize: $(SANITIZED)/installed  ## run the tests with the address and undefined-behaviour sanitizers (GCC, Linux)
-	LD_PRELOAD='$(SANITIZERS)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED) $(BIN)/python -m pytest $(ARGS)
+build/on_host/installed: $(INSTALLED)
+	$(call install_in,$(@D),-C cmake.define.PREFLOSS_CUDA_ON_HOST=ON)
+
+build/on_host_%/installed: $(INSTALLED)
+	$(call install_in,$(@D),-C cmake.define.PREFLOSS_CUDA_ON_HOST=ON -C cmake.define.PREFLOSS_SANITIZE=$(subst address,address$(,)undefined,$*))
+
+sanitize: build/sanitized/installed  ## run the tests with the address and undefined-behaviour sanitizers (GCC, Linux)
+	$(ASAN) PYTHONPATH=build/sanitized $(BIN)/python -m pytest $(ARGS)
+
+SEEDS ?= 0 1 $(shell shuf -i 2-9999 -n 1)
+cuda-on-host: build/on_host/installed  ## run the CUDA kernels on the CPU, threads in order, reversed and shuffled (needs nvcc's headers)
+	set -e; for seed in $(SEEDS); do echo "CUDA_ON_HOST_SEED=$$seed"; CUDA_ON_HOST_SEED=$$seed PYTHONPATH=build/on_host $(BIN)/python -m pytest -q $(ON_HOST_TESTS) $(ARGS); done
+
+cuda-sanitize: build/on_host_address/installed build/on_host_thread/installed  ## the same with the address, undefined-behaviour and thread sanitizers
+	$(ASAN) PYTHONPATH=build/on_host_address $(BIN)/python -m pytest -q $(ON_HOST_TESTS) $(ARGS)
+	set -e; for seed in 0 1 5; do CUDA_ON_HOST_SEED=$$seed $(TSAN) PYTHONPATH=build/on_host_thread $(BIN)/python -m pytest -q tests/test_cuda_kernels.py $(ARGS); done
+
+planted-bugs: $(INSTALLED)  ## show that the tests find bugs planted in the CUDA kernels (minutes)
+	$(BIN)/python -m pytest -q -m planted tests/test_planted_bugs.py $(ARGS)
+
+cuda-report: $(INSTALLED)  ## registers, spills, 16-byte accesses and bytes a pair of every kernel, into docs/cuda_kernels.md (needs nvcc)
+	$(BIN)/python -m pip install --quiet nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+	$(BIN)/python benchmarks/cuda_static.py --markdown docs/cuda_kernels.md
+
+gpu-report:  ## on a machine with a GPU: build for it, run the tests and the GPU benchmark; OUT= names the folder
+	PYTHON=$(PYTHON) benchmarks/gpu_report.sh $(or $(OUT),build/gpu_report/out)
 
 wheel: $(INSTALLED)  ## build dist/*.whl
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -18,7 +18,7 @@ namespace {
 
 constexpr int kThreads = 256, kWarp = 32, kWarps = kThreads / kWarp, kGroupsAThread = 4, kAhead = 2;
 // More blocks a row than any GPU runs at once; each then takes every kMostBlocks-th chunk.
-constexpr int64_t kMostBlocks = 4096, kMostGrid = 0x7fffffff;
+constexpr int64_t kMostBlocks = 4096, kMostGrid = 65536;
 
 template <typename Stored>
 constexpr int kChunk = kThreads * kGroupsAThread * kGroup<Stored>;

@@ -1,0 +1,165 @@
+"""The CUDA kernels' own edges: sizes around every boundary, alignment, large offsets, the bytes that they move.
+
+They run on a GPU, or, built for the tests, on the host (tests/cuda_on_host; `make cuda-on-host`), where the order in which
+threads run is CUDA_ON_HOST_SEED's. Everything else about them is in the tests of the public functions, which that build
+runs too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import DEVICES
+from sample_inputs import DTYPES, laid_out, options_alone, rewards
+from test_paired_values import check_call, no_upstream
+
+import prefloss
+from prefloss import _core
+
+ON_HOST = _core.cuda is not None and _core.cuda[1] == "the CPU, for tests"
+DEVICE = torch.device("cpu" if ON_HOST else "cuda")
+pytestmark = pytest.mark.skipif(not ON_HOST and "cuda" not in DEVICES, reason="neither a GPU nor the build for the host")
+needs_host = pytest.mark.skipif(not ON_HOST, reason="needs the build for the host (make cuda-on-host)")
+
+THREADS, WARP, GROUPS = 256, 32, 4  # csrc/cuda/paired.cu: of a block, of a warp; 16-byte groups that a thread has of a chunk
+
+over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+
+
+def group_of(dtype):
+    """The pairs in 16 bytes of rewards."""
+    return 16 // dtype.itemsize
+
+
+def sizes_around_boundaries(dtype):
+    """One less and one more than whatever a kernel counts in: groups, warps, blocks, chunks, several of them."""
+    group = group_of(dtype)
+    chunk = THREADS * GROUPS * group
+    whole = {1, 2, 4, group, WARP, WARP * group, THREADS, THREADS * 4, THREADS * group, chunk, 3 * chunk}
+    return sorted({0} | {size + offset for size in whole for offset in (-1, 0, 1)})
+
+
+@over_dtypes
+@pytest.mark.parametrize("layout", ["contiguous", "misaligned", "every_other", "half"])
+@pytest.mark.parametrize("name", ["default", "weight tensor", "weight mask", "margin tensor", "target tensor"])
+def test_sizes_around_every_boundary_agree_with_the_reference(name, layout, dtype):
+    random = np.random.default_rng(5)
+    for size in sizes_around_boundaries(dtype):
+        chosen, rejected = (laid_out(t.to(DEVICE), layout) for t in rewards(random, (size,), dtype))
+        options = {
+            key: laid_out(value.to(DEVICE), layout) if isinstance(value, torch.Tensor) else value
+            for key, value in options_alone(name, random, (size,), dtype).items()
+        }
+        if "margin" in options:
+            options["margin"].requires_grad_()
+        for reduction in ("mean", "none"):
+            check_call(chosen, rejected, {**options, "reduction": reduction}, no_upstream)
+
+
+@over_dtypes
+def test_columns_of_different_alignment_agree_with_the_reference(dtype):
+    """Each column is vectorised, or not, by itself."""
+    random = np.random.default_rng(6)
+    size = THREADS * GROUPS * group_of(dtype) + 3
+    for which in ("chosen", "rejected", "margin", "weight", "target"):
+        chosen, rejected = rewards(random, (size,), dtype)
+        columns = {"chosen": chosen, "rejected": rejected}
+        for name in ("margin", "weight", "target"):
+            columns |= options_alone(f"{name} tensor", random, (size,), torch.float32)
+        columns = {
+            name: laid_out(value.to(DEVICE), "misaligned" if name == which else "contiguous")
+            for name, value in columns.items()
+        }
+        columns["margin"].requires_grad_()
+        check_call(columns.pop("chosen"), columns.pop("rejected"), columns, no_upstream)
+
+
+@over_dtypes
+def test_rows_of_several_blocks_are_reduced_separately(dtype):
+    random = np.random.default_rng(7)
+    shape = 3, THREADS * GROUPS * group_of(dtype) + 5
+    chosen, rejected = (tensor.to(DEVICE) for tensor in rewards(random, shape, dtype))
+    weight = torch.from_numpy(random.random(shape)).to(DEVICE, torch.float32)
+
+    def loss(chosen, rejected, weight):
+        return prefloss.bradley_terry_loss(chosen, rejected, weight=weight)
+
+    together = torch.func.vmap(torch.func.grad_and_value(loss, (0, 1)))(chosen, rejected, weight)
+    one_by_one = [torch.func.grad_and_value(loss, (0, 1))(*row) for row in zip(chosen, rejected, weight, strict=True)]
+    for row, (gradients, value) in enumerate(one_by_one):
+        torch.testing.assert_close(together[1][row], value, rtol=0, atol=0)
+        for all_rows, gradient in zip(together[0], gradients, strict=True):
+            torch.testing.assert_close(all_rows[row], gradient, rtol=0, atol=0)
+
+
+def test_second_derivatives_of_several_blocks_are_right():
+    size = THREADS * GROUPS * 2 + 7
+    generator = torch.Generator().manual_seed(8)
+    a, b, v = torch.randn((3, size), generator=generator, dtype=torch.float64).to(DEVICE)
+    upstream = torch.tensor(1.5, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    pair = a.requires_grad_(), b.requires_grad_()
+
+    def second(loss):
+        gradient, _ = torch.autograd.grad(loss, pair, upstream, create_graph=True)
+        return torch.autograd.grad(gradient, (*pair, upstream), v)
+
+    expected = second(-torch.nn.functional.logsigmoid(a - b).mean())
+    for ours, theirs in zip(second(prefloss.bradley_terry_loss(*pair)), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-18)
+
+
+def test_offsets_beyond_32_bits_reach_the_right_entries():
+    """Entries 8 MiB apart: byte offsets pass 2^31 and 2^32, and entry offsets 2^31. Pages that nobody touches cost nothing."""
+    stride, size = 2**21, 1100
+    generator = torch.Generator().manual_seed(9)
+    values = torch.randn((2, size), generator=generator)
+    pair = []
+    for column in values:
+        spread = torch.empty(stride * size, device=DEVICE)[::stride]
+        pair.append(spread.copy_(column).requires_grad_())
+    assert pair[0].stride(0) * (size - 1) > 2**31
+    check_call(*pair, {"reduction": "none"}, no_upstream)
+    check_call(*pair, {"weight": pair[0].detach().abs(), "reduction": "mean"}, no_upstream)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_more_than_2_to_the_31_pairs_are_counted(dtype):
+    """Also: so many chunks that a block takes several, and a thread's product of (1 + e) has to be put aside."""
+    pairs = 2**31 + 5
+    chosen = torch.tensor([0.25], dtype=dtype, device=DEVICE).expand(pairs)
+    loss = prefloss.bradley_terry_loss(chosen, torch.zeros_like(chosen[:1]).expand(pairs))
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-0.25)), rel=2e-7)
+
+
+@pytest.mark.slow
+def test_more_rows_than_a_grid_has_blocks():
+    rows = 66_000
+    generator = torch.Generator().manual_seed(10)
+    chosen, rejected = torch.randn((2, rows, 3), generator=generator).to(DEVICE)
+    gradients = torch.func.vmap(torch.func.grad(prefloss.bradley_terry_loss))(chosen, rejected)
+    losses = torch.func.vmap(prefloss.bradley_terry_loss)(chosen, rejected)
+    margin = chosen - rejected
+    torch.testing.assert_close(losses, -torch.nn.functional.logsigmoid(margin).mean(1))
+    torch.testing.assert_close(gradients, -torch.sigmoid(-margin) / 3)
+
+
+@needs_host
+@over_dtypes
+def test_a_pair_moves_no_more_bytes_than_its_own(dtype):
+    """Forward reads both rewards once; backward reads them once and writes both gradients once."""
+    counters = ctypes.CDLL(_core.__file__)
+    loaded, stored = counters.cuda_on_host_bytes_loaded, counters.cuda_on_host_bytes_stored
+    loaded.restype = stored.restype = ctypes.c_uint64
+    chosen, rejected = (torch.zeros(1_000_003, dtype=dtype, requires_grad=True) for _ in range(2))
+    both = 2 * chosen.nbytes
+    counters.cuda_on_host_reset_counts()
+    loss = prefloss.bradley_terry_loss(chosen, rejected)
+    assert (loaded(), stored()) == (both, 0)
+    counters.cuda_on_host_reset_counts()
+    loss.backward()
+    assert (loaded(), stored()) == (both, both)

@@ -1,0 +1,63 @@
+"""Bugs planted in the CUDA kernels make the tests of the kernels fail: a barrier left out, a wrong mask, an end missed by one.
+
+Each is a build for the host (tests/cuda_on_host) of a copy of the sources with one line changed. Minutes; `make planted-bugs`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+KERNELS = "csrc/cuda/paired.cu"
+SEEDS = ("0", "1", "5")
+TESTS = ("tests/test_cuda_kernels.py", "-k", "(boundary and float32 and default) or rows_of_several")
+
+BUGS = {
+    "none": None,
+    "missing barrier": (KERNELS, "  __syncthreads();\n  if (threadIdx.x == 0) {", "  if (threadIdx.x == 0) {"),
+    "wrong shuffle mask": (
+        KERNELS,
+        "__shfl_down_sync(0xffffffffu, partial.terms",
+        "__shfl_down_sync(0x7fffffffu, partial.terms",
+    ),
+    "end missed by one": (KERNELS, "if (i < count) sum.add", "if (i <= count) sum.add"),
+}
+
+
+def copy_with(bug, folder):
+    """The sources, with one line changed exactly once."""
+    for name in ("csrc", "python", "tests/cuda_on_host"):
+        shutil.copytree(ROOT / name, folder / name)
+    for name in ("CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / name)
+    if bug is not None:
+        path, right, wrong = bug
+        source = (folder / path).read_text()
+        assert source.count(right) == 1
+        (folder / path).write_text(source.replace(right, wrong))
+
+
+@pytest.mark.slow
+@pytest.mark.planted
+@pytest.mark.parametrize("name", BUGS)
+def test_the_tests_of_the_kernels_find(name, tmp_path):
+    sources, site = tmp_path / "sources", tmp_path / "site"
+    sources.mkdir()
+    copy_with(BUGS[name], sources)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(sources)]
+    subprocess.run([*install, "-C", "cmake.define.PREFLOSS_CUDA_ON_HOST=ON"], check=True)
+    failed = []
+    for seed in SEEDS:
+        environment = {**os.environ, "PYTHONPATH": str(site), "CUDA_ON_HOST_SEED": seed}
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *TESTS]
+        run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert run.returncode in (0, 1), run.stdout + run.stderr  # passed, or failed; not "nothing was run"
+        assert "passed" in run.stdout or "failed" in run.stdout
+        failed.append(run.returncode == 1)
+    assert any(failed) == (name != "none"), dict(zip(SEEDS, failed, strict=True))
