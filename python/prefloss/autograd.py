@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import _core, ops
-from .kernels import REWARD_DTYPES, SUMS, Numbers, Options, accumulation_dtype, scratch, threads
+from .kernels import REWARD_DTYPES, SMALL, SUMS, Numbers, Options, accumulation_dtype, resources, threads
 from .torch_internals import is_watched
 
 # How the pairs lie in the rewards (csrc/tensors.h): in two tensors, or stacked in one.
@@ -30,9 +30,13 @@ class DefaultLoss(Function):
     @staticmethod
     def forward(ctx: Any, chosen: Tensor, rejected: Tensor) -> Tensor:
         ctx.save_for_backward(chosen, rejected)
-        loss = torch.empty_like(_SCALARS[chosen.dtype]) if chosen.is_cpu else _new_scalar(chosen)
         pairs = chosen.numel()
-        _core.default_forward(chosen, rejected, loss, threads(pairs), scratch(chosen, 1, pairs))
+        if pairs <= SMALL and chosen.is_cpu:
+            loss = torch.empty_like(_SCALARS[chosen.dtype])
+            _core.default_forward(chosen, rejected, loss, 1, None)
+        else:
+            loss = _new_scalar(chosen)
+            _core.default_forward(chosen, rejected, loss, *resources(chosen, pairs))
         return loss
 
     @staticmethod
@@ -73,11 +77,13 @@ class EagerLoss(Function):
         else:
             loss = torch.empty_like(_SCALARS[rewards.dtype]) if rewards.is_cpu else _new_scalar(rewards)
         needs_sums = return_stats or (weight is not None and divisor is None)
-        sums = torch.empty_like(_SUMS, device=rewards.device) if needs_sums else None
+        sums = None
+        if needs_sums:
+            sums = torch.empty_like(_SUMS) if rewards.is_cpu else rewards.new_empty(SUMS, dtype=torch.float64)
         pairs = rewards.numel() if layout == PAIRED else rewards.numel() // 2
         _core.tensors_forward(
             rewards, rejected, layout, margin, weight, target,
-            numbers, divisor, per_pair, loss, sums, return_stats, threads(pairs), scratch(rewards, 1, pairs),
+            numbers, divisor, per_pair, loss, sums, return_stats, *resources(rewards, pairs),
         )  # fmt: skip
         ctx.save_for_backward(rewards, rejected, margin, weight, target, sums)
         ctx.call = layout, numbers, denominator, reduction

@@ -54,10 +54,13 @@ def threads(pairs: int) -> int:
 
 def scratch(rewards: Tensor, rows: int, count: int) -> Tensor | None:
     """Memory for partial sums, where a GPU needs more than one block a row."""
-    if count <= SMALL:
-        return None
     size = _core.scratch_size(rewards.is_cuda, DTYPE_TAGS[rewards.dtype], rows, count)
     return rewards.new_empty((size,), dtype=torch.float64) if size else None
+
+
+def resources(rewards: Tensor, pairs: int) -> tuple[int, Tensor | None]:
+    """(threads, scratch) of one set of pairs."""
+    return (1, None) if pairs <= SMALL else (threads(pairs), scratch(rewards, 1, pairs))
 
 
 class _Rows:
