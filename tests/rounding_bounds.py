@@ -144,6 +144,7 @@ def _finite(values):
 
 def _assert_between(actual, expected, lower, upper):
     """NaN exactly where the reference is; else between the bounds rounded to the dtype; else equal to the infinity."""
+    actual = actual.cpu()
     assert actual.shape == np.shape(expected)
     expected, lower, upper = (
         torch.from_numpy(np.array(values, dtype=np.float64)) for values in (expected, lower, upper)

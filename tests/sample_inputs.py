@@ -74,7 +74,8 @@ def laid_out(tensor, layout):
     shape = tuple(tensor.shape)
 
     def surrounded(larger):
-        return torch.full(larger, True if tensor.dtype is torch.bool else math.nan, dtype=tensor.dtype)
+        between = True if tensor.dtype is torch.bool else math.nan
+        return torch.full(larger, between, dtype=tensor.dtype, device=tensor.device)
 
     if layout == "every_other":
         result = surrounded((*shape[:-1], 2 * shape[-1]))[..., ::2]
@@ -92,11 +93,21 @@ def laid_out(tensor, layout):
     return result.copy_(tensor)
 
 
+def on(device, value):
+    """A tensor with its strides and what lies between on another device; anything else as it is."""
+    if not isinstance(value, torch.Tensor) or value.device == torch.device(device):
+        return value
+    memory = value.untyped_storage().nbytes() // value.itemsize
+    moved = value.detach().as_strided((memory,), (1,), 0).to(device)
+    moved = moved.as_strided(value.shape, value.stride(), value.storage_offset())
+    return moved.requires_grad_(value.requires_grad)
+
+
 def array(tensor):
     """What the reference takes: bfloat16 as float32, numbers as they are."""
     if not isinstance(tensor, torch.Tensor):
         return tensor
-    tensor = tensor.detach()
+    tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
 

@@ -22,10 +22,16 @@ from prefloss import _core
 
 ON_HOST = _core.cuda is not None and _core.cuda[1] == "the CPU, for tests"
 DEVICE = torch.device("cpu" if ON_HOST else "cuda")
-pytestmark = pytest.mark.skipif(not ON_HOST and "cuda" not in DEVICES, reason="neither a GPU nor the build for the host")
+pytestmark = pytest.mark.skipif(
+    not ON_HOST and "cuda" not in DEVICES, reason="neither a GPU nor the build for the host"
+)
 needs_host = pytest.mark.skipif(not ON_HOST, reason="needs the build for the host (make cuda-on-host)")
 
-THREADS, WARP, GROUPS = 256, 32, 4  # csrc/cuda/paired.cu: of a block, of a warp; 16-byte groups that a thread has of a chunk
+THREADS, WARP, GROUPS = (
+    256,
+    32,
+    4,
+)  # csrc/cuda/paired.cu: of a block, of a warp; 16-byte groups that a thread has of a chunk
 
 over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
@@ -57,7 +63,7 @@ def test_sizes_around_every_boundary_agree_with_the_reference(name, layout, dtyp
         if "margin" in options:
             options["margin"].requires_grad_()
         for reduction in ("mean", "none"):
-            check_call(chosen, rejected, {**options, "reduction": reduction}, no_upstream)
+            check_call(chosen, rejected, {**options, "reduction": reduction}, no_upstream, DEVICE)
 
 
 @over_dtypes
@@ -75,7 +81,7 @@ def test_columns_of_different_alignment_agree_with_the_reference(dtype):
             for name, value in columns.items()
         }
         columns["margin"].requires_grad_()
-        check_call(columns.pop("chosen"), columns.pop("rejected"), columns, no_upstream)
+        check_call(columns.pop("chosen"), columns.pop("rejected"), columns, no_upstream, DEVICE)
 
 
 @over_dtypes
@@ -122,8 +128,8 @@ def test_offsets_beyond_32_bits_reach_the_right_entries():
         spread = torch.empty(stride * size, device=DEVICE)[::stride]
         pair.append(spread.copy_(column).requires_grad_())
     assert pair[0].stride(0) * (size - 1) > 2**31
-    check_call(*pair, {"reduction": "none"}, no_upstream)
-    check_call(*pair, {"weight": pair[0].detach().abs(), "reduction": "mean"}, no_upstream)
+    check_call(*pair, {"reduction": "none"}, no_upstream, DEVICE)
+    check_call(*pair, {"weight": pair[0].detach().abs(), "reduction": "mean"}, no_upstream, DEVICE)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from sample_inputs import (
     VALUES,
     array,
     laid_out,
+    on,
     options_alone,
     paired_calls,
     real,
@@ -54,14 +55,15 @@ def gradients(loss, upstream, inputs, margin):
     return given if len(wanted) > len(inputs) else (*given, None)
 
 
-def check_call(chosen, rejected, options, upstream):
+def check_call(chosen, rejected, options, upstream, device):
     """Loss, gradients and statistics of one call; `upstream` is called with the loss."""
-    chosen, rejected = ask_for_gradients(chosen, rejected)
+    chosen, rejected = (on(device, tensor).detach().requires_grad_() for tensor in (chosen, rejected))
+    options = {name: on(device, value) for name, value in options.items()}
     loss = prefloss.bradley_terry_loss(chosen, rejected, **options)
     assert loss.dtype == accumulation(chosen.dtype)
     bounds = Bounds(chosen, rejected, options)
     bounds.assert_loss(loss.detach())
-    given = upstream(loss)
+    given = on(device, upstream(loss))
     bounds.assert_gradients(given, gradients(loss, given, (chosen, rejected), options.get("margin")))
     again, stats = prefloss.bradley_terry_loss(chosen, rejected, **options, return_stats=True)
     bounds.assert_loss(again.detach())
@@ -76,23 +78,23 @@ def no_upstream(loss):
 @over_dtypes
 @over_options
 @pytest.mark.parametrize("values", [(), FINITE_VALUES, VALUES], ids=["moderate", "extreme", "not-finite"])
-def test_each_option_alone_agrees_with_the_reference(name, dtype, reduction, values):
+def test_each_option_alone_agrees_with_the_reference(name, dtype, reduction, values, device):
     random = np.random.default_rng(len(name))
     for count in (1, 5, 700):
         chosen, rejected = rewards(random, (count,), dtype, values)
         options = options_alone(name, random, (count,), dtype)
-        check_call(chosen, rejected, {**options, "reduction": reduction}, no_upstream)
+        check_call(chosen, rejected, {**options, "reduction": reduction}, no_upstream, device)
 
 
 @over_dtypes
-def test_every_pair_of_extreme_values_agrees_with_the_reference(dtype):
+def test_every_pair_of_extreme_values_agrees_with_the_reference(dtype, device):
     grid = torch.cartesian_prod(real(VALUES, dtype), real(VALUES, dtype))
     for options in ({}, {"target": 0.5}, {"target": 0.0}, {"center_rewards_coefficient": 1.0, "beta": 0.5}):
-        check_call(grid[:, 0], grid[:, 1], {**options, "reduction": "none"}, no_upstream)
+        check_call(grid[:, 0], grid[:, 1], {**options, "reduction": "none"}, no_upstream, device)
 
 
 @over_dtypes
-def test_any_options_together_agree_with_the_reference(dtype):
+def test_any_options_together_agree_with_the_reference(dtype, device):
     @drawn
     @given(call=paired_calls(dtype), upstream_layout=st.sampled_from([*LAYOUTS, "expanded"]))
     def check(call, upstream_layout):
@@ -103,7 +105,7 @@ def test_any_options_together_agree_with_the_reference(dtype):
             values = np.random.default_rng(loss.numel()).uniform(0.5, 2.0, tuple(loss.shape))
             return laid_out(real(values, loss.dtype), upstream_layout)
 
-        check_call(*call, upstream)
+        check_call(*call, upstream, device)
 
     check()
 
@@ -133,7 +135,7 @@ def test_stacked_agrees_with_the_reference(dtype, pair_layout):
 
 @over_layouts
 @over_dtypes
-def test_the_layout_does_not_change_a_bit(layout, dtype):
+def test_the_layout_does_not_change_a_bit(layout, dtype, device):
     random = np.random.default_rng(3)
     for name in OPTIONS_ALONE:
         for shape in ((1300,), (7, 9, 3)):
@@ -141,27 +143,29 @@ def test_the_layout_does_not_change_a_bit(layout, dtype):
             options = {**options_alone(name, random, shape, dtype), "reduction": "none"}
             moved = {k: laid_out(v, layout) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
             assert_same_bits(
-                everything(*inputs, options), everything(*(laid_out(tensor, layout) for tensor in inputs), moved)
+                everything(*inputs, options, device),
+                everything(*(laid_out(tensor, layout) for tensor in inputs), moved, device),
             )
 
 
-def everything(chosen, rejected, options):
+def everything(chosen, rejected, options, device="cpu"):
     """Loss, gradients and sums."""
-    chosen, rejected = ask_for_gradients(chosen, rejected)
+    chosen, rejected = (on(device, tensor).detach().requires_grad_() for tensor in (chosen, rejected))
+    options = {name: on(device, value) for name, value in options.items()}
     loss, stats = prefloss.bradley_terry_loss(chosen, rejected, **options, return_stats=True)
     alone = prefloss.bradley_terry_loss(chosen, rejected, **options)
     return (loss, alone, stats.sums, *torch.autograd.grad(loss, (chosen, rejected), torch.ones_like(loss)))
 
 
 @over_dtypes
-def test_a_slice_at_any_address_gives_the_same_bits(dtype):
+def test_a_slice_at_any_address_gives_the_same_bits(dtype, device):
     chosen, rejected = rewards(np.random.default_rng(4), (1100,), dtype)
     for start in (1, 2, 3, 5, 7, 8, 15):
         for reduction in REDUCTIONS:
             options = {"reduction": reduction, "beta": 0.5 if start % 2 else 1.0}
             slices = (tensor[start : start + 1050] for tensor in (chosen, rejected))
             copies = (tensor[start : start + 1050].clone() for tensor in (chosen, rejected))
-            assert_same_bits(everything(*slices, options), everything(*copies, options))
+            assert_same_bits(everything(*slices, options, device), everything(*copies, options, device))
 
 
 @pytest.fixture
@@ -195,12 +199,12 @@ def test_the_number_of_threads_does_not_change_a_bit(dtype, name, reduction, set
         assert_same_bits(results[0], results[2])
 
 
-def test_large_inputs_agree_with_the_reference():
+def test_large_inputs_agree_with_the_reference(device):
     random = np.random.default_rng(6)
     for dtype in DTYPES:
         chosen, rejected = rewards(random, (70_001,), dtype, FINITE_VALUES)
-        check_call(chosen, rejected, {"reduction": "none"}, no_upstream)
-        check_call(chosen, rejected, options_alone("weight tensor", random, (70_001,), dtype), no_upstream)
+        check_call(chosen, rejected, {"reduction": "none"}, no_upstream, device)
+        check_call(chosen, rejected, options_alone("weight tensor", random, (70_001,), dtype), no_upstream, device)
 
 
 @pytest.mark.parametrize("where", [0, 600, 9000, 19_999])
@@ -301,15 +305,19 @@ def test_a_denominator_tensor_that_holds_zero_gives_what_division_gives():
 
 @over_dtypes
 @over_reductions
-def test_one_pair_of_zero_dimensional_rewards_agrees_with_the_reference(dtype, reduction):
+def test_one_pair_of_zero_dimensional_rewards_agrees_with_the_reference(dtype, reduction, device):
     weight = torch.tensor(0.5)
     check_call(
-        real(1.5, dtype), real(2.25, dtype), {"weight": weight, "beta": 3.0, "reduction": reduction}, no_upstream
+        real(1.5, dtype),
+        real(2.25, dtype),
+        {"weight": weight, "beta": 3.0, "reduction": reduction},
+        no_upstream,
+        device,
     )
 
 
 @pytest.mark.parametrize("expanded", ["chosen", "rejected", "weight"])
-def test_expanded_inputs_agree_with_the_reference(expanded):
+def test_expanded_inputs_agree_with_the_reference(expanded, device):
     random = np.random.default_rng(10)
     chosen, rejected = rewards(random, (40,), torch.float32)
     options = {"reduction": "none"}
@@ -319,7 +327,7 @@ def test_expanded_inputs_agree_with_the_reference(expanded):
         rejected = rejected[:1].expand(40)
     else:
         options["weight"] = torch.tensor(0.25).expand(40)
-    check_call(chosen, rejected, options, no_upstream)
+    check_call(chosen, rejected, options, no_upstream, device)
 
 
 @over_dtypes

@@ -1,0 +1,242 @@
+"""What only a GPU can show: streams, graphs, no synchronisation, the same bits from run to run and as on the CPU.
+
+`PREFLOSS_REQUIRE_CUDA=1` makes a machine without one fail instead of skipping these.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import DEVICES
+from rounding_bounds import assert_same_bits
+from sample_inputs import DTYPES
+
+import prefloss
+
+pytestmark = pytest.mark.skipif("cuda" not in DEVICES, reason="there is no GPU, or this build has no kernels for it")
+needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+
+CUDA = torch.device("cuda")
+SIZES = (1, 4096, 4097, 1_000_003)  # one block's reach of float32, and more
+
+
+def drawn(size, dtype=torch.float32, device=CUDA, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [t.to(dtype).to(device).requires_grad_() for t in 4.0 * torch.randn((2, size), generator=generator)]
+
+
+def options_of(size, device=CUDA):
+    generator = torch.Generator().manual_seed(1)
+    margin, weight, target = torch.rand((3, size), generator=generator).to(device)
+    return {"margin": margin, "weight": weight, "target": target, "beta": 0.5, "label_smoothing": 0.1}
+
+
+def everything(pair, options):
+    loss, stats = prefloss.bradley_terry_loss(*pair, **options, return_stats=True)
+    alone = prefloss.bradley_terry_loss(*pair, **options)
+    terms = prefloss.bradley_terry_loss(*pair, **options, reduction="none")
+    return [loss, alone, terms, stats.sums, *torch.autograd.grad(alone, pair)]
+
+
+@over_dtypes
+def test_every_run_gives_the_same_bits(dtype):
+    for size in SIZES:
+        pair = drawn(size, dtype)
+        for options in ({}, options_of(size)):
+            first = everything(pair, options)
+            for _ in range(3):
+                assert_same_bits(everything(pair, options), first)
+
+
+@over_dtypes
+def test_it_agrees_with_the_cpu(dtype):
+    """Pair by pair to the bit, where the CPU has the same fused multiply-add; sums, added in another order, to an ulp."""
+    for size in SIZES:
+        for given in ({}, options_of(size)):
+            there = everything(drawn(size, dtype), given)
+            here = everything(
+                drawn(size, dtype, "cpu"), {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in given.items()}
+            )
+            for on_gpu, on_cpu in zip((there[0], there[1]), (here[0], here[1]), strict=True):
+                epsilon = torch.finfo(on_cpu.dtype).eps
+                torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=4 * epsilon, atol=0)
+            torch.testing.assert_close(there[3].cpu(), here[3], rtol=1e-12, atol=1e-12 * size)
+            if prefloss.build_info()["cpu"] != "baseline":
+                assert_same_bits([there[2].cpu()], [here[2]])
+                if "weight" not in given:  # the divisor is a number, not a sum
+                    assert_same_bits([t.cpu() for t in there[4:]], here[4:])
+
+
+def test_a_call_follows_what_its_stream_does_before():
+    """The rewards are written by the same stream, after a wait: a launch on any other stream would read the old ones."""
+    stream = torch.cuda.Stream()
+    for run in range(20):
+        new = drawn(100_000, seed=run)
+        expected = torch.autograd.grad(prefloss.bradley_terry_loss(*new), new)
+        pair = [torch.zeros_like(tensor).requires_grad_() for tensor in new]
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(2_000_000)
+            for old, values in zip(pair, new, strict=True):
+                old.data.copy_(values.detach())
+            gradients = torch.autograd.grad(prefloss.bradley_terry_loss(*pair), pair)
+        stream.synchronize()
+        assert_same_bits(gradients, expected)
+
+
+@pytest.mark.parametrize("size", [64, 100_000])
+@pytest.mark.parametrize("with_options", [False, True], ids=["default", "options"])
+def test_a_whole_step_is_captured_in_a_graph_and_replayed(size, with_options):
+    pair = drawn(size)
+    denominator = torch.tensor(float(size), device=CUDA)
+    options = {**options_of(size), "denominator": denominator} if with_options else {}
+
+    def step():
+        loss = prefloss.bradley_terry_loss(*pair, **options)
+        return [loss, *torch.autograd.grad(loss, pair)]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for seed in (5, 6):
+        for tensor, values in zip(pair, drawn(size, seed=seed), strict=True):
+            tensor.data.copy_(values.detach())
+        graph.replay()
+        replayed = [tensor.clone() for tensor in captured]
+        assert_same_bits(replayed, step())
+
+
+def test_nothing_waits_for_the_gpu():
+    pair, options = drawn(100_000), options_of(100_000)
+    denominator = torch.tensor(7, device=CUDA)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for given in ({}, options, {**options, "denominator": denominator}, {"reduction": "sum"}):
+            loss, _ = prefloss.bradley_terry_loss(*pair, **given, return_stats=True)
+            loss.backward()
+            prefloss.bradley_terry_loss(*pair, **given).backward()
+        (gradient, _) = torch.autograd.grad(prefloss.bradley_terry_loss(*pair), pair, create_graph=True)
+        gradient.sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_autocast_and_gradient_scaling_train():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(16, 1, device=CUDA)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.5)
+    scaler = torch.amp.GradScaler("cuda")
+    chosen, rejected = torch.randn(256, 16, device=CUDA) + 0.3, torch.randn(256, 16, device=CUDA)
+    losses = []
+    for _ in range(20):
+        optimiser.zero_grad()
+        with torch.autocast("cuda", dtype=torch.float16):
+            loss = prefloss.bradley_terry_loss(model(chosen).squeeze(1), model(rejected).squeeze(1))
+        assert loss.dtype is torch.float32
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimiser)
+        expected = -F.logsigmoid(model(chosen) - model(rejected)).mean()
+        (gradient,) = torch.autograd.grad(expected, model.weight)
+        torch.testing.assert_close(model.weight.grad, gradient, rtol=2e-2, atol=2e-3)
+        scaler.step(optimiser)
+        scaler.update()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_a_step_needs_the_memory_of_its_gradients():
+    pair = drawn(2**22)
+    prefloss.bradley_terry_loss(*pair).backward()
+    for tensor in pair:
+        tensor.grad = None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    prefloss.bradley_terry_loss(*pair).backward()
+    torch.cuda.synchronize()
+    assert torch.cuda.max_memory_allocated() - before <= 2 * pair[0].nbytes + 2**20
+
+
+@pytest.mark.parametrize("name", ["margin", "weight", "target"])
+def test_an_option_on_the_cpu_is_refused(name):
+    with pytest.raises(ValueError, match=rf"{name} must be on the rewards' device, cuda:0, got cpu"):
+        prefloss.bradley_terry_loss(*drawn(5), **{name: torch.ones(5)})
+
+
+def test_compiled_and_transformed_calls_give_the_same_bits():
+    pair = drawn(5000)
+    loss = prefloss.bradley_terry_loss(*pair)
+    expected = [loss, *torch.autograd.grad(loss, pair)]
+    compiled = torch.compile(prefloss.bradley_terry_loss, fullgraph=True)(*pair)
+    assert_same_bits([compiled, *torch.autograd.grad(compiled, pair)], expected)
+    rows = [torch.stack([tensor.detach()] * 3) for tensor in pair]
+    gradients, losses = torch.func.vmap(torch.func.grad_and_value(prefloss.bradley_terry_loss, (0, 1)))(*rows)
+    for row in range(3):
+        assert_same_bits([losses[row], gradients[0][row], gradients[1][row]], expected)
+
+
+@needs_two
+def test_another_device_than_the_current_one_works_and_stays_so():
+    pair = drawn(5000, device="cuda:1")
+    with torch.cuda.device(0):
+        loss = prefloss.bradley_terry_loss(*pair)
+        gradients = torch.autograd.grad(loss, pair)
+        assert torch.cuda.current_device() == 0
+    assert loss.device == gradients[0].device == torch.device("cuda:1")
+    assert_same_bits([t.cpu() for t in gradients], [t.cpu() for t in torch.autograd.grad(loss_on_first(pair), pair)])
+
+
+def loss_on_first(pair):
+    return prefloss.bradley_terry_loss(*(tensor.to("cuda:0") for tensor in pair))
+
+
+def train_one_rank(rank, port, results):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.distributed.init_process_group("nccl", rank=rank, world_size=2)
+    torch.cuda.set_device(rank)
+    model, inputs = model_and_inputs(f"cuda:{rank}")
+    model = torch.nn.parallel.DistributedDataParallel(model, device_ids=[rank])
+    part = slice(0, 30) if rank == 0 else slice(30, None)
+    chosen, rejected = (model(x[part]).squeeze(1) for x in inputs)
+    # DDP averages the ranks' gradients: half the pairs, so that the average is the whole batch's mean.
+    prefloss.bradley_terry_loss(chosen, rejected, denominator=len(inputs[0]) / 2).backward()
+    if rank == 0:
+        results.put(model.module.weight.grad.cpu().numpy())
+    torch.distributed.destroy_process_group()
+
+
+def model_and_inputs(device):
+    torch.manual_seed(0)
+    model, inputs = torch.nn.Linear(8, 1), torch.randn(2, 100, 8)
+    return model.to(device), inputs.to(device)
+
+
+@needs_two
+def test_ranks_of_unequal_size_give_the_gradient_of_the_whole_batch():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    results = context.Queue()
+    ranks = [context.Process(target=train_one_rank, args=(rank, port, results)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    gradient = torch.from_numpy(results.get(timeout=120))
+    for rank in ranks:
+        rank.join()
+        assert rank.exitcode == 0
+    model, inputs = model_and_inputs("cuda:0")
+    prefloss.bradley_terry_loss(*(model(x).squeeze(1) for x in inputs)).backward()
+    torch.testing.assert_close(gradient, model.weight.grad.cpu(), rtol=1e-5, atol=1e-7)
