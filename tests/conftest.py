@@ -9,6 +9,8 @@ import torch
 
 from prefloss import arguments
 
+# What stands in the place of architectures in the build that runs the CUDA kernels on the CPU (tests/cuda_on_host).
+ON_HOST = "the CPU, for tests"
 # A GPU is of use only where this build has kernels for it.
 DEVICES = ["cpu"] + ["cuda"] * (torch.cuda.is_available() and "cuda" in arguments.DEVICES)
 

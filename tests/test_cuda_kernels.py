@@ -13,25 +13,21 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import DEVICES
+from conftest import DEVICES, ON_HOST
 from sample_inputs import DTYPES, laid_out, options_alone, rewards
 from test_paired_values import check_call, no_upstream
 
 import prefloss
 from prefloss import _core
 
-ON_HOST = _core.cuda is not None and _core.cuda[1] == "the CPU, for tests"
-DEVICE = torch.device("cpu" if ON_HOST else "cuda")
-pytestmark = pytest.mark.skipif(
-    not ON_HOST and "cuda" not in DEVICES, reason="neither a GPU nor the build for the host"
-)
-needs_host = pytest.mark.skipif(not ON_HOST, reason="needs the build for the host (make cuda-on-host)")
+RUNS_ON_HOST = _core.cuda is not None and _core.cuda[1] == ON_HOST
+DEVICE = torch.device("cpu" if RUNS_ON_HOST else "cuda")
+NEITHER = not RUNS_ON_HOST and "cuda" not in DEVICES
+pytestmark = pytest.mark.skipif(NEITHER, reason="neither a GPU nor the build for the host")
+needs_host = pytest.mark.skipif(not RUNS_ON_HOST, reason="needs the build for the host (make cuda-on-host)")
 
-THREADS, WARP, GROUPS = (
-    256,
-    32,
-    4,
-)  # csrc/cuda/paired.cu: of a block, of a warp; 16-byte groups that a thread has of a chunk
+# As in csrc/cuda/paired.cu: threads of a block, of a warp; 16-byte groups that a thread has of a chunk.
+THREADS, WARP, GROUPS = 256, 32, 4
 
 over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 

@@ -6,6 +6,7 @@ import ast
 import importlib.metadata
 import inspect
 import json
+import math
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ON_HOST
 
 import prefloss
 from prefloss import _core, reference
@@ -22,6 +24,7 @@ from prefloss import _core, reference
 PACKAGE = Path(prefloss.__file__).parent
 CPU_IN_USE = "import prefloss; print(prefloss.build_info()['cpu'])"
 INSTRUCTION_SETS = ["baseline", "avx2", "avx512"]
+COMPILED_FOR_GPUS = _core.cuda is not None and _core.cuda[1] != ON_HOST
 
 
 def run(code, path=None, **environment):
@@ -59,13 +62,14 @@ def stubbed():
 
 
 def test_the_stub_declares_what_the_compiled_module_has():
+    types = {str: "str", bool: "bool", tuple: "tuple[str, str] | None", type(None): "tuple[str, str] | None"}
     constants, functions = {}, {}
     for name, value in vars(_core).items():
         if callable(value):
             signature = ast.parse(f"def {value.__doc__.splitlines()[0]}: ...").body[0]
             functions[name] = ([argument.arg for argument in signature.args.args], ast.unparse(signature.returns))
         elif not name.startswith("__") or name == "__version__":
-            constants[name] = f"Final[{type(value).__name__}]"
+            constants[name] = f"Final[{types[type(value)]}]"
     assert stubbed() == (constants, functions)
 
 
@@ -104,13 +108,53 @@ def test_a_compiled_module_of_another_version_is_one_clear_error(package_copy):
 
 def test_build_info_says_what_a_bug_report_needs():
     info = prefloss.build_info()
-    assert info.keys() == {"version", "compiler", "cpu", "openmp", "cuda", "torch"}
+    assert info.keys() == {"version", "compiler", "cpu", "openmp", "cuda", "gpu", "torch", "torch_cuda"}
     assert all(re.search(rf"\b{key}\b", prefloss.build_info.__doc__) for key in info)
     assert json.loads(json.dumps(info)) == info
     assert (info["version"], info["torch"]) == (prefloss.__version__, torch.__version__)
     assert re.match(r"(gcc|clang|msvc) \d+", info["compiler"])
     assert info["cpu"] in INSTRUCTION_SETS
     assert info["openmp"] in (True, False)
+    cuda = "toolkit {}, architectures {}".format(*_core.cuda) if _core.cuda else "none: built without nvcc"
+    assert info["cuda"].startswith(cuda)
+    assert info["gpu"].startswith("none: ") != (torch.cuda.is_available() and _core.cuda is not None)
+    assert info["torch_cuda"] == torch.version.cuda
+
+
+def test_without_a_gpu_the_package_works_and_says_why_there_is_none():
+    """This machine's GPUs, where it has any, are hidden."""
+    code = """
+import prefloss, torch
+print(prefloss.bradley_terry_loss(torch.zeros(3), torch.zeros(3)).item())
+print(prefloss.build_info()["gpu"])
+"""
+    loss, reason = run(code, CUDA_VISIBLE_DEVICES="").stdout.splitlines()
+    assert float(loss) == pytest.approx(math.log(2), rel=1e-7)
+    why = r"cudaError\w+ \(.+\)" if COMPILED_FOR_GPUS else "built without CUDA|torch.cuda.is_available.. is False.*"
+    assert re.fullmatch(f"none: ({why})", reason), reason
+
+
+@pytest.mark.skipif(not COMPILED_FOR_GPUS, reason="built without nvcc")
+def test_a_launch_that_fails_is_an_exception_that_names_the_cuda_error():
+    """Without a GPU there are no tensors of one: the kernel is given addresses of the CPU's, and does not come to read them."""
+    code = """
+import torch
+from prefloss import _core
+a = torch.zeros(4)
+column = (a.data_ptr(), 1, 1, 0)
+_core.paired_forward(
+    (column, column, None, None, None, 1, 4, (1.0, 0.0, 1.0, 0.0, 0.0)), (4.0, 0, 0, False), a.data_ptr(), None, 0, False,
+    (True, 1, 0, 0),
+)
+"""
+    error = import_error(run(code, CUDA_VISIBLE_DEVICES=""))
+    assert re.fullmatch(r"RuntimeError: CUDA error cudaError\w+ \(.+\) when launching the forward pass", error), error
+
+
+def test_what_is_installed_compresses_to_less_than_8_megabytes(tmp_path):
+    """As a wheel does it. With the CUDA kernels of seven architectures."""
+    size = Path(shutil.make_archive(str(tmp_path / "package"), "zip", PACKAGE)).stat().st_size
+    assert size < 8e6
 
 
 @pytest.fixture(scope="module")

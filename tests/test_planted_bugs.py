@@ -6,14 +6,12 @@ Each is a build for the host (tests/cuda_on_host) of a copy of the sources with 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from builds import ROOT, copy_of_the_sources, install
 
-ROOT = Path(__file__).parents[1]
 KERNELS = "csrc/cuda/paired.cu"
 SEEDS = ("0", "1", "5")
 TESTS = ("tests/test_cuda_kernels.py", "-k", "(boundary and float32 and default) or rows_of_several")
@@ -30,28 +28,18 @@ BUGS = {
 }
 
 
-def copy_with(bug, folder):
-    """The sources, with one line changed exactly once."""
-    for name in ("csrc", "python", "tests/cuda_on_host"):
-        shutil.copytree(ROOT / name, folder / name)
-    for name in ("CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder / name)
-    if bug is not None:
-        path, right, wrong = bug
-        source = (folder / path).read_text()
-        assert source.count(right) == 1
-        (folder / path).write_text(source.replace(right, wrong))
-
-
 @pytest.mark.slow
 @pytest.mark.planted
 @pytest.mark.parametrize("name", BUGS)
 def test_the_tests_of_the_kernels_find(name, tmp_path):
-    sources, site = tmp_path / "sources", tmp_path / "site"
-    sources.mkdir()
-    copy_with(BUGS[name], sources)
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(sources)]
-    subprocess.run([*install, "-C", "cmake.define.PREFLOSS_CUDA_ON_HOST=ON"], check=True)
+    sources, site = copy_of_the_sources(tmp_path / "sources"), tmp_path / "site"
+    if BUGS[name]:
+        path, right, wrong = BUGS[name]
+        source = (sources / path).read_text()
+        assert source.count(right) == 1
+        (sources / path).write_text(source.replace(right, wrong))
+    built = install(sources, site, "PREFLOSS_CUDA_ON_HOST=ON")
+    assert built.returncode == 0, built.stdout
     failed = []
     for seed in SEEDS:
         environment = {**os.environ, "PYTHONPATH": str(site), "CUDA_ON_HOST_SEED": seed}
