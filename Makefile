@@ -48,7 +48,8 @@ exact: $(INSTALLED)  ## every float32 there is, on each instruction set (minutes
 
 # Other builds of the package, each in a folder of its own that PYTHONPATH puts first. Python is not built with the
 # sanitizers, so their runtime must be loaded before it, and libstdc++ with it, or exceptions are not seen.
-install_in = rm -rf $(1) && $(BIN)/python -m pip install --quiet --no-deps --target $(1) . -C build-dir=$(1).build $(2) && touch $(1)/installed
+install_in = rm -rf $(1) && $(BIN)/python -m pip install --quiet --no-deps --target $(1) . --config-settings=build-dir=$(1).build \
+  $(addprefix --config-settings=cmake.define.,$(2)) && touch $(1)/installed
 runtime = $(shell $(CXX) -print-file-name=lib$(1).so) $(shell $(CXX) -print-file-name=libstdc++.so)
 ASAN := LD_PRELOAD='$(call runtime,asan)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 TSAN := LD_PRELOAD='$(call runtime,tsan)' TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0
@@ -56,13 +57,13 @@ ON_HOST_TESTS := tests/test_cuda_kernels.py tests/test_paired_values.py tests/te
   tests/test_autograd.py tests/test_transforms.py tests/test_not_plain.py tests/test_arguments.py
 
 build/sanitized/installed: $(INSTALLED)
-	$(call install_in,$(@D),-C cmake.define.PREFLOSS_SANITIZE=address$(,)undefined -C cmake.define.PREFLOSS_CUDA=OFF)
+	$(call install_in,$(@D),PREFLOSS_SANITIZE=address$(,)undefined PREFLOSS_CUDA=OFF)
 
 build/on_host/installed: $(INSTALLED)
-	$(call install_in,$(@D),-C cmake.define.PREFLOSS_CUDA_ON_HOST=ON)
+	$(call install_in,$(@D),PREFLOSS_CUDA_ON_HOST=ON)
 
 build/on_host_%/installed: $(INSTALLED)
-	$(call install_in,$(@D),-C cmake.define.PREFLOSS_CUDA_ON_HOST=ON -C cmake.define.PREFLOSS_SANITIZE=$(subst address,address$(,)undefined,$*))
+	$(call install_in,$(@D),PREFLOSS_CUDA_ON_HOST=ON PREFLOSS_SANITIZE=$(subst address,address$(,)undefined,$*))
 
 sanitize: build/sanitized/installed  ## run the tests with the address and undefined-behaviour sanitizers (GCC, Linux)
 	$(ASAN) PYTHONPATH=build/sanitized $(BIN)/python -m pytest $(ARGS)

@@ -59,8 +59,8 @@ build() {
   echo "== build"
   rm -rf "$site"
   if ! bounded "$BUILD_SECONDS" "$PYTHON" -m pip install --no-index --no-build-isolation --no-deps --target "$site" \
-    -C build-dir=build/gpu_report/build -C cmake.define.PREFLOSS_CUDA=ON \
-    -C cmake.define.CMAKE_CUDA_ARCHITECTURES=native -v . >"$out/build.log" 2>&1; then
+    --config-settings={build-dir=build/gpu_report/build,cmake.define.PREFLOSS_CUDA=ON} \
+    --config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES=native -v . >"$out/build.log" 2>&1; then
     tail -n 60 "$out/build.log"
     echo "the build failed or took more than $BUILD_SECONDS s: $out/build.log" >&2
     exit 1

@@ -22,7 +22,7 @@ def copy_of_the_sources(folder):
 
 def install(sources, site, *options, **environment):
     """pip installs `sources` into the folder `site`, with CMake options NAME=VALUE. Returns what ran, its output as text."""
-    defines = [part for option in options for part in ("-C", f"cmake.define.{option}")]
+    defines = [f"--config-settings=cmake.define.{option}" for option in options]
     command = [sys.executable, "-m", "pip", "install", "--verbose", "--no-deps", "--target", str(site), str(sources)]
     return subprocess.run(
         [*command, *defines],

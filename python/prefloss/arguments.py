@@ -36,7 +36,7 @@ def check_rewards(name: str, rewards: object) -> Tensor:
     if rewards.device.type not in DEVICES:
         with_cuda = (
             "; to build it with CUDA kernels, put nvcc in PATH and run `pip install --force-reinstall --no-deps . "
-            "-C cmake.define.PREFLOSS_CUDA=ON` in the source's root"
+            "--config-settings=cmake.define.PREFLOSS_CUDA=ON` in the source's root"
         )
         raise NotImplementedError(
             f"{name} is on device {rewards.device}, for which this build of prefloss has no kernels; it has them for "
