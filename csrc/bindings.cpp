@@ -101,6 +101,25 @@ void paired_double_backward(const py::tuple& inputs, const py::tuple& divisor, c
   });
 }
 
+// indices: (address of the chosen items' index, of the rejected items', whether they are int64, the number of items).
+// False where an index is out of range.
+bool indexed_forward(const py::tuple& inputs, const py::tuple& indices, const py::tuple& divisor, uintptr_t loss,
+                     uintptr_t sums, bool statistics, uintptr_t slopes, int threads) {
+  Pairs pairs = pairs_of(inputs);
+  const auto [chosen, rejected, wide, items] = indices.cast<std::tuple<uintptr_t, uintptr_t, bool, int64_t>>();
+  require_memory(address(chosen), pairs.count, "chosen_index");
+  require_memory(address(rejected), pairs.count, "rejected_index");
+  pairs.chosen.index = {address(chosen), wide};
+  pairs.rejected.index = {address(rejected), wide};
+  const Divisor by = divisor_of(divisor);
+  const ForwardOutputs outputs{address(loss), {}, static_cast<double*>(address(sums)), statistics};
+  bool in_range = false;
+  run_without_gil(pairs.count, [&] {
+    in_range = prefloss::indexed_forward(pairs, items, by, outputs, static_cast<double*>(address(slopes)), threads);
+  });
+  return in_range;
+}
+
 std::string compiler() {
 #if defined(__clang__)
   return "clang " __clang_version__;
@@ -176,6 +195,8 @@ PYBIND11_MODULE(_core, module) {
              py::arg("upstream"), py::arg("towards_chosen"), py::arg("towards_rejected"), py::arg("towards_margin"),
              py::arg("grad_upstream"), py::arg("grad_chosen"), py::arg("grad_rejected"), py::arg("grad_margin"),
              py::arg("place"));
+  module.def("indexed_forward", &indexed_forward, py::arg("pairs"), py::arg("indices"), py::arg("divisor"),
+             py::arg("loss"), py::arg("sums"), py::arg("statistics"), py::arg("slopes"), py::arg("threads"));
 }
 
 }  // namespace prefloss::python

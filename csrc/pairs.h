@@ -9,18 +9,34 @@ namespace prefloss {
 
 enum class Dtype : int { kFloat64, kFloat32, kBFloat16, kFloat16, kBool };
 
+// Which item's entry is a pair's: int64 or int32, one a pair, contiguous.
+struct Index {
+  const void* data = nullptr;
+  bool wide = true;
+
+  explicit operator bool() const { return data != nullptr; }
+
+  // Calls body(pointer to the index of the pair `begin`).
+  template <typename Body>
+  auto from(int64_t begin, const Body& body) const {
+    return wide ? body(static_cast<const int64_t*>(data) + begin) : body(static_cast<const int32_t*>(data) + begin);
+  }
+};
+
 // One entry a pair. Strides are in entries; `row_stride` leads to the next row of a batch (vmap). data == nullptr: not
-// given.
+// given. With an `index` (CPU only) the entries are one an item; what is written to such a column is added to it, in
+// float64.
 struct Column {
   void* data = nullptr;
   Dtype dtype = Dtype::kFloat32;
   int64_t stride = 0, row_stride = 0;
+  Index index = {};
 
   PREFLOSS_HOST_DEVICE explicit operator bool() const { return data != nullptr; }
 
   template <typename Stored>
-  PREFLOSS_HOST_DEVICE Stored* entry(int64_t row, int64_t index) const {
-    return static_cast<Stored*>(data) + row * row_stride + index * stride;
+  PREFLOSS_HOST_DEVICE Stored* entry(int64_t row, int64_t pair) const {
+    return static_cast<Stored*>(data) + row * row_stride + pair * stride;
   }
 };
 

@@ -22,6 +22,7 @@ if _core.__version__ != __version__:
     )
 
 from . import reference
+from .indexed import bradley_terry_loss_indexed, merge_comparisons
 from .module import BradleyTerryLoss
 from .paired import bradley_terry_loss, bradley_terry_loss_stacked
 from .stats import PairStats
@@ -30,8 +31,10 @@ __all__ = [
     "BradleyTerryLoss",
     "PairStats",
     "bradley_terry_loss",
+    "bradley_terry_loss_indexed",
     "bradley_terry_loss_stacked",
     "build_info",
+    "merge_comparisons",
     "reference",
 ]
 

@@ -97,3 +97,13 @@ def paired_double_backward(
     grad_margin: _Column | None,
     place: _Place,
 ) -> None: ...
+def indexed_forward(
+    pairs: tuple[object, ...],
+    indices: tuple[int, int, bool, int],
+    divisor: tuple[float, int, int, bool],
+    loss: int,
+    sums: int,
+    statistics: bool,
+    slopes: int,
+    threads: int,
+) -> bool: ...

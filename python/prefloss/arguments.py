@@ -75,23 +75,87 @@ def check_pair(chosen: object, rejected: object) -> tuple[Tensor, Tensor]:
     return chosen, rejected
 
 
-def check_per_pair(name: str, value: object, chosen: Tensor, *, mask: bool = False) -> None:
-    """None, or one entry a pair, on the rewards' device, float32 or the rewards' dtype (or bool: a mask)."""
+def check_scores(scores: object) -> Tensor:
+    """One reward an item."""
+    scores = check_rewards("scores", scores)
+    if scores.dim() != 1:
+        raise ValueError(f"scores must have one entry an item, shape (n,), got {_shape(scores)}")
+    return scores
+
+
+def check_index(name: str, index: object, scores: Tensor | None = None) -> Tensor:
+    """(P,), int64 or int32, on the device of the scores."""
+    if not isinstance(index, Tensor):
+        raise TypeError(f"{name} must be a tensor of int64 or int32 indices, got {_given(index)}")
+    if index.layout is not torch.strided or index.is_nested:
+        raise TypeError(f"{name} must be a dense (strided) tensor, got a {_layout(index)} one")
+    if index.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name} must have dtype int64 or int32, got {_dtype(index)}")
+    if index.dim() != 1:
+        raise ValueError(f"{name} must have one entry a comparison, shape (P,), got {_shape(index)}")
+    if scores is not None and index.device != scores.device:
+        raise ValueError(f"{name} must be on the device of scores, {scores.device}, got {index.device}")
+    return index
+
+
+def check_index_pair(
+    chosen_index: object, rejected_index: object, scores: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Two index tensors of one length, dtype and device."""
+    chosen = check_index("chosen_index", chosen_index, scores)
+    rejected = check_index("rejected_index", rejected_index, scores)
+    if chosen.shape != rejected.shape:
+        raise ValueError(
+            f"chosen_index and rejected_index must have the same shape, got {_shape(chosen)} and {_shape(rejected)}"
+        )
+    if chosen.dtype != rejected.dtype:
+        raise TypeError(
+            f"chosen_index and rejected_index must have the same dtype, got {_dtype(chosen)} and {_dtype(rejected)}"
+        )
+    if chosen.device != rejected.device:
+        raise ValueError(
+            f"chosen_index and rejected_index must be on the same device, got {chosen.device} and {rejected.device}"
+        )
+    return chosen, rejected
+
+
+def check_per_pair(
+    name: str, value: object, rewards: Tensor, shape: torch.Size | None = None, *, mask: bool = False
+) -> None:
+    """None, or one entry a pair, on the rewards' device, float32 or the rewards' dtype (or bool: a mask).
+
+    `shape`: the pairs', where it is not that of the rewards.
+    """
     if value is None:
         return
+    shape = rewards.shape if shape is None else shape
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor with one entry a pair, got {_given(value)}")
     if value.layout is not torch.strided or value.is_nested:
         raise TypeError(f"{name} must be a dense (strided) tensor, got a {_layout(value)} one")
-    if value.shape != chosen.shape:
+    if value.shape != shape:
         raise ValueError(
-            f"{name} must have one entry a pair, shape {_shape(chosen)} (nothing is broadcast), got {_shape(value)}"
+            f"{name} must have one entry a pair, shape {tuple(shape)} (nothing is broadcast), got {_shape(value)}"
         )
-    if not (value.dtype in (torch.float32, chosen.dtype) or (mask and value.dtype is torch.bool)):
-        accepted = f"float32 or the rewards' dtype ({_dtype(chosen)})" + (" or bool (a mask)" if mask else "")
+    if not (value.dtype in (torch.float32, rewards.dtype) or (mask and value.dtype is torch.bool)):
+        accepted = f"float32 or the rewards' dtype ({_dtype(rewards)})" + (" or bool (a mask)" if mask else "")
         raise TypeError(f"{name} must have dtype {accepted}, got {_dtype(value)}")
-    if value.device != chosen.device:
-        raise ValueError(f"{name} must be on the rewards' device, {chosen.device}, got {value.device}")
+    if value.device != rewards.device:
+        raise ValueError(f"{name} must be on the rewards' device, {rewards.device}, got {value.device}")
+
+
+def check_to_be_merged(name: str, value: object, index: Tensor, *, mask: bool = False) -> None:
+    """None, or one floating-point entry (or bool: a mask) a comparison, on the indices' device."""
+    if value is None:
+        return
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor with one entry a comparison, got {_given(value)}")
+    if not (value.dtype in REWARD_DTYPES or (mask and value.dtype is torch.bool)):
+        raise TypeError(f"{name} must be floating-point{' or bool' if mask else ''}, got {_dtype(value)}")
+    if value.shape != index.shape:
+        raise ValueError(f"{name} must have one entry a comparison, shape {_shape(index)}, got {_shape(value)}")
+    if value.device != index.device:
+        raise ValueError(f"{name} must be on the indices' device, {index.device}, got {value.device}")
 
 
 def check_no_gradient(name: str, value: object) -> None:

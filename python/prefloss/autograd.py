@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import _core, ops
+from . import _core, kernels, ops
+from .indexing import accumulate, take, widened
 from .kernels import REWARD_DTYPES, SMALL, SUMS, Numbers, Options, accumulation_dtype, resources, threads
 from .torch_internals import is_watched
 
@@ -127,6 +128,48 @@ class EagerLoss(Function):
             grad_margin,
             *(None,) * (len(needs) - 4),
         )
+
+
+class IndexedLoss(Function):
+    """(loss, sums) of comparisons of items by index: forward keeps what backward needs, one slope an item.
+
+    A mean or a sum, on the CPU, of a margin that asks for no gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        scores: Tensor,
+        chosen_index: Tensor,
+        rejected_index: Tensor,
+        margin: Tensor | None,
+        weight: Tensor | None,
+        target: Tensor | None,
+        denominator: Tensor | None,
+        options: Options,
+    ) -> tuple[Tensor, Tensor]:
+        tensors = scores, chosen_index, rejected_index, margin, weight, target, denominator
+        loss, sums, slopes = kernels.indexed_forward(*tensors, options, ctx.needs_input_grad[0])
+        ctx.save_for_backward(*tensors, sums, slopes)
+        ctx.options = options
+        ctx.mark_non_differentiable(sums)
+        return loss, sums
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        scores, chosen_index, rejected_index, margin, weight, target, denominator, sums, slopes = ctx.saved_tensors
+        options = ctx.options
+        if torch.is_grad_enabled() or is_watched():
+            wide = widened(scores)
+            pair = take(wide, chosen_index, "chosen_index"), take(wide, rejected_index, "rejected_index")
+            gradients = ops.gradients(grad, *pair, margin, weight, target, denominator, sums, *options)
+            items = scores.shape[0]
+            result = accumulate(gradients[0], chosen_index, items) + accumulate(gradients[1], rejected_index, items)
+            result = result.to(scores.dtype)
+        else:
+            divisor = kernels.divisor(chosen_index.numel(), weight, denominator, sums, options.reduction)
+            result = (slopes * (grad.double() / divisor)).to(scores.dtype)
+        return (result, *(None,) * (len(ctx.needs_input_grad) - 1))
 
 
 def _new_scalar(rewards: Tensor) -> Tensor:

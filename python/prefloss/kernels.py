@@ -66,10 +66,11 @@ def resources(rewards: Tensor, pairs: int) -> tuple[int, Tensor | None]:
 class _Rows:
     """The batch of a call: `rows` sets of `count` pairs. Keeps the flattened tensors alive while their addresses are in use."""
 
-    def __init__(self, rewards: Tensor, batch: int) -> None:
-        self.batch_shape = rewards.shape[:batch]
+    def __init__(self, rewards: Tensor, shape: torch.Size, batch: int) -> None:
+        """`shape`: the pairs', the batch's dimensions first. They lie in memory like `rewards`, on the same device."""
+        self.batch_shape = shape[:batch]
         self.rows = self.batch_shape.numel()
-        self.count = rewards.shape[batch:].numel()
+        self.count = shape[batch:].numel()
         self.rewards = rewards
         self._alive: list[Tensor] = []
 
@@ -116,16 +117,23 @@ class _Rows:
         dtype = chosen.dtype
         if dtype not in REWARD_DTYPES:
             raise TypeError(f"chosen must have dtype float64, float32, bfloat16 or float16, got {dtype}")
+        columns = self.column("chosen", chosen, dtype), self.column("rejected", rejected, dtype)
+        return (*columns, *self.optionals(margin, weight, target), self.rows, self.count, options[:5])
+
+    def optionals(
+        self, margin: Tensor | None, weight: Tensor | None, target: Tensor | None
+    ) -> tuple[_Column | None, _Column | None, _Column | None]:
+        dtype = self.rewards.dtype
         return (
-            self.column("chosen", chosen, dtype),
-            self.column("rejected", rejected, dtype),
             self.optional("margin", margin, dtype, torch.float32),
             self.optional("weight", weight, dtype, torch.float32, torch.bool),
             self.optional("target", target, dtype, torch.float32),
-            self.rows,
-            self.count,
-            options[:5],
         )
+
+    def items(self, scores: Tensor) -> _Column:
+        """One entry an item, which pairs name by index."""
+        flat = self._flat("scores", scores, tuple(scores.shape), self.rewards.dtype)
+        return flat.data_ptr(), DTYPE_TAGS[flat.dtype], flat.stride(0), 0
 
     def gradients(
         self, kind: str, chosen: Tensor, rejected: Tensor, margin: Tensor | None
@@ -167,6 +175,19 @@ class _Rows:
         return 1.0, flat.data_ptr(), flat.stride(0), True
 
 
+def divisor(
+    count: int, weight: Tensor | None, denominator: Tensor | None, sums: Tensor, reduction: str
+) -> Tensor | float:
+    """What `_Rows.divisor` describes to a kernel, of one set of `count` pairs."""
+    if reduction != "mean":
+        return 1.0
+    if denominator is not None:
+        return denominator
+    if weight is None:
+        return float(max(count, 1))
+    return torch.where(sums[Sum.WEIGHT] == 0, 1.0, sums[Sum.WEIGHT])
+
+
 def forward(
     chosen: Tensor,
     rejected: Tensor,
@@ -180,7 +201,7 @@ def forward(
 
     Without `return_stats`, of the sums only the total weight means anything, and only where weights are given.
     """
-    batch = _Rows(chosen, options.batch)
+    batch = _Rows(chosen, chosen.shape, options.batch)
     pairs = batch.pairs(chosen, rejected, margin, weight, target, options)
     none = options.reduction == "none"
     loss = chosen.new_empty(chosen.shape if none else batch.batch_shape, dtype=accumulation_dtype(chosen.dtype))
@@ -209,7 +230,7 @@ def backward(
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients with respect to chosen, rejected and margin. `grad` has the loss's shape."""
-    batch = _Rows(chosen, options.batch)
+    batch = _Rows(chosen, chosen.shape, options.batch)
     grad_chosen, grad_rejected = chosen.new_empty(chosen.shape), rejected.new_empty(rejected.shape)
     grad_margin = None if margin is None else margin.new_empty(margin.shape)
     _core.paired_backward(
@@ -240,7 +261,7 @@ def double_backward(
 
     `towards_chosen`, ...: the vectors, one for each of its results.
     """
-    batch = _Rows(chosen, options.batch)
+    batch = _Rows(chosen, chosen.shape, options.batch)
     grad_upstream = grad.new_empty(grad.shape)
     grad_chosen, grad_rejected = chosen.new_empty(chosen.shape), rejected.new_empty(rejected.shape)
     grad_margin = None if margin is None else margin.new_empty(margin.shape)
@@ -254,3 +275,56 @@ def double_backward(
         batch.place(sums=True),
     )
     return grad_upstream, grad_chosen, grad_rejected, grad_margin
+
+
+def indexed_forward(
+    scores: Tensor,
+    chosen_index: Tensor,
+    rejected_index: Tensor,
+    margin: Tensor | None,
+    weight: Tensor | None,
+    target: Tensor | None,
+    denominator: Tensor | None,
+    options: Options,
+    with_slopes: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, sums, slopes) of comparisons of items by index, on the CPU.
+
+    `slopes`, float64, one an item: the derivatives of the sum of the terms, not divided; none without `with_slopes`.
+    Raises IndexError.
+    """
+    batch = _Rows(scores, chosen_index.shape, 0)
+    items = scores.shape[0]
+    column = batch.items(scores)
+    inputs = (column, column, *batch.optionals(margin, weight, target), 1, batch.count, options[:5])
+    indices = (chosen_index.contiguous(), rejected_index.contiguous())
+    loss = scores.new_empty((), dtype=accumulation_dtype(scores.dtype))
+    sums = scores.new_empty((SUMS,), dtype=torch.float64)
+    slopes = scores.new_empty((items if with_slopes else 0,), dtype=torch.float64)
+    in_range = _core.indexed_forward(
+        inputs,
+        (indices[0].data_ptr(), indices[1].data_ptr(), chosen_index.dtype is torch.int64, items),
+        batch.divisor(weight, denominator, None, options.reduction),
+        loss.data_ptr(),
+        sums.data_ptr(),
+        options.return_stats,
+        slopes.data_ptr(),
+        threads(batch.count),
+    )
+    if not in_range:
+        check_indices("chosen_index", chosen_index, items)
+        check_indices("rejected_index", rejected_index, items)
+    return loss, sums, slopes
+
+
+def check_indices(name: str, index: Tensor, items: int) -> None:
+    """IndexError where an index is not in [0, items); on a GPU an assertion, which nobody waits for."""
+    outside = (index < 0) | (index >= items)
+    if not index.is_cpu:
+        torch._assert_async(~outside.any(), f"{name} has an entry that is not in [0, {items})")
+    elif bool(outside.any()):
+        position = tuple(outside.nonzero()[0].tolist())
+        raise IndexError(
+            f"{name} must hold indices of the {items} scores, in [0, {items}), got {int(index[position])} at position "
+            f"{position[0] if len(position) == 1 else position}"
+        )

@@ -122,7 +122,7 @@ def bradley_terry_loss(
         and tensors_accept(chosen, rejected, PAIRED, None, None, None)
     ):
         return cast(Tensor, DefaultLoss.apply(chosen, rejected))
-    numbers = _check_numbers(margin, target, beta, label_smoothing, center_rewards_coefficient, reduction, return_stats)
+    numbers = check_options(margin, target, beta, label_smoothing, center_rewards_coefficient, reduction, return_stats)
     return _loss(chosen, rejected, PAIRED, margin, weight, target, numbers, denominator, reduction, return_stats)
 
 
@@ -167,11 +167,11 @@ def bradley_terry_loss_stacked(
     is missing or odd, or ``layout`` unknown.
     """
     arguments.check_choice("layout", layout, tuple(_LAYOUTS))
-    numbers = _check_numbers(margin, target, beta, label_smoothing, center_rewards_coefficient, reduction, return_stats)
+    numbers = check_options(margin, target, beta, label_smoothing, center_rewards_coefficient, reduction, return_stats)
     return _loss(rewards, None, _LAYOUTS[layout], margin, weight, target, numbers, denominator, reduction, return_stats)
 
 
-def _check_numbers(
+def check_options(
     margin: object,
     target: object,
     beta: float,

@@ -24,7 +24,9 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
     "bradley_terry_gradient",
+    "bradley_terry_gradient_indexed",
     "bradley_terry_loss",
+    "bradley_terry_loss_indexed",
     "bradley_terry_loss_stacked",
     "pair_curvature",
     "pair_loss",
@@ -220,6 +222,39 @@ def bradley_terry_gradient(
         return np.where(pairs.counted, scale * derivative, 0.0)
 
     return scaled(centring + beta * slope), scaled(centring - beta * slope), scaled(-slope)
+
+
+def bradley_terry_loss_indexed(
+    scores: ArrayLike, chosen_index: ArrayLike, rejected_index: ArrayLike, **options: Any
+) -> Float64Array | tuple[Float64Array, Float64Array]:
+    """`bradley_terry_loss` of the scores of the items that are compared. Raises IndexError; -1 is no item."""
+    result: Float64Array | tuple[Float64Array, Float64Array] = bradley_terry_loss(
+        *_compared(scores, chosen_index, rejected_index), **options
+    )
+    return result
+
+
+def bradley_terry_gradient_indexed(
+    grad: ArrayLike, scores: ArrayLike, chosen_index: ArrayLike, rejected_index: ArrayLike, **options: Any
+) -> tuple[Float64Array, Float64Array]:
+    """(grad_scores, grad_margin), float64: one entry an item, which adds up its comparisons, and one a comparison."""
+    grad_chosen, grad_rejected, grad_margin = bradley_terry_gradient(
+        grad, *_compared(scores, chosen_index, rejected_index), **options
+    )
+    grad_scores = np.zeros(np.shape(scores))
+    np.add.at(grad_scores, np.asarray(chosen_index), grad_chosen)
+    np.add.at(grad_scores, np.asarray(rejected_index), grad_rejected)
+    return grad_scores, grad_margin
+
+
+def _compared(
+    scores: ArrayLike, chosen_index: ArrayLike, rejected_index: ArrayLike
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    scores, indices = np.asarray(scores), (np.asarray(chosen_index), np.asarray(rejected_index))
+    for index in indices:
+        if np.any((index < 0) | (index >= len(scores))):
+            raise IndexError(f"an index is not in [0, {len(scores)})")
+    return scores[indices[0]], scores[indices[1]]
 
 
 class _Pairs(NamedTuple):
