@@ -80,18 +80,39 @@ class Bounds:
             lower, upper = (np.sum(lower) - rounding) / divisor, (np.sum(upper) + rounding) / divisor
         _assert_between(actual, reference.bradley_terry_loss(*self.inputs, **self.options), lower, upper)
 
-    @np.errstate(all="ignore")
     def assert_gradients(self, upstream, actual):
         """`actual`: the gradients of chosen, rejected, and (or None) margin."""
+        for gradient, bounds in zip(actual, self.gradients(upstream), strict=True):
+            if gradient is not None:
+                _assert_between(gradient, *bounds)
+
+    @np.errstate(all="ignore")
+    def assert_item_gradients(self, upstream, actual, chosen_index, rejected_index):
+        """`actual`: the gradients of the items that the pairs name by index, each the sum over its pairs."""
+        exact, lower, upper, magnitude, terms = totals = [np.zeros(actual.shape) for _ in range(5)]
+        for index, bounds in zip((chosen_index, rejected_index), self.gradients(upstream), strict=False):
+            for total, parts in zip(totals, (*bounds, np.abs(_finite(bounds[0])), 1.0), strict=True):
+                np.add.at(total, array(index), np.broadcast_to(parts, index.shape))
+        slack = 2 * terms * 2.0**-53 * magnitude  # the kernel's sum in float64, and the reference's
+        lower, upper = lower - slack - 2 * self.tiny, upper + slack + 2 * self.tiny
+        lower, upper = np.where(np.isnan(lower), -np.inf, lower), np.where(np.isnan(upper), np.inf, upper)
+        # Terms beyond Real's range of either sign: their sum may be anything, NaN too.
+        anything = torch.from_numpy((lower == -np.inf) & (upper == np.inf))
+        _assert_between(
+            torch.where(anything, torch.from_numpy(exact).to(actual.dtype), actual.cpu()), exact, lower, upper
+        )
+
+    @np.errstate(all="ignore")
+    def gradients(self, upstream):
+        """(exact, lower, upper) of the gradients of chosen, rejected and margin, before they are rounded to a dtype."""
         divisor = reference._divisor(self.pairs, self.reduction, self.denominator)
         scale = np.asarray(array(upstream), dtype=np.float64) * self.pairs.weight / divisor
         pull = 2.0 * self.centring * self.pairs.sum if self.centring else np.zeros_like(self.slope)
         exact = reference.bradley_terry_gradient(array(upstream), *self.inputs, **self.options)
-        for gradient, expected, beta, pulled in zip(
-            actual, exact, (self.beta, -self.beta, -1.0), (pull, pull, 0.0 * _finite(pull)), strict=True
+        found = []
+        for expected, beta, pulled in zip(
+            exact, (self.beta, -self.beta, -1.0), (pull, pull, 0.0 * _finite(pull)), strict=True
         ):
-            if gradient is None:
-                continue
             unscaled = beta * self.slope + pulled
             parts = _finite(np.abs(beta * self.slope) + np.abs(pulled))
             # The scale, its product with weight and derivative; beta, and the sum with the centring's pull.
@@ -99,7 +120,8 @@ class Bounds:
             error += 2 * self.tiny
             lower, upper = self._weighted(unscaled, error, scale)
             slack = 2 * self.tiny * (1.0 + parts)  # the scale, or the product, is subnormal
-            _assert_between(gradient, expected, lower - slack, upper + slack)
+            found.append((expected, lower - slack, upper + slack))
+        return found
 
     def _weighted(self, value, error, factor):
         """Bounds of factor * value; a value beyond Real's range may have become infinite before it is multiplied."""

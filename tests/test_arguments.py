@@ -32,7 +32,13 @@ def module(chosen, rejected, **options):
     return prefloss.BradleyTerryLoss(**fixed)(chosen, rejected, **options)
 
 
-over_functions = pytest.mark.parametrize("function", [paired, stacked, module], ids=lambda f: f.__name__)
+def indexed(chosen, rejected, **options):
+    count = chosen.numel()
+    both = torch.arange(2 * count, device=chosen.device)
+    return prefloss.bradley_terry_loss_indexed(torch.cat((chosen, rejected)), both[:count], both[count:], **options)
+
+
+over_functions = pytest.mark.parametrize("function", [paired, stacked, module, indexed], ids=lambda f: f.__name__)
 
 
 def table(names, *rows):
@@ -282,6 +288,67 @@ def test_bad_stacked_rewards_are_rejected(build, error, says, device):
     with device:
         options = {"rewards": ones(4), **build()}
     assert_rejected(lambda: prefloss.bradley_terry_loss_stacked(**options), error, says)
+
+
+bad_indices = table(
+    "build, error, says",
+    ("scores-2d", lambda: {"scores": ones(3, 1)}, ValueError, ["scores", "one entry an item", "(3, 1)"]),
+    ("scores-0d", lambda: {"scores": ones()}, ValueError, ["scores", "one entry an item", "()"]),
+    ("scores-integer", lambda: {"scores": ones(3).int()}, TypeError, ["scores", *DTYPES, "int32"]),
+    ("scores-list", lambda: {"scores": [1.0, 2.0, 3.0]}, TypeError, ["scores", "torch.Tensor", "list"]),
+    ("no-kernels", lambda: {"scores": fake("xpu")}, NotImplementedError, ["scores", "xpu", "no kernels"]),
+    ("list", lambda: {"chosen_index": [0, 1]}, TypeError, ["chosen_index", "int64 or int32", "(list)"]),
+    ("floats", lambda: {"chosen_index": ones(2)}, TypeError, ["chosen_index", "int64 or int32", "float32"]),
+    ("short", lambda: {"rejected_index": ones(2).short()}, TypeError, ["rejected_index", "int64 or int32", "int16"]),
+    ("mask", lambda: {"rejected_index": ones(2).bool()}, TypeError, ["rejected_index", "int64 or int32", "bool"]),
+    ("mixed", lambda: {"rejected_index": ones(2).int()}, TypeError, ["same dtype", "int64", "int32"]),
+    ("2d", lambda: {"chosen_index": ones(2, 1).long()}, ValueError, ["chosen_index", "one entry a comparison", "(2, 1)"]),
+    ("longer", lambda: {"rejected_index": ones(3).long()}, ValueError, ["same shape", "(2,)", "(3,)"]),
+    ("sparse", lambda: {"chosen_index": ones(2).long().to_sparse()}, TypeError, ["chosen_index", "dense", "sparse_coo"]),
+    ("elsewhere", lambda: {"chosen_index": ones(2, device="meta").long()}, ValueError, ["device of scores", "meta"]),
+    ("too-large", lambda: {"chosen_index": torch.tensor([2, 3])}, IndexError, ["chosen_index", "[0, 3)", "3 at position 1"]),
+    ("negative", lambda: {"rejected_index": torch.tensor([-1, 0])}, IndexError, ["rejected_index", "[0, 3)", "-1 at position 0"]),
+    ("weight-an-item", lambda: {"weight": ones(3)}, ValueError, ["weight", "one entry a pair", "(2,)", "(3,)"]),
+    ("margin-double", lambda: {"margin": ones(2).double()}, TypeError, ["margin", "float32", "float64"]),
+    ("target-gradient", lambda: {"target": asking(2)}, ValueError, ["target", "target.detach()"]),
+)  # fmt: skip
+
+
+@bad_indices
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_bad_scores_and_indices_are_rejected(build, error, says, reduction):
+    call = {"scores": asking(3), "chosen_index": torch.tensor([0, 1]), "rejected_index": torch.tensor([2, 2])}
+    call |= {"reduction": reduction, **build()}
+    assert_rejected(lambda: prefloss.bradley_terry_loss_indexed(**call), error, says)
+
+
+bad_merges = table(
+    "build, error, says",
+    ("list", lambda: {"rejected_index": [0, 1]}, TypeError, ["rejected_index", "int64 or int32"]),
+    ("longer", lambda: {"rejected_index": ones(3).long()}, ValueError, ["same shape", "(2,)", "(3,)"]),
+    (
+        "elsewhere",
+        lambda: {"rejected_index": ones(2, device="meta").long()},
+        ValueError,
+        ["same device", "cpu", "meta"],
+    ),
+    ("negative", lambda: {"chosen_index": torch.tensor([0, -1])}, IndexError, ["chosen_index", ">= 0"]),
+    ("weight-number", lambda: {"weight": 2.0}, TypeError, ["weight", "2.0 (float)"]),
+    ("weight-integer", lambda: {"weight": ones(2).long()}, TypeError, ["weight", "floating-point or bool", "int64"]),
+    ("weight-long", lambda: {"weight": ones(3)}, ValueError, ["weight", "(2,)", "(3,)"]),
+    ("weight-negative", lambda: {"weight": torch.tensor([1.0, -1.0])}, ValueError, ["weight", "finite and >= 0"]),
+    ("weight-nan", lambda: {"weight": torch.tensor([1.0, NAN])}, ValueError, ["weight", "finite and >= 0"]),
+    ("weight-infinite", lambda: {"weight": torch.tensor([1.0, INF])}, ValueError, ["weight", "finite and >= 0"]),
+    ("weight-elsewhere", lambda: {"weight": ones(2, device="meta")}, ValueError, ["weight", "indices' device"]),
+    ("target-mask", lambda: {"target": ones(2).bool()}, TypeError, ["target", "floating-point", "bool"]),
+    ("target-gradient", lambda: {"target": asking(2)}, ValueError, ["target", "target.detach()"]),
+)
+
+
+@bad_merges
+def test_comparisons_that_cannot_be_merged_are_rejected(build, error, says):
+    call = {"chosen_index": torch.tensor([0, 1]), "rejected_index": torch.tensor([1, 0]), **build()}
+    assert_rejected(lambda: prefloss.merge_comparisons(**call), error, says)
 
 
 @pytest.mark.parametrize(

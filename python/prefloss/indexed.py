@@ -154,6 +154,7 @@ def merge_comparisons(
     dtype = torch.float32
     for name, value in (("weight", weight), ("target", target)):
         arguments.check_to_be_merged(name, value, chosen_index, mask=name == "weight")
+        arguments.check_no_gradient(name, value)
         dtype = dtype if value is None else torch.promote_types(dtype, value.dtype)
     counts = torch.ones_like(chosen_index, dtype=torch.float64) if weight is None else weight.detach().double()
     if chosen_index.numel() == 0:

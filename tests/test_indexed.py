@@ -1,0 +1,362 @@
+"""The loss over comparisons of items by index: against the reference, and against gathering the scores first."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rounding_bounds import Bounds, assert_same_bits
+from sample_inputs import (
+    DTYPES,
+    FINITE_VALUES,
+    OPTIONS_ALONE,
+    REDUCTIONS,
+    VALUES,
+    array,
+    arrays,
+    laid_out,
+    on,
+    options_alone,
+    paired_calls,
+    real,
+    rewards,
+)
+from test_paired_values import drawn, set_threads  # noqa: F401 - a fixture
+
+import prefloss
+from prefloss import reference
+
+INDEX_DTYPES = [torch.int64, torch.int32]
+over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+over_options = pytest.mark.parametrize("name", OPTIONS_ALONE)
+over_reductions = pytest.mark.parametrize("reduction", REDUCTIONS)
+
+
+def comparisons(random, items, count, dtype=torch.int64):
+    """Two indices; some items are compared with themselves, and often."""
+    chosen, rejected = random.integers(0, items, (2, count))
+    rejected = np.where(random.random(count) < 0.05, chosen, rejected)
+    return torch.from_numpy(chosen).to(dtype), torch.from_numpy(rejected).to(dtype)
+
+
+def scores_of(random, items, dtype, values=()):
+    return rewards(random, (items,), dtype, values)[0]
+
+
+def check(scores, chosen_index, rejected_index, options, device):
+    """Loss, sums, and the gradients of scores and margin, of one call, with a random upstream gradient."""
+    scores, chosen_index, rejected_index = (on(device, tensor) for tensor in (scores, chosen_index, rejected_index))
+    scores = scores.detach().requires_grad_()
+    options = {name: on(device, value) for name, value in options.items()}
+    loss, stats = prefloss.bradley_terry_loss_indexed(
+        scores, chosen_index, rejected_index, **options, return_stats=True
+    )
+    alone = prefloss.bradley_terry_loss_indexed(scores, chosen_index, rejected_index, **options)
+    pair = (scores.detach()[index.long()] for index in (chosen_index, rejected_index))
+    bounds = Bounds(*pair, options)
+    bounds.assert_loss(loss.detach())
+    bounds.assert_loss(alone.detach())
+    bounds.assert_sums(stats.sums)
+    upstream = real(np.random.default_rng(1).uniform(0.5, 2.0, tuple(loss.shape)), loss.dtype).to(device)
+    margin = options.get("margin")
+    asks = isinstance(margin, torch.Tensor) and margin.requires_grad
+    gradients = torch.autograd.grad(loss, (scores, margin) if asks else (scores,), upstream)
+    assert gradients[0].dtype == scores.dtype
+    bounds.assert_item_gradients(upstream, gradients[0], chosen_index, rejected_index)
+    if asks:
+        bounds.assert_gradients(upstream, (None, None, gradients[1]))
+
+
+@over_dtypes
+@over_options
+@over_reductions
+@pytest.mark.parametrize("values", [(), FINITE_VALUES, VALUES], ids=["moderate", "extreme", "not-finite"])
+def test_each_option_alone_agrees_with_the_reference(name, dtype, reduction, values, device):
+    random = np.random.default_rng(len(name))
+    for items, count in ((1, 1), (5, 0), (3, 700), (900, 40)):
+        indices = comparisons(random, items, count, INDEX_DTYPES[count % 2])
+        options = options_alone(name, random, (count,), dtype)
+        check(scores_of(random, items, dtype, values), *indices, {**options, "reduction": reduction}, device)
+
+
+@over_dtypes
+def test_any_options_together_agree_with_the_reference(dtype, device):
+    @drawn
+    @given(
+        call=paired_calls(dtype, st.tuples(st.integers(0, 600))),
+        items=st.integers(1, 700),
+        index_dtype=st.sampled_from(INDEX_DTYPES),
+        layout=st.sampled_from(["contiguous", "every_other", "column", "misaligned"]),
+    )
+    def check_one(call, items, index_dtype, layout):
+        chosen, _, options = call
+        random = np.random.default_rng(items)
+        indices = comparisons(random, items, len(chosen), index_dtype)
+        check(laid_out(scores_of(random, items, dtype, FINITE_VALUES), layout), *indices, options, device)
+
+    check_one()
+
+
+@over_dtypes
+@pytest.mark.parametrize(
+    ("items", "count"), [(50, 120_001), (5_000, 90_001), (70_000, 70_001), (200_000, 9_000)], ids=str
+)
+def test_many_comparisons_agree_with_the_reference(items, count, dtype, device):
+    """One stripe of comparisons, and several."""
+    random = np.random.default_rng(3)
+    for name in ("default", "weight tensor"):
+        options = options_alone(name, random, (count,), dtype)
+        check(scores_of(random, items, dtype), *comparisons(random, items, count), options, device)
+
+
+@pytest.mark.parametrize(("items", "count"), [(50, 200_001), (20_000, 200_001), (300_000, 100_000)], ids=str)
+@pytest.mark.parametrize("name", ["default", "weight mask", "centring"])
+def test_the_number_of_threads_does_not_change_a_bit(items, count, name, set_threads):  # noqa: F811
+    random = np.random.default_rng(4)
+    scores = scores_of(random, items, torch.float32).requires_grad_()
+    indices = comparisons(random, items, count)
+    options = options_alone(name, random, (count,), torch.float32)
+    results = []
+    for threads in (1, 2, 3, 7, 2):
+        set_threads(threads)
+        loss, stats = prefloss.bradley_terry_loss_indexed(scores, *indices, **options, return_stats=True)
+        results.append((loss, stats.sums, *torch.autograd.grad(loss, scores)))
+    for other in results[1:]:
+        assert_same_bits(other, results[0])
+
+
+@over_dtypes
+@over_reductions
+def test_the_loss_has_the_bits_of_the_loss_over_gathered_scores(dtype, reduction, device):
+    random = np.random.default_rng(5)
+    scores, (chosen, rejected) = scores_of(random, 100, dtype).to(device), comparisons(random, 100, 20_000)
+    chosen, rejected = chosen.to(device), rejected.to(device)
+    for name in OPTIONS_ALONE:
+        options = {k: on(device, v) for k, v in options_alone(name, random, (20_000,), torch.float32).items()}
+        options["reduction"] = reduction
+        ours = prefloss.bradley_terry_loss_indexed(scores, chosen, rejected, **options)
+        assert_same_bits((ours,), (prefloss.bradley_terry_loss(scores[chosen], scores[rejected], **options),))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "every_other", "expanded"])
+@pytest.mark.parametrize("dtype", INDEX_DTYPES, ids=str)
+def test_indices_may_have_any_stride_and_either_width(dtype, layout):
+    random = np.random.default_rng(6)
+    scores, (chosen, rejected) = scores_of(random, 9, torch.float32).requires_grad_(), comparisons(random, 9, 300)
+    if layout == "expanded":
+        rejected = rejected[:1].expand(300)
+    expected = torch.autograd.grad(prefloss.bradley_terry_loss_indexed(scores, chosen, rejected), scores)
+    chosen = chosen.to(dtype)
+    rejected = rejected[:1].to(dtype).expand(300) if layout == "expanded" else rejected.to(dtype)
+    if layout == "every_other":
+        chosen, rejected = (torch.stack((index, -index), 1)[:, 0] for index in (chosen, rejected))
+    actual = torch.autograd.grad(prefloss.bradley_terry_loss_indexed(scores, chosen, rejected), scores)
+    assert_same_bits(actual, expected)
+
+
+def test_an_item_that_is_not_compared_has_gradient_zero_whatever_its_score_is():
+    scores = torch.tensor([1.0, torch.nan, 2.0, torch.inf], requires_grad=True)
+    loss = prefloss.bradley_terry_loss_indexed(scores, torch.tensor([0, 2]), torch.tensor([2, 0]))
+    (gradient,) = torch.autograd.grad(loss, scores)
+    assert loss.isfinite()
+    assert gradient[1] == gradient[3] == 0
+
+
+@pytest.mark.parametrize("items", [0, 3])
+@over_reductions
+def test_without_comparisons_the_loss_is_zero_and_connected(items, reduction):
+    scores, none = torch.randn(items, requires_grad=True), torch.empty(0, dtype=torch.int64)
+    loss, stats = prefloss.bradley_terry_loss_indexed(scores, none, none, reduction=reduction, return_stats=True)
+    assert loss.sum() == 0
+    assert stats.count == 0
+    assert torch.equal(torch.autograd.grad(loss.sum(), scores)[0], torch.zeros(items))
+
+
+@pytest.mark.parametrize("place", [0, 8191, 8192, 99_999])
+@pytest.mark.parametrize("wrong", [-1, 1000, -(2**31), 2**31 - 1])
+@pytest.mark.parametrize("which", ["chosen_index", "rejected_index"])
+@pytest.mark.parametrize("dtype", INDEX_DTYPES, ids=str)
+def test_an_index_out_of_range_is_named_wherever_it_is(which, wrong, place, dtype):
+    scores = torch.zeros(1000, requires_grad=True)
+    indices = {name: torch.zeros(100_000, dtype=dtype) for name in ("chosen_index", "rejected_index")}
+    indices[which][place] = wrong
+    with pytest.raises(IndexError, match=rf"{which} .* in \[0, 1000\), got {wrong} at position {place}"):
+        prefloss.bradley_terry_loss_indexed(scores, **indices)
+
+
+def call_with(options, indices):
+    return lambda scores: prefloss.bradley_terry_loss_indexed(scores, *indices, **options)
+
+
+@over_options
+@over_reductions
+def test_first_and_second_derivatives_are_those_of_finite_differences(name, reduction):
+    random = np.random.default_rng(7)
+    indices = comparisons(random, 6, 20)
+    options = {**options_alone(name, random, (20,), torch.float64), "reduction": reduction}
+    scores = real(random.normal(size=6), torch.float64).requires_grad_()
+    inputs, function = [scores], call_with(options, indices)
+    if isinstance(options.get("margin"), torch.Tensor):
+        margin = options.pop("margin").requires_grad_()
+        inputs.append(margin)
+
+        def function(scores, margin):
+            return prefloss.bradley_terry_loss_indexed(scores, *indices, **options, margin=margin)
+
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("name", ["default", "weight tensor", "margin tensor", "target tensor"])
+@over_reductions
+def test_every_way_gives_the_same_loss_and_nearly_the_same_gradient(name, reduction, device):
+    """Compiled and transformed, the slopes of the comparisons are rounded before they are added up."""
+    random = np.random.default_rng(8)
+    indices = [index.to(device) for index in comparisons(random, 40, 9_000)]
+    options = {k: on(device, v) for k, v in options_alone(name, random, (9_000,), torch.float32).items()}
+    function = call_with({**options, "reduction": reduction}, indices)
+    scores = scores_of(random, 40, torch.float32).to(device).requires_grad_()
+    torch.compiler.reset()
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    expected_loss = function(scores)
+    (expected,) = torch.autograd.grad(expected_loss.sum(), scores)
+    for loss, gradient in (
+        (compiled(scores), torch.autograd.grad(compiled(scores).sum(), scores)[0]),
+        (function(scores), torch.func.grad(lambda scores: function(scores).sum())(scores)),
+        (function(scores), torch.autograd.grad(function(scores).sum(), scores, create_graph=True)[0]),
+    ):
+        assert_same_bits((loss,), (expected_loss,))
+        torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-7 * expected.abs().max().item())
+
+
+def test_vmap_over_scores_indices_or_both_agrees_with_a_loop():
+    random = np.random.default_rng(9)
+    scores = real(random.normal(size=(3, 8)), torch.float64)
+    chosen, rejected = (torch.from_numpy(index) for index in random.integers(0, 8, (2, 3, 25)))
+
+    def step(scores, chosen, rejected):
+        return torch.func.grad_and_value(prefloss.bradley_terry_loss_indexed)(scores, chosen, rejected)
+
+    for dims in ((0, 0, 0), (0, None, None), (None, 0, 0), (0, 0, None), (1, 1, 1)):
+        stacked = scores, chosen, rejected
+        given = [
+            tensor[0] if dim is None else tensor.movedim(0, dim) for tensor, dim in zip(stacked, dims, strict=True)
+        ]
+        together = torch.func.vmap(step, dims)(*given)
+        for row in range(3):
+            alone = step(*(tensor[0 if dim is None else row] for tensor, dim in zip(stacked, dims, strict=True)))
+            torch.testing.assert_close([part[row] for part in together], list(alone), rtol=1e-14, atol=0)
+
+
+def test_the_hessian_is_that_of_the_bradley_terry_model():
+    """Two derivatives by torch.func against n_ij sigma (1 - sigma), the Fisher information."""
+    random = np.random.default_rng(10)
+    scores, (chosen, rejected) = real(random.normal(size=7), torch.float64), comparisons(random, 7, 200)
+    hessian = torch.func.jacrev(
+        torch.func.jacrev(lambda scores: prefloss.bradley_terry_loss_indexed(scores, chosen, rejected, reduction="sum"))
+    )(scores)
+    curvature = torch.from_numpy(reference.pair_curvature((scores[chosen] - scores[rejected]).numpy()))
+    expected = torch.zeros(7, 7, dtype=torch.float64)
+    for i, j, h in zip(chosen, rejected, curvature, strict=True):
+        expected[i, i] += h
+        expected[j, j] += h
+        expected[i, j] -= h
+        expected[j, i] -= h
+    torch.testing.assert_close(hessian, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_compiled_with_dynamic_shapes_and_exported_it_stays_right():
+    function = torch.compile(prefloss.bradley_terry_loss_indexed, backend="aot_eager", fullgraph=True, dynamic=True)
+    random = np.random.default_rng(11)
+    for items, count in ((5, 30), (60, 7), (13, 4_000)):
+        scores, indices = scores_of(random, items, torch.float32), comparisons(random, items, count)
+        assert_same_bits((function(scores, *indices),), (prefloss.bradley_terry_loss_indexed(scores, *indices),))
+
+    class Board(torch.nn.Module):
+        def forward(self, scores, chosen, rejected):
+            return prefloss.bradley_terry_loss_indexed(scores, chosen, rejected, beta=0.5)
+
+    exported = torch.export.export(Board(), (scores, *indices)).module()
+    assert_same_bits((exported(scores, *indices),), (Board()(scores, *indices),))
+
+
+def test_an_index_out_of_range_is_an_error_in_a_compiled_call_too():
+    function = torch.compile(prefloss.bradley_terry_loss_indexed, backend="aot_eager", fullgraph=True)
+    with pytest.raises(IndexError, match="rejected_index must hold indices of the 3 scores"):
+        function(torch.zeros(3), torch.tensor([0]), torch.tensor([3]))
+
+
+@pytest.mark.parametrize("operator", [torch.ops.prefloss.take.default, torch.ops.prefloss.accumulate.default], ids=str)
+@pytest.mark.parametrize("shape", [(6,), (2, 6)], ids=str)
+def test_the_operators_are_registered_right(operator, shape):
+    index = torch.tensor([0, 5, 5, 2, 1, 0])
+    last = "index" if operator is torch.ops.prefloss.take.default else 6
+    torch.library.opcheck(operator, (torch.randn(shape, requires_grad=True), index, last))
+
+
+def test_half_precision_is_rounded_once_an_item():
+    """In every way: a thousand slopes in half precision would lose three digits."""
+    scores = torch.tensor([0.0, 0.1], dtype=torch.bfloat16, requires_grad=True)
+    indices = torch.zeros(1000, dtype=torch.int64), torch.ones(1000, dtype=torch.int64)
+    expected, _ = reference.bradley_terry_gradient_indexed(1.0, array(scores), *map(array, indices), reduction="sum")
+    for function in (
+        lambda scores: prefloss.bradley_terry_loss_indexed(scores, *indices, reduction="sum"),
+        lambda scores: prefloss.bradley_terry_loss_indexed(scores, *indices, reduction="none").sum(),
+    ):
+        (gradient,) = torch.autograd.grad(function(scores), scores)
+        assert torch.equal(gradient, real(expected, torch.bfloat16))
+
+
+@pytest.mark.parametrize("weight", [None, torch.float32, torch.float64, torch.bool], ids=str)
+@pytest.mark.parametrize("with_target", [False, True])
+@pytest.mark.parametrize("index_dtype", INDEX_DTYPES, ids=str)
+def test_merged_comparisons_have_the_same_loss_and_gradient(weight, with_target, index_dtype):
+    random = np.random.default_rng(12)
+    indices = comparisons(random, 6, 500, index_dtype)
+    given = {}
+    if weight is not None:
+        given["weight"] = torch.from_numpy(random.random(500) * (random.random(500) < 0.7)).to(weight)
+    if with_target:
+        given["target"] = torch.from_numpy(random.random(500)).to(torch.float64)
+    merged = prefloss.merge_comparisons(*indices, **given)
+    assert len(merged["chosen_index"]) <= 36
+    assert merged["chosen_index"].dtype == index_dtype
+    merged = {name: value for name, value in merged.items() if value is not None}
+    options = {"beta": 0.5, "label_smoothing": 0.1, "margin": 0.3, "center_rewards_coefficient": 0.1}
+    scores = scores_of(random, 6, torch.float64)
+    for reduction in ("mean", "sum"):
+        results = [
+            reference.bradley_terry_loss_indexed(
+                array(scores), array(call.pop("chosen_index")), array(call.pop("rejected_index")),
+                **arrays(call), **options, reduction=reduction,
+            )
+            for call in ({"chosen_index": indices[0], "rejected_index": indices[1], **given}, dict(merged))
+        ]  # fmt: skip
+        exact = merged["weight"].dtype is torch.float64
+        np.testing.assert_allclose(results[1], results[0], rtol=1e-14 if exact else 1e-6)
+
+
+def test_merging_leaves_out_what_counts_nothing_and_takes_no_comparisons():
+    merged = prefloss.merge_comparisons(
+        torch.tensor([0, 1, 0]), torch.tensor([1, 0, 1]), weight=torch.tensor([1.0, 0.0, 2.0])
+    )
+    assert merged["chosen_index"].tolist() == [0]
+    assert merged["weight"].tolist() == [3.0]
+    assert merged["target"] is None
+    none = torch.empty(0, dtype=torch.int32)
+    assert all(len(value) == 0 for value in prefloss.merge_comparisons(none, none).values() if value is not None)
+    scores = torch.zeros(2, requires_grad=True)
+    prefloss.bradley_terry_loss_indexed(scores, **merged).backward()
+    assert torch.equal(scores.grad, torch.tensor([-0.5, 0.5]))
+
+
+def test_comparisons_take_no_memory_of_their_own():
+    """A step over 4 million comparisons of ten items allocates little: torch's peak says so."""
+    scores = torch.zeros(10, requires_grad=True)
+    index = torch.zeros(4_000_000, dtype=torch.int32)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        prefloss.bradley_terry_loss_indexed(scores, index, index).backward()
+    allocated = sum(event.cpu_memory_usage for event in profile.events() if event.cpu_memory_usage > 0)
+    assert 0 < allocated < 1e5
