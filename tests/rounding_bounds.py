@@ -97,7 +97,7 @@ class Bounds:
         lower, upper = lower - slack - 2 * self.tiny, upper + slack + 2 * self.tiny
         lower, upper = np.where(np.isnan(lower), -np.inf, lower), np.where(np.isnan(upper), np.inf, upper)
         # Terms beyond Real's range of either sign: their sum may be anything, NaN too.
-        anything = torch.from_numpy((lower == -np.inf) & (upper == np.inf))
+        anything = torch.from_numpy(np.isfinite(exact) & (lower == -np.inf) & (upper == np.inf))
         _assert_between(
             torch.where(anything, torch.from_numpy(exact).to(actual.dtype), actual.cpu()), exact, lower, upper
         )
