@@ -18,9 +18,10 @@ from torch import Tensor
 import prefloss
 from prefloss import _core, kernels, reference
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[..., Tensor]
 OPTIONS = {"beta": 0.5, "label_smoothing": 0.1}
 STEP_SIZES = (8, 64, 256, 1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
+ITEMS = {10_000_000: 100_000, 2_000_000: 200}  # of so many comparisons by index
 KERNEL_SIZES = (4_096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
 
 
@@ -41,6 +42,7 @@ CASES = (
         for size in (256, 1_048_576)
     ),
     *(Case("options", torch.float32, size) for size in (8, 64, 256, 65_536, 1_048_576)),
+    *(Case("indexed", torch.float32, size) for size in ITEMS),
     *(Case(kind, torch.float32, size) for size in KERNEL_SIZES for kind in ("forward kernel", "backward kernel")),
 )
 
@@ -56,8 +58,7 @@ class Expected(NamedTuple):
     """The reference's float64 results, the gradients where the rewards are."""
 
     loss: float
-    grad_chosen: Tensor
-    grad_rejected: Tensor
+    gradients: tuple[Tensor, ...]
 
 
 class Tolerance(NamedTuple):
@@ -92,6 +93,8 @@ def contenders_of(case: Case, *, compiled: bool) -> dict[str, Contender]:
     `compiled` adds torch.compile, which needs a C++ compiler and time.
     """
     generator = torch.Generator().manual_seed(case.size)
+    if case.kind == "indexed":
+        return _indexed(case, generator)
     chosen, rejected = (torch.randn(case.size, generator=generator) for _ in range(2))
     chosen, rejected = ((chosen + 0.5).to(case.dtype).requires_grad_(), rejected.to(case.dtype).requires_grad_())
     if case.kind == "step":
@@ -110,17 +113,17 @@ def cheapest(chosen: Tensor, rejected: Tensor) -> Tensor:
 
 
 def _steps(chosen: Tensor, rejected: Tensor, compiled: bool) -> dict[str, Contender]:
-    expected, theirs = _expected(chosen, rejected, {}), THEIRS[chosen.dtype]
+    pair, expected, theirs = (chosen, rejected), _expected(chosen, rejected, {}), THEIRS[chosen.dtype]
     contenders = {
-        "prefloss": step(prefloss.bradley_terry_loss, chosen, rejected, expected, OURS[chosen.dtype]),
-        "eager": step(eager, chosen, rejected, expected, theirs),
+        "prefloss": step(prefloss.bradley_terry_loss, pair, expected, OURS[chosen.dtype]),
+        "eager": step(eager, pair, expected, theirs),
     }
     if chosen.dtype is torch.float32:  # a sum overflows float16
-        contenders["cheapest two-input op"] = step(cheapest, chosen, rejected, _expected_sum(chosen, rejected), theirs)
+        contenders["cheapest two-input op"] = step(cheapest, pair, _expected_sum(chosen, rejected), theirs)
     if compiled:
         torch._dynamo.reset()  # each size gets its own code, as fast as it can be, instead of one for all sizes
         function = torch.compile(eager, fullgraph=True, dynamic=False)
-        contenders["torch.compile"] = step(function, chosen, rejected, expected, theirs)
+        contenders["torch.compile"] = step(function, pair, expected, theirs)
     return contenders
 
 
@@ -134,27 +137,63 @@ def _steps_with_options(chosen: Tensor, rejected: Tensor, generator: torch.Gener
         return (weight * losses).sum() / weight.sum()
 
     fused = partial(prefloss.bradley_terry_loss, margin=margin, weight=weight, beta=beta, label_smoothing=smoothing)
+    pair = chosen, rejected
     expected = _expected(chosen, rejected, {"margin": margin.numpy(), "weight": weight.numpy(), **OPTIONS})
     return {
-        "prefloss": step(fused, chosen, rejected, expected, OURS_WITH_OPTIONS),
-        "composed": step(composed, chosen, rejected, expected, THEIRS[chosen.dtype]),
+        "prefloss": step(fused, pair, expected, OURS_WITH_OPTIONS),
+        "composed": step(composed, pair, expected, THEIRS[chosen.dtype]),
     }
 
 
+def _indexed(case: Case, generator: torch.Generator) -> dict[str, Contender]:
+    """Comparisons of ITEMS items by int64 index; those of few items also merged, which an optimiser does once."""
+    items = ITEMS[case.size]
+    scores = torch.randn(items, generator=generator).requires_grad_()
+    chosen, rejected = torch.randint(items, (2, case.size), generator=generator)
+
+    @cache
+    def expected() -> Expected:
+        array, indices = _array(scores), (_array(chosen), _array(rejected))
+        gradient, _ = reference.bradley_terry_gradient_indexed(1.0, array, *indices)
+        loss = reference.bradley_terry_loss(*(array[index] for index in indices))
+        return Expected(float(loss), (torch.from_numpy(gradient),))
+
+    def ours(scores: Tensor) -> Tensor:
+        return prefloss.bradley_terry_loss_indexed(scores, chosen, rejected)
+
+    def theirs(scores: Tensor) -> Tensor:
+        return -F.logsigmoid(scores[chosen] - scores[rejected]).mean()
+
+    contenders = {
+        "prefloss": step(ours, (scores,), expected, OURS_WITH_OPTIONS),
+        "eager": step(theirs, (scores,), expected, Tolerance(1e-3, greatest=1e-4)),
+    }
+    if items < 1000:
+        merged = prefloss.merge_comparisons(chosen, rejected)
+        contenders["prefloss, merged"] = step(
+            lambda scores: prefloss.bradley_terry_loss_indexed(scores, **merged), (scores,), expected, OURS_WITH_OPTIONS
+        )
+    return contenders
+
+
 def step(
-    loss: LossFunction, chosen: Tensor, rejected: Tensor, expected: Callable[[], Expected], tolerance: Tolerance
+    loss: LossFunction,
+    leaves: tuple[Tensor, ...],
+    expected: Callable[[], Expected],
+    tolerance: Tolerance,
 ) -> Contender:
-    """Forward and backward of two leaves whose gradients are fresh, as after `optimizer.zero_grad()`."""
+    """Forward and backward of leaves whose gradients are fresh, as after `optimizer.zero_grad()`."""
 
     def run() -> Tensor:
-        chosen.grad = rejected.grad = None
-        value = loss(chosen, rejected)
+        for leaf in leaves:
+            leaf.grad = None
+        value = loss(*leaves)
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     def check() -> float:
         value = run()
-        check_gradients((chosen.grad, rejected.grad), expected(), tolerance)
+        check_gradients(tuple(leaf.grad for leaf in leaves), expected(), tolerance)
         return check_loss(value, expected().loss, tolerance)
 
     return Contender(run, check)
@@ -202,7 +241,7 @@ def _expected(chosen: Tensor, rejected: Tensor, options: dict[str, Any]) -> Call
         arrays = _array(chosen), _array(rejected)
         loss = reference.bradley_terry_loss(*arrays, **options)
         grad_chosen, grad_rejected, _ = reference.bradley_terry_gradient(1.0, *arrays, **options)
-        return Expected(float(loss), torch.from_numpy(grad_chosen), torch.from_numpy(grad_rejected))
+        return Expected(float(loss), (torch.from_numpy(grad_chosen), torch.from_numpy(grad_rejected)))
 
     return compute
 
@@ -210,7 +249,7 @@ def _expected(chosen: Tensor, rejected: Tensor, options: dict[str, Any]) -> Call
 def _expected_sum(chosen: Tensor, rejected: Tensor) -> Callable[[], Expected]:
     def compute() -> Expected:
         ones = torch.ones_like(chosen, dtype=torch.float64)
-        return Expected(float(np.sum(_array(chosen) - _array(rejected), dtype=np.float64)), ones, -ones)
+        return Expected(float(np.sum(_array(chosen) - _array(rejected), dtype=np.float64)), (ones, -ones))
 
     return compute
 
@@ -228,8 +267,8 @@ def check_loss(loss: Tensor, expected: float, tolerance: Tolerance) -> float:
     return error
 
 
-def check_gradients(gradients: tuple[Tensor | None, Tensor | None], expected: Expected, tolerance: Tolerance) -> None:
-    for gradient, wanted in zip(gradients, (expected.grad_chosen, expected.grad_rejected), strict=True):
+def check_gradients(gradients: tuple[Tensor | None, ...], expected: Expected, tolerance: Tolerance) -> None:
+    for gradient, wanted in zip(gradients, expected.gradients, strict=True):
         assert gradient is not None
         information = torch.finfo(gradient.dtype)
         spacing = information.tiny * information.eps  # of subnormals: a mean's gradient is 1 / N small

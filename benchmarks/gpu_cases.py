@@ -56,7 +56,9 @@ def contenders_of(case: Case, device: str) -> dict[str, Callable[[], Contender]]
     alone = case.kind in ("forward", "backward")
     make = {"step": step, "graph replay": _graph_replay, "forward": _forward, "backward": _backward}[case.kind]
     contenders: dict[str, Callable[[], Contender]] = {
-        name: partial(make, function, chosen, rejected, expected, (OURS if name == "prefloss" else THEIRS)[case.dtype])
+        name: partial(
+            make, function, (chosen, rejected), expected, (OURS if name == "prefloss" else THEIRS)[case.dtype]
+        )
         for name, function in functions.items()
         if not alone or name in ("prefloss", "Triton")
     }
@@ -101,19 +103,20 @@ def _expected(chosen: Tensor, rejected: Tensor) -> Callable[[], Expected]:
             assert abs(loss / float(reference.bradley_terry_loss(*arrays)) - 1.0) < 1e-6
             reference_slope = torch.from_numpy(reference.bradley_terry_gradient(1.0, *arrays)[0])
             torch.testing.assert_close(slope.cpu(), reference_slope, rtol=1e-6, atol=0.0)
-        return Expected(loss, slope, -slope)
+        return Expected(loss, (slope, -slope))
 
     return compute
 
 
 def _graph_replay(
-    function: LossFunction, chosen: Tensor, rejected: Tensor, expected: Callable[[], Expected], tolerance: Tolerance
+    function: LossFunction, leaves: tuple[Tensor, ...], expected: Callable[[], Expected], tolerance: Tolerance
 ) -> Contender:
     """The whole step captured in a CUDA graph: what remains of it without the host."""
 
     def run() -> Tensor:
-        chosen.grad = rejected.grad = None
-        loss = function(chosen, rejected)
+        for leaf in leaves:
+            leaf.grad = None
+        loss = function(*leaves)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -126,7 +129,7 @@ def _graph_replay(
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         loss = run()
-    gradients = chosen.grad, rejected.grad
+    gradients = tuple(leaf.grad for leaf in leaves)
 
     def check() -> float:
         for output in (loss, *gradients):
@@ -140,24 +143,23 @@ def _graph_replay(
 
 
 def _forward(
-    function: LossFunction, chosen: Tensor, rejected: Tensor, expected: Callable[[], Expected], tolerance: Tolerance
+    function: LossFunction, leaves: tuple[Tensor, ...], expected: Callable[[], Expected], tolerance: Tolerance
 ) -> Contender:
-    run = partial(function, chosen.detach(), rejected.detach())
+    run = partial(function, *(leaf.detach() for leaf in leaves))
     return Contender(run, lambda: check_loss(run(), expected().loss, tolerance))
 
 
 def _backward(
-    function: LossFunction, chosen: Tensor, rejected: Tensor, expected: Callable[[], Expected], tolerance: Tolerance
+    function: LossFunction, leaves: tuple[Tensor, ...], expected: Callable[[], Expected], tolerance: Tolerance
 ) -> Contender:
-    loss = function(chosen, rejected)
+    loss = function(*leaves)
     upstream = torch.ones_like(loss)
 
     def run() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(loss, (chosen, rejected), upstream, retain_graph=True)
+        return torch.autograd.grad(loss, leaves, upstream, retain_graph=True)
 
     def check() -> float:
-        grad_chosen, grad_rejected = run()
-        check_gradients((grad_chosen, grad_rejected), expected(), tolerance)
+        check_gradients(run(), expected(), tolerance)
         return 0.0
 
     return Contender(run, check)
@@ -179,7 +181,7 @@ def peak_bytes(name: str, case: Case, device: str) -> int:
     """The high-water mark of one step over what the rewards take, its gradients included."""
     chosen, rejected = _rewards(case, device)
     function = _loss_functions()[name]
-    run = step(function, chosen, rejected, _expected(chosen, rejected), THEIRS[case.dtype]).run
+    run = step(function, (chosen, rejected), _expected(chosen, rejected), THEIRS[case.dtype]).run
     run()  # compiles
     chosen.grad = rejected.grad = None
     before = torch.cuda.memory_allocated()
