@@ -24,6 +24,14 @@ def pytest_configure():
         )
 
 
+@pytest.fixture
+def set_threads():
+    """Calling it is torch.set_num_threads; other tests find the number as it was."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=DEVICES)
 def device(request):
     return torch.device(request.param)

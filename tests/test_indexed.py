@@ -23,7 +23,7 @@ from sample_inputs import (
     real,
     rewards,
 )
-from test_paired_values import drawn, set_threads  # noqa: F401 - a fixture
+from test_paired_values import drawn
 
 import prefloss
 from prefloss import reference
@@ -113,7 +113,7 @@ def test_many_comparisons_agree_with_the_reference(items, count, dtype, device):
 
 @pytest.mark.parametrize(("items", "count"), [(50, 200_001), (20_000, 200_001), (300_000, 100_000)], ids=str)
 @pytest.mark.parametrize("name", ["default", "weight mask", "centring"])
-def test_the_number_of_threads_does_not_change_a_bit(items, count, name, set_threads):  # noqa: F811
+def test_the_number_of_threads_does_not_change_a_bit(items, count, name, set_threads):
     random = np.random.default_rng(4)
     scores = scores_of(random, items, torch.float32).requires_grad_()
     indices = comparisons(random, items, count)

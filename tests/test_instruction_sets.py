@@ -150,10 +150,10 @@ def test_instruction_sets_agree_to_the_last_bits(path, results):
 
 @pytest.mark.slow
 @over_paths
-def test_the_tests_of_the_values_pass(path):
+@pytest.mark.parametrize("file", ["test_paired_values.py", "test_indexed.py"])
+def test_the_tests_of_the_values_pass(path, file):
     skip_unless_supported(path, supported_paths())
-    file = Path(__file__).with_name("test_paired_values.py")
-    process = run_with(path, ["-m", "pytest", "-q", "-p", "no:cacheprovider", file])
+    process = run_with(path, ["-m", "pytest", "-q", "-p", "no:cacheprovider", Path(__file__).with_name(file)])
     assert process.returncode == 0, process.stdout + process.stderr
 
 

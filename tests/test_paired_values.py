@@ -168,13 +168,6 @@ def test_a_slice_at_any_address_gives_the_same_bits(dtype, device):
             assert_same_bits(everything(*slices, options, device), everything(*copies, options, device))
 
 
-@pytest.fixture
-def set_threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @over_reductions
 @pytest.mark.parametrize(
     ("dtype", "name"),

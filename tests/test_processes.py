@@ -27,20 +27,13 @@ import prefloss
 from prefloss import PairStats
 from prefloss.kernels import PARALLEL_PAIRS
 
+pytestmark = pytest.mark.usefixtures("set_threads")
 SECONDS = 60
 LARGE = 8 * PARALLEL_PAIRS + 1  # many chunks for each of many threads
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 # Python 3.12 warns of what is tested here.
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-
-
-@pytest.fixture(autouse=True)
-def set_threads():
-    """Calling it is torch.set_num_threads, which every test finds as it was."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def answer(connection, function, arguments):
