@@ -34,17 +34,33 @@ Column column(const py::object& object) {
 }
 
 // (chosen, rejected, margin, weight, target, rows, count, (beta, margin, target, label_smoothing,
-// center_rewards_coefficient))
-Pairs pairs_of(const py::tuple& tuple) {
+// center_rewards_coefficient)); nothing is read by it yet.
+Pairs columns_of(const py::tuple& tuple) {
   Pairs pairs{column(tuple[0]), column(tuple[1]),         column(tuple[2]),         column(tuple[3]),
               column(tuple[4]), tuple[5].cast<int64_t>(), tuple[6].cast<int64_t>(), {}};
   const auto [beta, margin, target, label_smoothing, center] =
       tuple[7].cast<std::tuple<double, double, double, double, double>>();
   pairs.options = {beta, margin, target, label_smoothing, center};
+  return pairs;
+}
+
+Pairs pairs_of(const py::tuple& tuple) {
+  const Pairs pairs = columns_of(tuple);
   const int64_t entries = pairs.rows * pairs.count;
   require_memory(pairs.chosen.data, entries, "chosen");
   require_memory(pairs.rejected.data, entries, "rejected");
   return pairs;
+}
+
+// (scores, the number of them, addresses of the indices of chosen and rejected, whether they are int64)
+Comparisons comparisons_of(const py::tuple& tuple, const Pairs& pairs) {
+  const auto [items, chosen, rejected, wide] =
+      py::tuple(tuple[py::slice(1, 5, 1)]).cast<std::tuple<int64_t, uintptr_t, uintptr_t, bool>>();
+  const Comparisons comparisons{column(tuple[0]), items, address(chosen), address(rejected), wide};
+  require_memory(comparisons.scores.data, items, "scores");
+  require_memory(comparisons.chosen, pairs.count, "chosen_index");
+  require_memory(comparisons.rejected, pairs.count, "rejected_index");
+  return comparisons;
 }
 
 // (number, address of one float64 a row or 0, its stride, whether that is a total weight)
@@ -101,22 +117,17 @@ void paired_double_backward(const py::tuple& inputs, const py::tuple& divisor, c
   });
 }
 
-// indices: (address of the chosen items' index, of the rejected items', whether they are int64, the number of items).
 // False where an index is out of range.
-bool indexed_forward(const py::tuple& inputs, const py::tuple& indices, const py::tuple& divisor, uintptr_t loss,
+bool indexed_forward(const py::tuple& items, const py::tuple& inputs, const py::tuple& divisor, uintptr_t loss,
                      uintptr_t sums, bool statistics, uintptr_t slopes, int threads) {
-  Pairs pairs = pairs_of(inputs);
-  const auto [chosen, rejected, wide, items] = indices.cast<std::tuple<uintptr_t, uintptr_t, bool, int64_t>>();
-  require_memory(address(chosen), pairs.count, "chosen_index");
-  require_memory(address(rejected), pairs.count, "rejected_index");
-  pairs.chosen.index = {address(chosen), wide};
-  pairs.rejected.index = {address(rejected), wide};
+  const Pairs pairs = columns_of(inputs);
+  const Comparisons comparisons = comparisons_of(items, pairs);
   const Divisor by = divisor_of(divisor);
   const ForwardOutputs outputs{address(loss), {}, static_cast<double*>(address(sums)), statistics};
+  auto* const totals = static_cast<double*>(address(slopes));
   bool in_range = false;
-  run_without_gil(pairs.count, [&] {
-    in_range = prefloss::indexed_forward(pairs, items, by, outputs, static_cast<double*>(address(slopes)), threads);
-  });
+  run_without_gil(pairs.count,
+                  [&] { in_range = prefloss::indexed_forward(comparisons, pairs, by, outputs, totals, threads); });
   return in_range;
 }
 
@@ -195,7 +206,7 @@ PYBIND11_MODULE(_core, module) {
              py::arg("upstream"), py::arg("towards_chosen"), py::arg("towards_rejected"), py::arg("towards_margin"),
              py::arg("grad_upstream"), py::arg("grad_chosen"), py::arg("grad_rejected"), py::arg("grad_margin"),
              py::arg("place"));
-  module.def("indexed_forward", &indexed_forward, py::arg("pairs"), py::arg("indices"), py::arg("divisor"),
+  module.def("indexed_forward", &indexed_forward, py::arg("comparisons"), py::arg("pairs"), py::arg("divisor"),
              py::arg("loss"), py::arg("sums"), py::arg("statistics"), py::arg("slopes"), py::arg("threads"));
 }
 

@@ -9,34 +9,18 @@ namespace prefloss {
 
 enum class Dtype : int { kFloat64, kFloat32, kBFloat16, kFloat16, kBool };
 
-// Which item's entry is a pair's: int64 or int32, one a pair, contiguous.
-struct Index {
-  const void* data = nullptr;
-  bool wide = true;
-
-  explicit operator bool() const { return data != nullptr; }
-
-  // Calls body(pointer to the index of the pair `begin`).
-  template <typename Body>
-  auto from(int64_t begin, const Body& body) const {
-    return wide ? body(static_cast<const int64_t*>(data) + begin) : body(static_cast<const int32_t*>(data) + begin);
-  }
-};
-
 // One entry a pair. Strides are in entries; `row_stride` leads to the next row of a batch (vmap). data == nullptr: not
-// given. With an `index` (CPU only) the entries are one an item; what is written to such a column is added to it, in
-// float64.
+// given.
 struct Column {
   void* data = nullptr;
   Dtype dtype = Dtype::kFloat32;
   int64_t stride = 0, row_stride = 0;
-  Index index = {};
 
   PREFLOSS_HOST_DEVICE explicit operator bool() const { return data != nullptr; }
 
   template <typename Stored>
-  PREFLOSS_HOST_DEVICE Stored* entry(int64_t row, int64_t pair) const {
-    return static_cast<Stored*>(data) + row * row_stride + pair * stride;
+  PREFLOSS_HOST_DEVICE Stored* entry(int64_t row, int64_t index) const {
+    return static_cast<Stored*>(data) + row * row_stride + index * stride;
   }
 };
 
@@ -56,6 +40,15 @@ struct Pairs {
     return !margin && !weight && !target && options.beta == 1 && options.margin == 0 && options.target == 1 &&
            options.label_smoothing == 0 && options.center_rewards_coefficient == 0;
   }
+};
+
+// Items by index: pair p compares the items chosen[p] and rejected[p], entries of two arrays of int64 (`wide`) or
+// int32.
+struct Comparisons {
+  Column scores;  // one an item
+  int64_t items = 0;
+  const void *chosen = nullptr, *rejected = nullptr;
+  bool wide = true;
 };
 
 // What the sum over a row is divided by: a number, or one float64 a row. A row's total weight is replaced by 1 where it

@@ -66,43 +66,27 @@ void scatter(const Real* values, int count, int64_t stride, Stored* first) {
 template <typename Real>
 constexpr Dtype kDtypeOf = sizeof(Real) == sizeof(double) ? Dtype::kFloat64 : Dtype::kFloat32;
 
-// The entries [begin, begin + count) of a row, whose memory holds Stored.
-template <typename Stored, typename Real>
-void load_as(const Column& column, int64_t row, int64_t begin, int count, Real* values) {
-  if (!column.index) return gather(column.entry<Stored>(row, begin), column.stride, count, values);
-  const Stored* items = column.entry<Stored>(row, 0);
-  column.index.from(begin, [&](const auto* index) {
-    for (int i = 0; i < count; i++) values[i] = static_cast<Real>(widen(items[index[i] * column.stride]));
-  });
-}
-
-// Whether a column's memory is contiguous Real, one entry a pair.
-template <typename Real>
-bool is_in_place(const Column& column) {
-  return column && column.dtype == kDtypeOf<Real> && column.stride == 1 && !column.index;
-}
-
 // The entries [begin, begin + count) of a row as contiguous Real: in place where they are that already, else in
 // `buffer`.
 template <typename Real>
 const Real* load(const Column& column, int64_t row, int64_t begin, int count, Buffer<Real>& buffer) {
-  if (is_in_place<Real>(column)) return column.entry<Real>(row, begin);
+  if (column.dtype == kDtypeOf<Real> && column.stride == 1) return column.entry<Real>(row, begin);
   Real* values = buffer.values;
   switch (column.dtype) {
     case Dtype::kFloat64:
-      load_as<double>(column, row, begin, count, values);
+      gather(column.entry<double>(row, begin), column.stride, count, values);
       break;
     case Dtype::kFloat32:
-      load_as<float>(column, row, begin, count, values);
+      gather(column.entry<float>(row, begin), column.stride, count, values);
       break;
     case Dtype::kBFloat16:
-      load_as<BFloat16>(column, row, begin, count, values);
+      gather(column.entry<BFloat16>(row, begin), column.stride, count, values);
       break;
     case Dtype::kFloat16:
-      load_as<Float16>(column, row, begin, count, values);
+      gather(column.entry<Float16>(row, begin), column.stride, count, values);
       break;
     case Dtype::kBool:
-      load_as<bool>(column, row, begin, count, values);
+      gather(column.entry<bool>(row, begin), column.stride, count, values);
       break;
   }
   return values;
@@ -126,18 +110,13 @@ struct OptionalColumn {
 // Where a block's results are computed: in place, or in `buffer`, from which `store` takes them.
 template <typename Real>
 Real* result(const Column& column, int64_t row, int64_t begin, Buffer<Real>& buffer) {
-  return is_in_place<Real>(column) ? column.entry<Real>(row, begin) : buffer.values;
+  const bool in_place = column && column.dtype == kDtypeOf<Real> && column.stride == 1;
+  return in_place ? column.entry<Real>(row, begin) : buffer.values;
 }
 
 template <typename Real>
 void store(const Column& column, int64_t row, int64_t begin, int count, const Buffer<Real>& buffer) {
-  if (!column || is_in_place<Real>(column)) return;
-  if (column.index) {
-    double* items = column.entry<double>(row, 0);
-    return column.index.from(begin, [&](const auto* index) {
-      for (int i = 0; i < count; i++) items[index[i]] += static_cast<double>(buffer.values[i]);
-    });
-  }
+  if (!column || (column.dtype == kDtypeOf<Real> && column.stride == 1)) return;
   if (column.dtype == Dtype::kFloat32) scatter(buffer.values, count, column.stride, column.entry<float>(row, begin));
   if constexpr (sizeof(Real) == sizeof(double)) {
     if (column.dtype == Dtype::kFloat64) scatter(buffer.values, count, column.stride, column.entry<double>(row, begin));

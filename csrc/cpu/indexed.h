@@ -1,9 +1,10 @@
 // Pairs that are comparisons of items by index: the loss, and the slopes of the items, in one pass. Compiled once per
 // instruction set, so everything here has internal linkage.
 //
-// The slopes of an item are the sum over its comparisons. The comparisons are cut into stripes, by the sizes alone;
-// each adds into float64 sums of its own, one an item, and those are added in order: no atomics, and the same bits for
-// any number of threads.
+// A chunk's scores are gathered into contiguous memory, which the loops over pairs then take for any other chunk. The
+// slopes of an item are the sum over its comparisons. The comparisons are cut into stripes, by the sizes alone; each
+// adds into float64 sums of its own, one an item, and those are added in order: no atomics, and the same bits for any
+// number of threads.
 #pragma once
 
 #include <algorithm>
@@ -19,28 +20,85 @@ constexpr int64_t kMostStripes = 16;
 
 // The stripes' sums never take more memory than 2 float64 a comparison.
 int64_t stripes_of(const Pairs& pairs, int64_t items, bool slopes) {
-  const int64_t most = std::min(kMostStripes, chunks_of(pairs));
-  return slopes ? std::clamp<int64_t>(2 * pairs.count / std::max<int64_t>(items, 1), 1, std::max<int64_t>(most, 1))
-                : most;
+  const int64_t most = std::clamp<int64_t>(chunks_of(pairs), 1, kMostStripes);
+  return slopes ? std::clamp<int64_t>(2 * pairs.count / std::max<int64_t>(items, 1), 1, most) : most;
 }
 
-// Whether the indices of a chunk are all in [0, items). Nothing is read by them before this is known.
-bool in_range(const Index& index, int64_t items, int64_t chunk, int64_t count) {
-  const int64_t begin = chunk * kChunk, size = std::min(kChunk, count - begin);
-  return index.from(begin, [&](const auto* entries) {
-    bool outside = false;
-    for (int64_t i = 0; i < size; i++) outside |= static_cast<uint64_t>(entries[i]) >= static_cast<uint64_t>(items);
-    return !outside;
-  });
-}
-
-// The loss, and for each item the sum of the derivatives of its pairs' terms, not divided (`slopes` may be missing).
-// False where an index is out of range; the outputs mean nothing then.
+// The scores as contiguous Real: in place where they are that already, else in `copy`.
 template <typename Real>
-bool indexed(const Pairs& pairs, int64_t items, const Divisor& divisor, const ForwardOutputs& outputs, double* slopes,
-             int threads) {
-  const int64_t chunks = chunks_of(pairs), stripes = stripes_of(pairs, items, slopes != nullptr);
-  std::vector<Partial> partials(static_cast<size_t>(chunks), Partial::zero());
+const Real* contiguous(const Comparisons& comparisons, std::vector<Real>& copy) {
+  const Column& scores = comparisons.scores;
+  if (scores.dtype == kDtypeOf<Real> && scores.stride == 1) return scores.entry<Real>(0, 0);
+  copy.resize(static_cast<size_t>(comparisons.items));
+  Buffer<Real> buffer;
+  for (int64_t begin = 0; begin < comparisons.items; begin += kBlock) {
+    const int count = static_cast<int>(std::min<int64_t>(kBlock, comparisons.items - begin));
+    const Real* block = load(scores, 0, begin, count, buffer);
+    std::copy(block, block + count, &copy[static_cast<size_t>(begin)]);
+  }
+  return copy.data();
+}
+
+// An optional column of the pairs from `begin` on.
+Column from(Column column, int64_t begin) {
+  constexpr int64_t kBytes[] = {8, 4, 2, 2, 1};  // of a Dtype
+  if (column)
+    column.data = static_cast<char*>(column.data) + begin * column.stride * kBytes[static_cast<int>(column.dtype)];
+  return column;
+}
+
+// One chunk of comparisons, and memory for what the loops over pairs read and write.
+template <typename Real, typename Integer>
+struct ChunkOfItems {
+  const Comparisons& comparisons;
+  const Real* scores;
+  const Integer *chosen = nullptr, *rejected = nullptr;
+  int64_t size = 0;
+  std::vector<Real> memory = std::vector<Real>(4 * kChunk);
+
+  Column column(int which) { return {&memory[static_cast<size_t>(which * kChunk)], kDtypeOf<Real>, 1, 0}; }
+
+  // False where an index is out of range; nothing is read by it.
+  bool load_from(int64_t begin, int64_t count) {
+    size = std::min(kChunk, count - begin);
+    chosen = static_cast<const Integer*>(comparisons.chosen) + begin;
+    rejected = static_cast<const Integer*>(comparisons.rejected) + begin;
+    const uint64_t items = static_cast<uint64_t>(comparisons.items);
+    bool outside = false;
+    for (int64_t i = 0; i < size; i++)
+      outside |= static_cast<uint64_t>(chosen[i]) >= items || static_cast<uint64_t>(rejected[i]) >= items;
+    if (outside) return false;
+    Real *a = &memory[0], *b = &memory[kChunk];
+    for (int64_t i = 0; i < size; i++) {
+      a[i] = scores[chosen[i]];
+      b[i] = scores[rejected[i]];
+    }
+    return true;
+  }
+
+  // The chunk as pairs of their own, of which it is the only one.
+  Pairs pairs(const Pairs& all, int64_t begin) {
+    return {column(0), column(1),  from(all.margin, begin), from(all.weight, begin), from(all.target, begin), 1,
+            size,      all.options};
+  }
+
+  void add_gradients_to(double* slopes) const {
+    const Real *a = &memory[2 * kChunk], *b = &memory[3 * kChunk];
+    for (int64_t i = 0; i < size; i++) {
+      slopes[chosen[i]] += static_cast<double>(a[i]);
+      slopes[rejected[i]] += static_cast<double>(b[i]);
+    }
+  }
+};
+
+template <typename Real, typename Integer>
+bool indexed(const Comparisons& comparisons, const Pairs& pairs, const Divisor& divisor, const ForwardOutputs& outputs,
+             double* slopes, int threads) {
+  const int64_t items = comparisons.items, chunks = chunks_of(pairs),
+                stripes = stripes_of(pairs, items, slopes != nullptr);
+  std::vector<Real> copy;
+  const Real* scores = contiguous(comparisons, copy);
+  std::vector<Partial> partials(static_cast<size_t>(chunks));
   std::vector<double> more_slopes(slopes ? static_cast<size_t>((stripes - 1) * items) : 0);
   const auto slopes_of = [&](int64_t stripe) {
     return stripe == 0 ? slopes : &more_slopes[static_cast<size_t>((stripe - 1) * items)];
@@ -48,18 +106,16 @@ bool indexed(const Pairs& pairs, int64_t items, const Divisor& divisor, const Fo
   if (slopes) std::fill(slopes, slopes + items, 0.0);
   std::atomic<bool> outside{false};
   for_chunks(stripes, threads, [&](int64_t stripe) {
-    Gradients gradients;
-    if (slopes) {
-      gradients.chosen = {slopes_of(stripe), Dtype::kFloat64, 1, 0, pairs.chosen.index};
-      gradients.rejected = {slopes_of(stripe), Dtype::kFloat64, 1, 0, pairs.rejected.index};
-    }
+    ChunkOfItems<Real, Integer> part{comparisons, scores};
+    const Gradients gradients{part.column(2), part.column(3), {}};
     for (int64_t chunk = stripe * chunks / stripes; chunk < (stripe + 1) * chunks / stripes; chunk++) {
-      if (!in_range(pairs.chosen.index, items, chunk, pairs.count) ||
-          !in_range(pairs.rejected.index, items, chunk, pairs.count))
-        outside = true;
+      if (!part.load_from(chunk * kChunk, pairs.count)) outside = true;
       if (outside) return;
-      partials[static_cast<size_t>(chunk)] = forward_chunk<Real>(pairs, outputs, 0, chunk);
-      if (slopes) backward_chunk<Real>(pairs, 1, Column{}, gradients, 0, chunk);
+      const Pairs its = part.pairs(pairs, chunk * kChunk);
+      partials[static_cast<size_t>(chunk)] = forward_chunk<Real>(its, outputs, 0, 0);
+      if (!slopes) continue;
+      backward_chunk<Real>(its, 1, Column{}, gradients, 0, 0);
+      part.add_gradients_to(slopes_of(stripe));
     }
   });
   if (outside) return false;
@@ -76,6 +132,15 @@ bool indexed(const Pairs& pairs, int64_t items, const Divisor& divisor, const Fo
     });
   }
   return true;
+}
+
+// The loss, and for each item the sum of the derivatives of its pairs' terms, not divided (`slopes` may be missing).
+// False where an index is out of range; the outputs mean nothing then.
+template <typename Real>
+bool indexed(const Comparisons& comparisons, const Pairs& pairs, const Divisor& divisor, const ForwardOutputs& outputs,
+             double* slopes, int threads) {
+  return comparisons.wide ? indexed<Real, int64_t>(comparisons, pairs, divisor, outputs, slopes, threads)
+                          : indexed<Real, int32_t>(comparisons, pairs, divisor, outputs, slopes, threads);
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ struct Kernels {
   void (*paired_backward)(const Pairs&, const Divisor&, const Column& upstream, const Gradients&, int threads);
   void (*paired_double_backward)(const Pairs&, const Divisor&, const Column& upstream, const Gradients& directions,
                                  const Column& upstream_gradient, const Gradients&, int threads);
-  bool (*indexed_forward)(const Pairs&, int64_t items, const Divisor&, const ForwardOutputs&, double* slopes,
+  bool (*indexed_forward)(const Comparisons&, const Pairs&, const Divisor&, const ForwardOutputs&, double* slopes,
                           int threads);
 };
 

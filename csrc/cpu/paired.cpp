@@ -81,10 +81,11 @@ void paired_double_backward(const Pairs& pairs, const Divisor& divisor, const Co
       : double_backward<float>(pairs, divisor, upstream, directions, upstream_gradient, gradients, threads);
 }
 
-bool indexed_forward(const Pairs& pairs, int64_t items, const Divisor& divisor, const ForwardOutputs& outputs,
-                     double* slopes, int threads) {
-  return in_double(pairs) ? indexed<double>(pairs, items, divisor, outputs, slopes, threads)
-                          : indexed<float>(pairs, items, divisor, outputs, slopes, threads);
+bool indexed_forward(const Comparisons& comparisons, const Pairs& pairs, const Divisor& divisor,
+                     const ForwardOutputs& outputs, double* slopes, int threads) {
+  return comparisons.scores.dtype == Dtype::kFloat64
+             ? indexed<double>(comparisons, pairs, divisor, outputs, slopes, threads)
+             : indexed<float>(comparisons, pairs, divisor, outputs, slopes, threads);
 }
 
 }  // namespace

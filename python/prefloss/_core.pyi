@@ -98,8 +98,8 @@ def paired_double_backward(
     place: _Place,
 ) -> None: ...
 def indexed_forward(
+    comparisons: tuple[_Column, int, int, int, bool],
     pairs: tuple[object, ...],
-    indices: tuple[int, int, bool, int],
     divisor: tuple[float, int, int, bool],
     loss: int,
     sums: int,

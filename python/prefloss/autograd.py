@@ -168,7 +168,7 @@ class IndexedLoss(Function):
             result = result.to(scores.dtype)
         else:
             divisor = kernels.divisor(chosen_index.numel(), weight, denominator, sums, options.reduction)
-            result = (slopes * (grad.double() / divisor)).to(scores.dtype)
+            result = torch.mul(slopes, grad.double() / divisor, out=torch.empty_like(scores))
         return (result, *(None,) * (len(ctx.needs_input_grad) - 1))
 
 

@@ -295,15 +295,13 @@ def indexed_forward(
     """
     batch = _Rows(scores, chosen_index.shape, 0)
     items = scores.shape[0]
-    column = batch.items(scores)
-    inputs = (column, column, *batch.optionals(margin, weight, target), 1, batch.count, options[:5])
-    indices = (chosen_index.contiguous(), rejected_index.contiguous())
+    chosen, rejected = chosen_index.contiguous(), rejected_index.contiguous()
     loss = scores.new_empty((), dtype=accumulation_dtype(scores.dtype))
     sums = scores.new_empty((SUMS,), dtype=torch.float64)
     slopes = scores.new_empty((items if with_slopes else 0,), dtype=torch.float64)
     in_range = _core.indexed_forward(
-        inputs,
-        (indices[0].data_ptr(), indices[1].data_ptr(), chosen_index.dtype is torch.int64, items),
+        (batch.items(scores), items, chosen.data_ptr(), rejected.data_ptr(), chosen.dtype is torch.int64),
+        (None, None, *batch.optionals(margin, weight, target), 1, batch.count, options[:5]),
         batch.divisor(weight, denominator, None, options.reduction),
         loss.data_ptr(),
         sums.data_ptr(),
