@@ -418,7 +418,7 @@ def test_a_denominator_tensor_is_the_number_that_it_holds(function, dtype):
     )
 
 
-@over_functions
+@pytest.mark.parametrize("function", [paired, stacked, module], ids=lambda f: f.__name__)  # indexed: see test_indexed
 @table(
     "build",
     ("weight-mask", lambda: {"weight": torch.tensor([True, False, True, True])}),
