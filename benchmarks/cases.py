@@ -22,6 +22,7 @@ LossFunction = Callable[..., Tensor]
 OPTIONS = {"beta": 0.5, "label_smoothing": 0.1}
 STEP_SIZES = (8, 64, 256, 1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
 ITEMS = {10_000_000: 100_000, 2_000_000: 200}  # of so many comparisons by index
+GROUPS = {9: 4_096, 64: 512, 512: 32, 4_096: 1}  # of so many items each
 KERNEL_SIZES = (4_096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
 
 
@@ -43,6 +44,7 @@ CASES = (
     ),
     *(Case("options", torch.float32, size) for size in (8, 64, 256, 65_536, 1_048_576)),
     *(Case("indexed", torch.float32, size) for size in ITEMS),
+    *(Case("grouped", torch.float32, size) for size in GROUPS),
     *(Case(kind, torch.float32, size) for size in KERNEL_SIZES for kind in ("forward kernel", "backward kernel")),
 )
 
@@ -95,6 +97,8 @@ def contenders_of(case: Case, *, compiled: bool) -> dict[str, Contender]:
     generator = torch.Generator().manual_seed(case.size)
     if case.kind == "indexed":
         return _indexed(case, generator)
+    if case.kind == "grouped":
+        return _grouped(case.size, generator)
     chosen, rejected = (torch.randn(case.size, generator=generator) for _ in range(2))
     chosen, rejected = ((chosen + 0.5).to(case.dtype).requires_grad_(), rejected.to(case.dtype).requires_grad_())
     if case.kind == "step":
@@ -174,6 +178,40 @@ def _indexed(case: Case, generator: torch.Generator) -> dict[str, Contender]:
             lambda scores: prefloss.bradley_terry_loss_indexed(scores, **merged), (scores,), expected, OURS_WITH_OPTIONS
         )
     return contenders
+
+
+def _grouped(size: int, generator: torch.Generator) -> dict[str, Contender]:
+    """GROUPS groups of `size` items in random order, against both ways to compose their pairs from tensor operations."""
+    groups = GROUPS[size]
+    rewards = torch.randn(groups, size, generator=generator).requires_grad_()
+    ranks = torch.rand(groups, size, generator=generator).argsort(1)
+    first, second = torch.triu_indices(size, size, 1)
+
+    @cache
+    def expected() -> Expected:
+        arrays = _array(rewards), _array(ranks)
+        loss = reference.bradley_terry_loss_grouped(*arrays)
+        gradient = reference.bradley_terry_gradient_grouped(1.0, *arrays)
+        return Expected(float(np.asarray(loss)), (torch.from_numpy(gradient),))
+
+    def ours(rewards: Tensor) -> Tensor:
+        return prefloss.bradley_terry_loss_grouped(rewards, ranks)
+
+    def by_index(rewards: Tensor) -> Tensor:
+        best_first = rewards.gather(1, ranks.argsort(1))
+        return -F.logsigmoid(best_first[:, first] - best_first[:, second]).mean()
+
+    def by_mask(rewards: Tensor) -> Tensor:
+        preferred = ranks[:, :, None] < ranks[:, None, :]
+        losses = -F.logsigmoid(rewards[:, :, None] - rewards[:, None, :])
+        return (torch.where(preferred, losses, 0.0).sum((1, 2)) / preferred.sum((1, 2))).mean()
+
+    theirs = Tolerance(1e-3, greatest=1e-4)
+    return {
+        "prefloss": step(ours, (rewards,), expected, Tolerance(1e-7, greatest=3e-7)),
+        "eager, index form": step(by_index, (rewards,), expected, theirs),
+        "eager, mask form": step(by_mask, (rewards,), expected, theirs),
+    }
 
 
 def step(
@@ -273,8 +311,8 @@ def check_gradients(gradients: tuple[Tensor | None, ...], expected: Expected, to
         information = torch.finfo(gradient.dtype)
         spacing = information.tiny * information.eps  # of subnormals: a mean's gradient is 1 / N small
         allowed = tolerance.entry * wanted.abs() + tolerance.greatest * wanted.abs().max() + spacing
-        excess = (gradient.double() - wanted).abs() - allowed
+        excess = ((gradient.double() - wanted).abs() - allowed).flatten()
         worst = int(excess.argmax())
         assert excess[worst] <= 0, (
-            f"gradient entry {worst} is {gradient[worst].item()!r}, reference {wanted[worst].item()!r}"
+            f"gradient entry {worst} is {gradient.flatten()[worst].item()!r}, reference {wanted.flatten()[worst].item()!r}"
         )

@@ -9,6 +9,7 @@ import torch
 from cases import Case
 
 Sense = Literal["<=", ">="]
+GROUPED_MUST = {9: 4.0, 64: 10.0, 512: 20.0}  # by the size of the groups
 
 
 class Figure(NamedTuple):
@@ -72,6 +73,9 @@ def limits_of(case: Case) -> Iterator[Limit]:
             yield Limit("composed", "<=", 0.85)
         case Case("indexed", torch.float32, 10_000_000):
             yield Limit("eager", ">=", 4.0, 8.0)
+        case Case("grouped", torch.float32, size) if size in GROUPED_MUST:
+            for form in ("index", "mask"):
+                yield Limit(f"eager, {form} form", ">=", GROUPED_MUST[size])
         case Case("forward kernel", torch.float32, 16_777_216):
             yield Limit("two copies", "<=", 0.95, 0.55)
         case Case("backward kernel", torch.float32, 16_777_216):

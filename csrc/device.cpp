@@ -88,9 +88,4 @@ void paired_double_backward(const Pairs& pairs, const Divisor& divisor, const Co
 #endif
 }
 
-bool indexed_forward(const Comparisons& comparisons, const Pairs& pairs, const Divisor& divisor,
-                     const ForwardOutputs& outputs, double* slopes, int threads) {
-  return cpu::kernels().indexed_forward(comparisons, pairs, divisor, outputs, slopes, cpu::usable_threads(threads));
-}
-
 }  // namespace prefloss

@@ -21,11 +21,6 @@ void paired_backward(const Pairs&, const Divisor&, const Column& upstream, const
 void paired_double_backward(const Pairs&, const Divisor&, const Column& upstream, const Gradients& directions,
                             const Column& upstream_gradient, const Gradients&, const Place&);
 
-// `pairs` has the options of the comparisons, and neither chosen nor rejected. With `slopes`, one an item, also the sum
-// of the derivatives of each item's terms, not divided. False where an index is out of range. CPU only.
-bool indexed_forward(const Comparisons&, const Pairs&, const Divisor&, const ForwardOutputs&, double* slopes,
-                     int threads);
-
 // The calling thread's GPU, or -1 where there is none or this build has no kernels for it.
 int current_cuda_device();
 

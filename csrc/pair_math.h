@@ -38,35 +38,58 @@ PREFLOSS_HOST_DEVICE Real pair_loss(Real z) {
   return softplus_plus(magnitude, z < 0 ? magnitude : Real(0));
 }
 
-// The sum of pair_loss(z) over many z with one logarithm for all of them: sum log(1 + e) = log prod (1 + e). With u =
-// prod (1 + e) - 1, always positive, tiny losses keep their digits. u is below 2^kMost after kMost pairs.
-struct PairLossSum {
-  static constexpr int kMost = 512;
-  double u = 0, hinge = 0;
-
-  template <typename Real>
-  PREFLOSS_HOST_DEVICE void add(Real z) {
-    const double e = static_cast<double>(exp_negative(absolute(z)).value);
-    u += fused(u, e, e);
-    hinge += static_cast<double>(negative_part(z));  // NaN is in u already
-  }
-
-  PREFLOSS_HOST_DEVICE double value() const { return hinge + log1p_positive(u); }
-};
-
 // sigma(z) and sigma(-z) from one exponential and one division, corrected by the parts that rounding dropped.
+// `e` is exp(-|z|).
 template <typename Real>
-PREFLOSS_HOST_DEVICE Real sigmoid(Real z) {
-  const Rounded<Real> e = exp_negative(absolute(z));
+PREFLOSS_HOST_DEVICE Real sigmoid(Real z, const Rounded<Real>& e) {
   const Real divisor = Real(1) + e.value, divisor_low = (e.value - (divisor - Real(1))) + e.remainder;
   const Real n = z < 0 ? e.value : Real(1), n_low = z < 0 ? e.remainder : Real(0), q = n / divisor;
   return fused(fused(-q, divisor_low, n_low), fused(Real(-0.5), e.value, Real(1)), q);
 }
 
 template <typename Real>
+PREFLOSS_HOST_DEVICE Real sigmoid(Real z) {
+  return sigmoid(z, exp_negative(absolute(z)));
+}
+
+template <typename Real>
 PREFLOSS_HOST_DEVICE Real pair_slope(Real z) {
   return -sigmoid(-z);
 }
+
+// The sum of pair_loss(z) over many z with one logarithm for all of them: sum log(1 + e) = log prod (1 + e). With u =
+// prod (1 + e) - 1, always positive, tiny losses keep their digits. u is below 2^kMost after kMost pairs.
+template <typename Sum>
+struct LossProduct {
+  static constexpr int kMost = sizeof(Sum) == sizeof(double) ? 512 : 64;
+  Sum u = 0, hinge = 0;
+
+  template <typename Real>
+  PREFLOSS_HOST_DEVICE void add(Real z) {
+    add(z, exp_negative(absolute(z)));
+  }
+
+  // Also returns the slope, from the same exponential.
+  template <typename Real>
+  PREFLOSS_HOST_DEVICE Real add_for_slope(Real z) {
+    const Rounded<Real> e = exp_negative(absolute(z));
+    add(z, e);
+    return -sigmoid(-z, e);
+  }
+
+  template <typename Real>
+  PREFLOSS_HOST_DEVICE void add(Real z, const Rounded<Real>& exponential) {
+    const Sum e = static_cast<Sum>(exponential.value);
+    u += fused(u, e, e);
+    hinge += static_cast<Sum>(negative_part(z));  // NaN is in u already
+  }
+
+  PREFLOSS_HOST_DEVICE double value() const {
+    return static_cast<double>(hinge) + log1p_positive(static_cast<double>(u));
+  }
+};
+
+using PairLossSum = LossProduct<double>;
 
 template <typename Real>
 struct PairDerivatives {

@@ -322,6 +322,58 @@ def test_bad_scores_and_indices_are_rejected(build, error, says, reduction):
     assert_rejected(lambda: prefloss.bradley_terry_loss_indexed(**call), error, says)
 
 
+def ragged(sizes):
+    return {"rewards": ones(5), "ranks": ones(5), "group_sizes": sizes}
+
+
+SIZES = ["group_sizes", "sequence of ints", "int64 tensor on the CPU"]
+bad_groups = table(
+    "build, error, says",
+    ("rewards-1d", lambda: {"rewards": ones(6), "ranks": ones(6)}, ValueError, ["rewards", "(B, K)", "(6,)"]),
+    ("rewards-3d", lambda: {"rewards": ones(1, 2, 3), "ranks": ones(1, 2, 3)}, ValueError, ["rewards", "(B, K)", "(1, 2, 3)"]),
+    ("rewards-2d", lambda: {"group_sizes": [3, 3]}, ValueError, ["rewards", "(N,) with group_sizes", "(2, 3)"]),
+    ("rewards-integer", lambda: {"rewards": ones(2, 3).int()}, TypeError, ["rewards", *DTYPES, "int32"]),
+    ("no-kernels", lambda: {"rewards": fake("xpu")}, NotImplementedError, ["rewards", "xpu", "no kernels"]),
+    ("ranks-list", lambda: {"ranks": [[0, 1, 2]] * 2}, TypeError, ["ranks", "tensor of the rewards' shape", "(list)"]),
+    ("ranks-shape", lambda: {"ranks": ones(3)}, ValueError, ["ranks", "shape of rewards", "(2, 3)", "(3,)"]),
+    ("ranks-complex", lambda: {"ranks": ones(2, 3).cfloat()}, TypeError, ["ranks", "real", "complex64"]),
+    ("ranks-sparse", lambda: {"ranks": ones(2, 3).to_sparse()}, TypeError, ["ranks", "dense", "sparse_coo"]),
+    ("ranks-elsewhere", lambda: {"ranks": ones(2, 3, device="meta")}, ValueError, ["ranks", "rewards' device", "meta"]),
+    ("ranks-gradient", lambda: {"ranks": asking(2, 3)}, ValueError, ["ranks", "ranks.detach()"]),
+    ("ranks-nan", lambda: {"ranks": torch.tensor([[0, 1, 2], [0, NAN, 1]])}, ValueError, ["ranks", "nan at position 4"]),
+    ("sizes-sum", lambda: ragged([2, 2]), ValueError, ["group_sizes", "add up", "5", "4"]),
+    ("sizes-negative", lambda: ragged([7, -2]), ValueError, ["group_sizes", ">= 0", "-2"]),
+    ("sizes-number", lambda: ragged(5), TypeError, [*SIZES, "5 (int)"]),
+    ("sizes-floats", lambda: ragged([2.0, 3.0]), TypeError, [*SIZES, "2.0 (float)"]),
+    ("sizes-bools", lambda: ragged([True, 4]), TypeError, [*SIZES, "True (bool)"]),
+    ("sizes-string", lambda: ragged("23"), TypeError, [*SIZES, "'23'"]),
+    ("sizes-int32", lambda: ragged(torch.tensor([2, 3]).int()), ValueError, [*SIZES, "int32"]),
+    ("sizes-2d", lambda: ragged(torch.tensor([[2, 3]])), ValueError, [*SIZES, "(1, 2)"]),
+    ("sizes-elsewhere", lambda: ragged(torch.tensor([2, 3], device="meta")), ValueError, [*SIZES, "meta"]),
+    ("average", lambda: {"average": "items"}, ValueError, ["average", "'groups', 'pairs'", "'items'"]),
+    ("ties", lambda: {"ties": "third"}, ValueError, ["ties", "'skip', 'half'", "'third'"]),
+    ("margin-tensor", lambda: {"margin": ones(2, 3)}, TypeError, ["margin", "number", "tensor"]),
+    ("margin-nan", lambda: {"margin": NAN}, ValueError, ["margin", "nan"]),
+    ("beta", lambda: {"beta": INF}, ValueError, [*BETA, "inf"]),
+    ("smoothing", lambda: {"label_smoothing": 0.6}, ValueError, [*SMOOTHING, "0.6"]),
+    ("reduction", lambda: {"reduction": "average"}, ValueError, [*REDUCTION, "'average'"]),
+    ("weight-an-item", lambda: {"weight": ones(2, 3)}, ValueError, ["weight", "one entry a group", "(2,)", "(2, 3)"]),
+    ("weight-number", lambda: {"weight": 1.0}, TypeError, ["weight", "one entry a group", "1.0 (float)"]),
+    ("weight-double", lambda: {"weight": ones(2).double()}, TypeError, ["weight", "float32", "float64"]),
+    ("weight-gradient", lambda: {"weight": asking(2)}, ValueError, ["weight", "weight.detach()"]),
+    ("denominator", lambda: {"denominator": 0}, ValueError, [*DENOMINATOR, "got 0"]),
+    ("denominator-of-sum", lambda: {"denominator": 4, "reduction": "sum"}, ValueError, ["denominator", "'sum'", "None"]),
+    ("stats", lambda: {"return_stats": 1}, TypeError, ["return_stats", "True or False"]),
+    ("target", lambda: {"target": 0.5}, TypeError, ["unexpected keyword", "target"]),
+)  # fmt: skip
+
+
+@bad_groups
+def test_bad_groups_are_rejected(build, error, says):
+    call = {"rewards": asking(2, 3), "ranks": ones(2, 3), **build()}
+    assert_rejected(lambda: prefloss.bradley_terry_loss_grouped(**call), error, says)
+
+
 bad_merges = table(
     "build, error, says",
     ("list", lambda: {"rejected_index": [0, 1]}, TypeError, ["rejected_index", "int64 or int32"]),

@@ -66,11 +66,17 @@ void scatter(const Real* values, int count, int64_t stride, Stored* first) {
 template <typename Real>
 constexpr Dtype kDtypeOf = sizeof(Real) == sizeof(double) ? Dtype::kFloat64 : Dtype::kFloat32;
 
+// Whether a column's memory is contiguous Real.
+template <typename Real>
+bool is_in_place(const Column& column) {
+  return column && column.dtype == kDtypeOf<Real> && column.stride == 1;
+}
+
 // The entries [begin, begin + count) of a row as contiguous Real: in place where they are that already, else in
 // `buffer`.
 template <typename Real>
 const Real* load(const Column& column, int64_t row, int64_t begin, int count, Buffer<Real>& buffer) {
-  if (column.dtype == kDtypeOf<Real> && column.stride == 1) return column.entry<Real>(row, begin);
+  if (is_in_place<Real>(column)) return column.entry<Real>(row, begin);
   Real* values = buffer.values;
   switch (column.dtype) {
     case Dtype::kFloat64:
@@ -110,13 +116,12 @@ struct OptionalColumn {
 // Where a block's results are computed: in place, or in `buffer`, from which `store` takes them.
 template <typename Real>
 Real* result(const Column& column, int64_t row, int64_t begin, Buffer<Real>& buffer) {
-  const bool in_place = column && column.dtype == kDtypeOf<Real> && column.stride == 1;
-  return in_place ? column.entry<Real>(row, begin) : buffer.values;
+  return is_in_place<Real>(column) ? column.entry<Real>(row, begin) : buffer.values;
 }
 
 template <typename Real>
 void store(const Column& column, int64_t row, int64_t begin, int count, const Buffer<Real>& buffer) {
-  if (!column || (column.dtype == kDtypeOf<Real> && column.stride == 1)) return;
+  if (!column || is_in_place<Real>(column)) return;
   if (column.dtype == Dtype::kFloat32) scatter(buffer.values, count, column.stride, column.entry<float>(row, begin));
   if constexpr (sizeof(Real) == sizeof(double)) {
     if (column.dtype == Dtype::kFloat64) scatter(buffer.values, count, column.stride, column.entry<double>(row, begin));

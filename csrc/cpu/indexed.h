@@ -28,7 +28,7 @@ int64_t stripes_of(const Pairs& pairs, int64_t items, bool slopes) {
 template <typename Real>
 const Real* contiguous(const Comparisons& comparisons, std::vector<Real>& copy) {
   const Column& scores = comparisons.scores;
-  if (scores.dtype == kDtypeOf<Real> && scores.stride == 1) return scores.entry<Real>(0, 0);
+  if (is_in_place<Real>(scores)) return scores.entry<Real>(0, 0);
   copy.resize(static_cast<size_t>(comparisons.items));
   Buffer<Real> buffer;
   for (int64_t begin = 0; begin < comparisons.items; begin += kBlock) {

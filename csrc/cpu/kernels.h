@@ -1,11 +1,14 @@
 // The CPU kernels: one table of functions per instruction set, and the choice among them.
 #pragma once
 
-#include "../pairs.h"
+#include "../groups.h"
 
 namespace prefloss::cpu {
 
 // `threads`: at most so many OpenMP threads; the results are the same bits for any number.
+//
+// indexed_forward: `pairs` has the options of the comparisons, and neither chosen nor rejected. `slopes`, one an item,
+// where they are wanted: the sum of the derivatives of its terms, not divided. False where an index is out of range.
 struct Kernels {
   const char* name;
   void (*paired_forward)(const Pairs&, const Divisor&, const ForwardOutputs&, int threads);
@@ -14,6 +17,10 @@ struct Kernels {
                                  const Column& upstream_gradient, const Gradients&, int threads);
   bool (*indexed_forward)(const Comparisons&, const Pairs&, const Divisor&, const ForwardOutputs&, double* slopes,
                           int threads);
+  void (*grouped_forward)(const Groups&, const GroupAverage&, const GroupOutputs&, int threads);
+  void (*grouped_backward)(const Groups&, const void* slopes, const double* factors, const Column& upstream,
+                           const Column& gradient, int threads);
+  void (*grouped_double_backward)(const Groups&, const void* direction, void* result, int threads);
 };
 
 extern const Kernels kBaseline;

@@ -22,6 +22,7 @@ if _core.__version__ != __version__:
     )
 
 from . import reference
+from .grouped import bradley_terry_loss_grouped
 from .indexed import bradley_terry_loss_indexed, merge_comparisons
 from .module import BradleyTerryLoss
 from .paired import bradley_terry_loss, bradley_terry_loss_stacked
@@ -31,6 +32,7 @@ __all__ = [
     "BradleyTerryLoss",
     "PairStats",
     "bradley_terry_loss",
+    "bradley_terry_loss_grouped",
     "bradley_terry_loss_indexed",
     "bradley_terry_loss_stacked",
     "build_info",

@@ -107,3 +107,17 @@ def indexed_forward(
     slopes: int,
     threads: int,
 ) -> bool: ...
+def grouped_forward(
+    groups: tuple[object, ...],
+    average: tuple[_Column | None, bool, bool, tuple[float, int, int, bool]],
+    loss: int,
+    factors: int,
+    sums: int,
+    slopes: int,
+    statistics: bool,
+    threads: int,
+) -> None: ...
+def grouped_backward(
+    groups: tuple[object, ...], slopes: int, factors: int, upstream: _Column, gradient: _Column, threads: int
+) -> None: ...
+def grouped_double_backward(groups: tuple[object, ...], direction: int, result: int, threads: int) -> None: ...

@@ -6,7 +6,8 @@ Values of tensors are never read: that would wait for the device.
 from __future__ import annotations
 
 import math
-from numbers import Real
+from collections.abc import Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -120,9 +121,15 @@ def check_index_pair(
 
 
 def check_per_pair(
-    name: str, value: object, rewards: Tensor, shape: torch.Size | None = None, *, mask: bool = False
+    name: str,
+    value: object,
+    rewards: Tensor,
+    shape: torch.Size | None = None,
+    *,
+    mask: bool = False,
+    entry: str = "pair",
 ) -> None:
-    """None, or one entry a pair, on the rewards' device, float32 or the rewards' dtype (or bool: a mask).
+    """None, or one entry a pair (or group), on the rewards' device, float32 or the rewards' dtype (or bool: a mask).
 
     `shape`: the pairs', where it is not that of the rewards.
     """
@@ -130,18 +137,62 @@ def check_per_pair(
         return
     shape = rewards.shape if shape is None else shape
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor with one entry a pair, got {_given(value)}")
+        raise TypeError(f"{name} must be a tensor with one entry a {entry}, got {_given(value)}")
     if value.layout is not torch.strided or value.is_nested:
         raise TypeError(f"{name} must be a dense (strided) tensor, got a {_layout(value)} one")
     if value.shape != shape:
         raise ValueError(
-            f"{name} must have one entry a pair, shape {tuple(shape)} (nothing is broadcast), got {_shape(value)}"
+            f"{name} must have one entry a {entry}, shape {tuple(shape)} (nothing is broadcast), got {_shape(value)}"
         )
     if not (value.dtype in (torch.float32, rewards.dtype) or (mask and value.dtype is torch.bool)):
         accepted = f"float32 or the rewards' dtype ({_dtype(rewards)})" + (" or bool (a mask)" if mask else "")
         raise TypeError(f"{name} must have dtype {accepted}, got {_dtype(value)}")
     if value.device != rewards.device:
         raise ValueError(f"{name} must be on the rewards' device, {rewards.device}, got {value.device}")
+
+
+def check_groups(rewards: object, ranks: object, group_sizes: object) -> tuple[Tensor, Tensor]:
+    """Rewards (B, K), or (N,) with sizes of groups, and ranks of the same shape on the same device."""
+    rewards = check_rewards("rewards", rewards)
+    dimensions = 2 if group_sizes is None else 1
+    if rewards.dim() != dimensions:
+        shape = "(B, K), or (N,) with group_sizes" if group_sizes is None else "(N,) with group_sizes"
+        raise ValueError(f"rewards must have shape {shape}, got {_shape(rewards)}")
+    if rewards.is_cuda:
+        raise NotImplementedError(
+            f"rewards are on device {rewards.device}; the grouped loss has kernels for the CPU only, so far"
+        )
+    if not isinstance(ranks, Tensor):
+        raise TypeError(f"ranks must be a tensor of the rewards' shape, got {_given(ranks)}")
+    if ranks.layout is not torch.strided or ranks.is_nested:
+        raise TypeError(f"ranks must be a dense (strided) tensor, got a {_layout(ranks)} one")
+    if ranks.is_complex():
+        raise TypeError(f"ranks must have a real dtype, got {_dtype(ranks)}")
+    if ranks.shape != rewards.shape:
+        raise ValueError(f"ranks must have the shape of rewards, {_shape(rewards)}, got {_shape(ranks)}")
+    if ranks.device != rewards.device:
+        raise ValueError(f"ranks must be on the rewards' device, {rewards.device}, got {ranks.device}")
+    check_no_gradient("ranks", ranks)
+    return rewards, ranks
+
+
+def as_group_sizes(group_sizes: object) -> Tensor | None:
+    """(G,) int64, on the CPU. That they add up is checked where they are read."""
+    accepted = "group_sizes must be a sequence of ints, or a 1-dimensional int64 tensor on the CPU"
+    if group_sizes is None:
+        return None
+    if isinstance(group_sizes, Tensor):
+        if group_sizes.dtype is not torch.int64 or group_sizes.dim() != 1 or not group_sizes.is_cpu:
+            raise ValueError(
+                f"{accepted}, got one of {_dtype(group_sizes)}, shape {_shape(group_sizes)}, on {group_sizes.device}"
+            )
+        return group_sizes
+    if isinstance(group_sizes, str) or not isinstance(group_sizes, Sequence):
+        raise TypeError(f"{accepted}, got {_given(group_sizes)}")
+    for size in group_sizes:
+        if isinstance(size, bool) or not isinstance(size, Integral):
+            raise TypeError(f"{accepted}, got {_given(size)} among them")
+    return torch.tensor([int(size) for size in group_sizes], dtype=torch.int64, device="cpu")
 
 
 def check_to_be_merged(name: str, value: object, index: Tensor, *, mask: bool = False) -> None:

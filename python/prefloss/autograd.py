@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import _core, kernels, ops
+from . import _core, grouping, kernels, ops
 from .indexing import accumulate, take, widened
-from .kernels import REWARD_DTYPES, SMALL, SUMS, Numbers, Options, accumulation_dtype, resources, threads
+from .kernels import REWARD_DTYPES, SMALL, SUMS, Groups, Numbers, Options, accumulation_dtype, resources, threads
 from .torch_internals import is_watched
 
 # How the pairs lie in the rewards (csrc/tensors.h): in two tensors, or stacked in one.
@@ -170,6 +170,28 @@ class IndexedLoss(Function):
             divisor = kernels.divisor(chosen_index.numel(), weight, denominator, sums, options.reduction)
             result = torch.mul(slopes, grad.double() / divisor, out=torch.empty_like(scores))
         return (result, *(None,) * (len(ctx.needs_input_grad) - 1))
+
+
+class GroupedLoss(Function):
+    """(loss, sums) of all pairs of each group, on the CPU, of plain tensors."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rewards: Tensor, ranks: Tensor, weight: Tensor | None, denominator: Tensor | None, groups: Groups
+    ) -> tuple[Tensor, Tensor]:
+        needed = ctx.needs_input_grad[0]
+        loss, factors, slopes, sums = kernels.grouped_forward(rewards, ranks, weight, denominator, groups, needed)
+        ctx.save_for_backward(slopes, factors, rewards, ranks)
+        ctx.groups = groups
+        ctx.mark_non_differentiable(sums)
+        return loss, sums
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        slopes, factors, rewards, ranks = ctx.saved_tensors
+        if torch.is_grad_enabled() or is_watched():
+            return grouping.backward(grad, slopes, factors, rewards, ranks, *ctx.groups), None, None, None, None
+        return kernels.grouped_backward(grad, slopes, factors, rewards, ctx.groups), None, None, None, None
 
 
 def _new_scalar(rewards: Tensor) -> Tensor:

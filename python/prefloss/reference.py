@@ -24,8 +24,10 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
     "bradley_terry_gradient",
+    "bradley_terry_gradient_grouped",
     "bradley_terry_gradient_indexed",
     "bradley_terry_loss",
+    "bradley_terry_loss_grouped",
     "bradley_terry_loss_indexed",
     "bradley_terry_loss_stacked",
     "pair_curvature",
@@ -36,6 +38,8 @@ __all__ = [
 Float64Array: TypeAlias = NDArray[np.float64]
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
 Layout: TypeAlias = Literal["halves", "interleaved"]
+Average: TypeAlias = Literal["groups", "pairs"]
+Ties: TypeAlias = Literal["skip", "half"]
 
 
 @np.errstate(all="ignore")
@@ -245,6 +249,161 @@ def bradley_terry_gradient_indexed(
     np.add.at(grad_scores, np.asarray(chosen_index), grad_chosen)
     np.add.at(grad_scores, np.asarray(rejected_index), grad_rejected)
     return grad_scores, grad_margin
+
+
+@np.errstate(all="ignore")
+def bradley_terry_loss_grouped(
+    rewards: ArrayLike,
+    ranks: ArrayLike,
+    *,
+    group_sizes: ArrayLike | None = None,
+    average: Average = "groups",
+    ties: Ties = "skip",
+    margin: float = 0.0,
+    weight: ArrayLike | None = None,
+    beta: float = 1.0,
+    label_smoothing: float = 0.0,
+    center_rewards_coefficient: float = 0.0,
+    reduction: Reduction = "mean",
+    denominator: ArrayLike | None = None,
+    return_stats: bool = False,
+) -> Float64Array | tuple[Float64Array, Float64Array]:
+    """The loss over all pairs of each group, float64: 0-d, or one a group for reduction "none".
+
+    Args are those of `prefloss.bradley_terry_loss_grouped`. With `return_stats`, (loss, sums): the 16 sums of `PairStats`, in
+    which a pair of equal rank is half a pair in each order. Every pair is visited: O(K^2).
+    """
+    groups = _groups(rewards, ranks, group_sizes, ties)
+    options: dict[str, Any] = {"beta": beta, "label_smoothing": label_smoothing}
+    terms = np.array(
+        [
+            np.sum(
+                bradley_terry_loss(
+                    group.chosen,
+                    group.rejected,
+                    margin=np.where(group.tied, 0.0, margin),
+                    target=np.where(group.tied, 0.5, 1.0),
+                    center_rewards_coefficient=center_rewards_coefficient,
+                    reduction="none",
+                    **options,
+                )
+            )
+            for group in groups
+        ]
+    )
+    counts = np.array([group.tied.size for group in groups], dtype=np.float64)
+    share, divisor = _shares(counts, weight, average, reduction, denominator)
+    loss = np.where(share == 0.0, 0.0, share * terms)
+    loss = loss if reduction == "none" else np.asarray(np.sum(loss) / divisor)
+    if not return_stats:
+        return loss
+    total = np.array([0.0] * 14 + [np.inf, -np.inf])
+    for group, weight_of_pairs in zip(groups, share, strict=True):
+        for tied in (False, True):
+            kept = group.tied == tied
+            pairs = _pairs(
+                group.chosen[kept], group.rejected[kept], 0.0 if tied else margin, np.full(kept.sum(), weight_of_pairs),
+                0.5 if tied else 1.0, beta, label_smoothing,
+            )  # fmt: skip
+            losses = pair_loss(pairs.z, pairs.target)
+            sums = _sums(pairs, losses)
+            if tied:
+                turned = _sums(
+                    pairs._replace(chosen=pairs.rejected, rejected=pairs.chosen, difference=-pairs.difference), losses
+                )
+                sums[:14] = (sums[:14] + turned[:14]) / 2.0
+                sums[8] = 0.0  # a - b and b - a, infinite ones too
+            total[:14] += sums[:14]
+            total[14:] = np.minimum(total[14], sums[14]), np.maximum(total[15], sums[15])
+    return loss, total
+
+
+@np.errstate(all="ignore")
+def bradley_terry_gradient_grouped(
+    grad: ArrayLike,
+    rewards: ArrayLike,
+    ranks: ArrayLike,
+    *,
+    group_sizes: ArrayLike | None = None,
+    average: Average = "groups",
+    ties: Ties = "skip",
+    margin: float = 0.0,
+    weight: ArrayLike | None = None,
+    beta: float = 1.0,
+    label_smoothing: float = 0.0,
+    center_rewards_coefficient: float = 0.0,
+    reduction: Reduction = "mean",
+    denominator: ArrayLike | None = None,
+) -> Float64Array:
+    """The gradient with respect to the rewards, float64, in their shape. `grad`: a number, or one a group for "none"."""
+    groups = _groups(rewards, ranks, group_sizes, ties)
+    counts = np.array([group.tied.size for group in groups], dtype=np.float64)
+    share, divisor = _shares(counts, weight, average, reduction, denominator)
+    scale = np.broadcast_to(_float64(grad), share.shape) * share / (1.0 if reduction == "none" else divisor)
+    result = np.zeros(np.size(rewards))
+    for group, factor, counted in zip(groups, scale, share != 0.0, strict=True):
+        if not counted:
+            continue
+        gradients = bradley_terry_gradient(
+            np.full(group.tied.shape, factor),
+            group.chosen,
+            group.rejected,
+            margin=np.where(group.tied, 0.0, margin),
+            target=np.where(group.tied, 0.5, 1.0),
+            beta=beta,
+            label_smoothing=label_smoothing,
+            center_rewards_coefficient=center_rewards_coefficient,
+            reduction="none",
+        )
+        np.add.at(result, group.chosen_index, gradients[0])
+        np.add.at(result, group.rejected_index, gradients[1])
+    return result.reshape(np.shape(rewards))
+
+
+class _Group(NamedTuple):
+    """The counted pairs of a group."""
+
+    chosen_index: NDArray[np.int64]  # among all items
+    rejected_index: NDArray[np.int64]
+    chosen: NDArray[Any]
+    rejected: NDArray[Any]
+    tied: NDArray[np.bool_]
+
+
+def _groups(rewards: ArrayLike, ranks: ArrayLike, group_sizes: ArrayLike | None, ties: Ties) -> list[_Group]:
+    rewards, ranks = np.asarray(rewards), np.asarray(ranks)
+    if rewards.shape != ranks.shape:
+        raise ValueError(f"rewards and ranks must have the same shape; got {rewards.shape} and {ranks.shape}")
+    sizes = np.full(len(rewards), rewards.shape[1]) if group_sizes is None else np.asarray(group_sizes, dtype=np.int64)
+    if sizes.sum() != rewards.size:
+        raise ValueError(f"group_sizes must add up to the {rewards.size} rewards; got {sizes.sum()}")
+    flat, order, groups = rewards.ravel(), ranks.ravel(), []
+    for end, size in zip(np.cumsum(sizes), sizes, strict=True):
+        members = np.arange(end - size, end)
+        better = order[members][:, None] < order[members][None, :]
+        equal = np.triu(order[members][:, None] == order[members][None, :], 1) & (ties == "half")
+        pairs = [np.nonzero(which) for which in (better, equal)]
+        i, j = (members[np.concatenate([pair[side] for pair in pairs])] for side in (0, 1))
+        groups.append(_Group(i, j, flat[i], flat[j], np.arange(i.size) >= pairs[0][0].size))
+    return groups
+
+
+def _shares(
+    counts: Float64Array,
+    weight: ArrayLike | None,
+    average: Average,
+    reduction: Reduction,
+    denominator: ArrayLike | None,
+) -> tuple[Float64Array, Float64Array]:
+    """The weight of each pair of a group, and what the sum over them all is divided by."""
+    weights = np.where(counts > 0.0, np.ones(counts.shape) if weight is None else _float64(weight), 0.0)
+    share = weights / np.maximum(counts, 1.0) if average == "groups" else weights
+    if reduction != "mean":
+        return share, _float64(1.0)
+    if denominator is not None:
+        return share, _float64(denominator)
+    total = np.sum(share * counts)
+    return share, _float64(1.0 if total == 0.0 else total)
 
 
 def _compared(

@@ -1,0 +1,194 @@
+// All pairs of different rank of each group: forward, backward, double backward. Compiled once per instruction set, so
+// everything here has internal linkage.
+//
+// Threads share groups, and a group is one thread's; so the bits do not depend on their number.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "../groups.h"
+#include "chunks.h"
+#include "group_lanes.h"
+#include "group_rows.h"
+
+namespace prefloss::cpu {
+namespace {
+
+// Fewer pairs than this are done before a second thread would have started.
+inline int useful_threads(const Groups& groups, int threads) {
+  constexpr int64_t kParallelPairs = 32768;
+  int64_t pairs = 0;
+  for (int64_t g = 0; g < groups.count() && pairs < kParallelPairs; g++)
+    pairs += groups.size_of(g) * (groups.size_of(g) - 1) / 2;
+  return pairs < kParallelPairs ? 1 : threads;
+}
+
+// Calls body(items, group), its items taken, for every group, and writes their slopes.
+template <typename Real, typename Rank, typename Body>
+void for_groups(const Groups& groups, Real* slopes, int threads, const Body& body) {
+  const int64_t count = groups.count(), parts = std::min<int64_t>(count, 64);
+  for_chunks(parts, useful_threads(groups, threads), [&](int64_t part) {
+    RankedItems<Real> items;
+    for (int64_t group = part * count / parts; group < (part + 1) * count / parts; group++) {
+      items.take(groups, static_cast<const Rank*>(groups.ranks), group);
+      body(items, group);
+      for (size_t i = 0; slopes && i < items.order.size(); i++)
+        slopes[items.order[i]] = static_cast<Real>(items.slopes[i]);
+    }
+  });
+}
+
+// Adds to the sums of PairStats those of a group whose pairs have the weight `share`, not 0.
+inline void add_group(const double* group, double share, Partial& total) {
+  Partial its = Partial::zero();
+  std::copy(group + kPairsCorrect, group + kGroupSums, its.sums + kCorrect);
+  its.sums[kCount] = group[kPairs];
+  its.sums[kWeightSquared] = share * share * group[kPairs];
+  its.sums[kWeightedLoss] = share * group[kPairLoss];
+  its.sums[kWeightSquaredLoss] = share * share * group[kPairLoss];
+  its.sums[kWeightSquaredLossSquared] = share * share * group[kPairLossSquared];
+  total.add(its);
+}
+
+// The loss of a row from its groups' sums, and the factors of their slopes. A group without pairs, or of weight 0,
+// counts nothing, whatever its rewards are.
+template <typename Real>
+void finish_groups(const Groups& groups, const double* table, const GroupAverage& average, const GroupOutputs& outputs,
+                   int64_t row) {
+  Partial total = Partial::zero();
+  double* factors = outputs.factors + row * groups.groups;
+  Real* loss = static_cast<Real*>(outputs.loss);
+  Buffer<Real> buffer;
+  for (int64_t g = 0; g < groups.groups; g++) {
+    const double* group = table + (row * groups.groups + g) * kGroupSums;
+    const double weight = average.weight ? static_cast<double>(*load(average.weight, row, g, 1, buffer)) : 1;
+    const double share = group[kPairs] == 0 ? 0 : average.over_pairs ? weight : weight / group[kPairs];
+    const double term = share == 0 ? 0 : share * group[kTerms];
+    factors[g] = share;
+    if (average.per_group) loss[row * groups.groups + g] = static_cast<Real>(term);
+    total.terms += term;
+    total.weight += share * group[kPairs];
+    if (outputs.statistics && share != 0) add_group(group, share, total);
+  }
+  ForwardOutputs outputs_of_row{average.per_group ? nullptr : loss, {}, outputs.sums, outputs.statistics};
+  finish_row<Real>(total, average.divisor, outputs_of_row, row);
+  if (average.per_group) return;
+  const double by = average.divisor.total_weight ? average.divisor.resolve(total.weight) : average.divisor.of_row(row);
+  for (int64_t g = 0; g < groups.groups; g++) factors[g] /= by;
+}
+
+// Whether the groups from `group` on, as many as there are lanes, are small and much of one size.
+inline bool fill_lanes(const Groups& groups, int64_t group) {
+  const int64_t end = group + kGroupLanes;
+  if (end > groups.count()) return false;
+  int64_t largest = 0, squares = 0;
+  for (int64_t g = group; g < end; g++) {
+    const int64_t size = groups.size_of(g);
+    largest = std::max(largest, size);
+    squares += size * size;
+  }
+  return largest <= kMostInLane && 2 * squares >= kGroupLanes * largest * largest;
+}
+
+// The sums of so many groups, without statistics, into kGroupSums each.
+template <typename Real, typename Rank>
+void forward_lanes(GroupsInLanes<Real, Rank>& lanes, const Groups& groups, int64_t group, Real* slopes, double* sums) {
+  lanes.take(groups, group, group + kGroupLanes);
+  add_plain_pairs(lanes);
+  for (int lane = 0; lane < kGroupLanes; lane++) {
+    sums[lane * kGroupSums + kPairs] = lanes.pairs.of[lane];
+    sums[lane * kGroupSums + kTerms] = PairLossSum{lanes.product.of[lane], lanes.hinge.of[lane]}.value();
+  }
+  if (slopes) lanes.write_slopes(groups, slopes);
+}
+
+template <typename Real, typename Rank>
+void forward_groups(const Groups& groups, const GroupOptions<Real>& options, const GroupOutputs& outputs, int64_t begin,
+                    int64_t end, double* table) {
+  Real* slopes = static_cast<Real*>(outputs.slopes);
+  GroupsInLanes<Real, Rank> lanes;
+  RankedItems<Real> items;
+  for (int64_t group = begin; group < end;) {
+    double* sums = table + group * kGroupSums;
+    if (options.plain && !options.half_ties && !outputs.statistics && group + kGroupLanes <= end &&
+        fill_lanes(groups, group)) {
+      forward_lanes(lanes, groups, group, slopes, sums);
+      group += kGroupLanes;
+      continue;
+    }
+    items.take(groups, static_cast<const Rank*>(groups.ranks), group);
+    forward_group(items, options, outputs.statistics, sums);
+    for (size_t i = 0; slopes && i < items.order.size(); i++)
+      slopes[items.order[i]] = static_cast<Real>(items.slopes[i]);
+    group++;
+  }
+}
+
+template <typename Real, typename Rank>
+void grouped(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs, int threads) {
+  const GroupOptions<Real> options(groups);
+  const int64_t count = groups.count();
+  // Shares of whole lanes, however many threads there are; of single groups where those are few.
+  const int64_t unit = count >= 8 * kGroupLanes ? kGroupLanes : 1, units = (count + unit - 1) / unit,
+                parts = std::min<int64_t>(units, 64);
+  std::vector<double> table(static_cast<size_t>(count * kGroupSums));
+  for_chunks(parts, useful_threads(groups, threads), [&](int64_t part) {
+    const int64_t begin = part * units / parts * unit, end = std::min(count, (part + 1) * units / parts * unit);
+    forward_groups<Real, Rank>(groups, options, outputs, begin, end, table.data());
+  });
+  for (int64_t row = 0; row < groups.rows; row++) finish_groups<Real>(groups, table.data(), average, outputs, row);
+}
+
+// Each item's slope, one Real, times its group's factor and the upstream gradient, one Real a row or (with a stride) a
+// group.
+template <typename Real>
+void scale_slopes(const Groups& groups, const Real* slopes, const double* factors, const Column& upstream,
+                  const Column& result, int threads) {
+  const int64_t count = groups.count(), parts = std::min<int64_t>(count, 64);
+  for_chunks(parts, threads, [&](int64_t part) {
+    Buffer<Real> values;
+    for (int64_t group = part * count / parts; group < (part + 1) * count / parts; group++) {
+      const double factor =
+          factors[group] * static_cast<double>(*upstream.entry<Real>(group / groups.groups, group % groups.groups));
+      const int64_t end = groups.begin(group) + groups.size_of(group);
+      for (int64_t begin = groups.begin(group); begin < end; begin += kBlock) {
+        const int size = static_cast<int>(std::min<int64_t>(kBlock, end - begin));
+        Real* its = cpu::result(result, 0, begin, values);
+        for (int i = 0; i < size; i++)
+          its[i] = factors[group] == 0 ? Real(0) : static_cast<Real>(factor * static_cast<double>(slopes[begin + i]));
+        store(result, 0, begin, size, values);
+      }
+    }
+  });
+}
+
+// The derivatives by the rewards of the slopes' product with `direction`, both one Real an item.
+template <typename Real, typename Rank>
+void grouped_second(const Groups& groups, const Real* direction, Real* result, int threads) {
+  const GroupOptions<Real> options(groups);
+  for_groups<Real, Rank>(groups, result, threads, [&](RankedItems<Real>& items, int64_t) {
+    items.directions.resize(items.order.size());
+    for (size_t i = 0; i < items.order.size(); i++) items.directions[i] = direction[items.order[i]];
+    for_ranges(items, options, [&](const Range& range, const PairOptions<Real>& pairs, bool) {
+      const size_t i = static_cast<size_t>(range.i);
+      const Real a = items.rewards[i], v = items.directions[i];
+      const Real *others = items.rewards.data(), *directions = items.directions.data();
+      double* slopes = items.slopes.data();
+      double total = 0;
+#pragma omp simd reduction(+ : total)
+      for (int j = range.begin; j < range.end; j++) {
+        const PairGradient<Real> second =
+            pairs.formula
+                .second(a, others[j], pairs.margin, Real(1), pairs.target, Real(1), Real(1), v, directions[j], Real(0))
+                .gradient;
+        total += static_cast<double>(second.chosen);
+        slopes[j] += static_cast<double>(second.rejected);
+      }
+      slopes[i] += total;
+    });
+  });
+}
+
+}  // namespace
+}  // namespace prefloss::cpu

@@ -1,0 +1,439 @@
+"""The loss over all pairs of groups: against the reference over sizes, ranks, ties and options, and in every way it is called."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rounding_bounds import assert_same_bits
+from sample_inputs import DTYPES, FINITE_VALUES, VALUES, array, laid_out, real, rewards
+from test_paired_values import drawn
+
+import prefloss
+from prefloss import reference
+
+OPTIONS = {
+    "default": {},
+    "beta": {"beta": 0.1},
+    "negative beta": {"beta": -2.5},
+    "margin": {"margin": 0.7},
+    "label smoothing": {"label_smoothing": 0.1},
+    "centring": {"center_rewards_coefficient": 0.01},
+    "all": {"beta": 0.5, "margin": -0.3, "label_smoothing": 0.2, "center_rewards_coefficient": 0.1},
+}
+RANK_DTYPES = [
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+]
+over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+over_options = pytest.mark.parametrize("name", OPTIONS)
+over_ties = pytest.mark.parametrize("ties", ["skip", "half"])
+over_averages = pytest.mark.parametrize("average", ["groups", "pairs"])
+over_reductions = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+# How many ranks there are: all alike, positives and negatives, a few, as many as items.
+LEVELS = [1, 2, 4, 10**6]
+
+
+def epsilon(dtype):
+    """Half an ulp of 1, of what is computed in."""
+    return 2.0**-53 if dtype is torch.float64 else 2.0**-24
+
+
+@np.errstate(all="ignore")
+def check(rewards, ranks, options, weight=None):
+    """Loss, gradient and sums of a call. An entry of the gradient may err by 2 ulp of the sum of the absolute values of its
+    pairs' slopes, as the contract has it, and by what z does; the loss by as much of its own terms."""
+    rewards = rewards.detach().requires_grad_()
+    given = {**options} if weight is None else {**options, "weight": weight}
+    loss, stats = prefloss.bradley_terry_loss_grouped(rewards, ranks, **given, return_stats=True)
+    alone = prefloss.bradley_terry_loss_grouped(rewards, ranks, **given)
+    upstream = real(np.random.default_rng(1).uniform(0.5, 2.0, tuple(loss.shape)), loss.dtype)
+    (gradient,) = torch.autograd.grad(alone, rewards, upstream)
+    assert gradient.dtype == rewards.dtype
+    assert loss.dtype == alone.dtype == (torch.float64 if rewards.dtype is torch.float64 else torch.float32)
+
+    call = {name: array(value) for name, value in given.items()}
+    inputs = array(rewards), array(ranks)
+    expected, sums = reference.bradley_terry_loss_grouped(*inputs, **call, return_stats=True)
+    without_stats = {name: value for name, value in call.items() if name != "return_stats"}
+    slopes = reference.bradley_terry_gradient_grouped(array(upstream), *inputs, **without_stats)
+    u = epsilon(rewards.dtype)
+    # What z may be off by: its rounding, and beta's and the margin's.
+    off = 4 * u * (1 + np.abs(options.get("beta", 1.0)) * _spread(inputs[0]) + np.abs(options.get("margin", 0.0)))
+    scale = _magnitudes(array(upstream), *inputs, without_stats)
+    for value in (loss, alone):
+        _close(value.detach(), expected, (8 * u + off) * np.abs(expected) + off * _shares(expected), u)
+    _close(gradient, slopes, (4 * u + off) * scale, u)
+    finite = np.isfinite(sums)
+    if u > 1e-10 and abs(options.get("beta", 1.0)) * _spread(inputs[0]) > 1e37:  # z may be infinite in float32
+        finite &= np.isfinite(stats.sums.numpy())
+    np.testing.assert_array_equal(np.isfinite(stats.sums.numpy())[~finite & ~np.isfinite(sums)], False)
+    assert np.isfinite(stats.sums.numpy()[finite]).all()
+    tolerance = 1e-5 if u > 1e-10 else 1e-11
+    size = np.abs(sums[finite]) + np.sqrt(np.abs(sums[0] * _squares(inputs[0])))
+    assert np.all(np.abs(stats.sums.numpy() - sums)[finite] <= tolerance * size + 1e-300)
+
+
+def _spread(values):
+    values = values[np.isfinite(values)].astype(np.float64)
+    return np.ptp(values) if values.size else 0.0
+
+
+def _squares(values):
+    values = values[np.isfinite(values)].astype(np.float64)
+    return np.sum(values * values)
+
+
+def _shares(expected):
+    return np.ones_like(expected)
+
+
+def _magnitudes(upstream, rewards, ranks, options):
+    """For each entry of the gradient, the sum of the absolute values of what its pairs give to it."""
+    total = np.zeros(rewards.size)
+    plain = {
+        name: value for name, value in options.items() if name not in ("average", "weight", "reduction", "denominator")
+    }
+    groups = reference._groups(rewards, ranks, plain.pop("group_sizes", None), plain.pop("ties", "skip"))
+    counts = np.array([group.tied.size for group in groups], dtype=np.float64)
+    share, divisor = reference._shares(
+        counts, options.get("weight"), options.get("average", "groups"), options.get("reduction", "mean"),
+        options.get("denominator"),
+    )  # fmt: skip
+    scale = np.abs(np.broadcast_to(upstream, share.shape) * share / divisor)
+    centring = 2 * options.get("center_rewards_coefficient", 0.0)
+    for group, factor in zip(groups, scale, strict=True):
+        a, b = group.chosen.astype(np.float64), group.rejected.astype(np.float64)
+        slope = factor * (np.abs(options.get("beta", 1.0)) + centring * (np.abs(a) + np.abs(b)))
+        for index in (group.chosen_index, group.rejected_index):
+            np.add.at(total, index, slope)
+    return total.reshape(rewards.shape)
+
+
+def _close(actual, expected, tolerance, u):
+    """NaN and infinities where they are expected; else within the tolerance and the rounding to the dtype."""
+    expected, tolerance = np.asarray(expected, dtype=np.float64), np.asarray(tolerance)
+    found = actual.detach().double().numpy()
+    kind = torch.finfo(actual.dtype)
+    allowed = tolerance + kind.eps / 2 * np.abs(expected) + kind.tiny * kind.eps
+    right = np.where(
+        np.isfinite(expected),
+        (np.abs(found - expected) <= allowed) | ~np.isfinite(allowed) | (np.abs(expected) + allowed > kind.max),
+        (found == expected) | (np.isnan(expected) & np.isnan(found)),
+    )
+    assert right.all(), (found[~right][:3], expected[~right][:3], np.broadcast_to(allowed, expected.shape)[~right][:3])
+
+
+def ranks_of(random, shape, levels, dtype=torch.int64):
+    most = min(levels, 2 if dtype is torch.bool else 100 if dtype.itemsize == 1 else 10**6)
+    return torch.from_numpy(random.integers(0, most, shape)).to(dtype)
+
+
+@over_dtypes
+@over_options
+@over_ties
+@over_averages
+def test_every_option_agrees_with_the_reference(name, ties, average, dtype):
+    random = np.random.default_rng(len(name))
+    for shape in ((1, 1), (3, 2), (17, 9), (2, 40)):
+        for levels in LEVELS:
+            given, _ = rewards(random, shape, dtype)
+            options = {**OPTIONS[name], "ties": ties, "average": average}
+            options["reduction"] = ("mean", "sum", "none")[levels % 3]
+            check(given, ranks_of(random, shape, levels), options)
+
+
+@over_dtypes
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 511, 512, 513])
+def test_every_size_of_groups_agrees_with_the_reference(size, dtype):
+    """Several at a time in lanes, and one at a time in tiles."""
+    random = np.random.default_rng(size)
+    for groups in (1, 16, 33) if size <= 65 else (1, 2):
+        for levels in (3, 10**6):
+            given, _ = rewards(random, (groups, size), dtype)
+            for ties in ("skip", "half"):
+                check(given, ranks_of(random, (groups, size), levels), {"ties": ties})
+
+
+@over_dtypes
+@pytest.mark.parametrize("values", [FINITE_VALUES, VALUES], ids=["extreme", "not-finite"])
+def test_extreme_rewards_agree_with_the_reference(values, dtype):
+    random = np.random.default_rng(2)
+    for shape in ((3, 5), (20, 7), (2, 30), (20, 20)):
+        given, _ = rewards(random, shape, dtype, values)
+        for options in ({}, {"margin": 0.5}, {"label_smoothing": 0.1}):
+            check(given, ranks_of(random, shape, 10**6), options)
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (20, 5), (20, 30)], ids=str)
+def test_nan_reaches_only_the_items_that_it_is_paired_with(shape):
+    random = np.random.default_rng(3)
+    given, _ = rewards(random, shape, torch.float32)
+    ranks = ranks_of(random, shape, 3)
+    given[1, 2] = math.nan
+    given.requires_grad_()
+    loss = prefloss.bradley_terry_loss_grouped(given, ranks, reduction="none")
+    (gradient,) = torch.autograd.grad(loss.sum(), given)
+    others = torch.arange(shape[0]) != 1
+    assert loss[1].isnan()
+    assert loss[others].isfinite().all()
+    paired = (ranks != ranks[1, 2]) & ~others[:, None]
+    paired[1, 2] = True
+    assert torch.equal(gradient.isnan(), paired)
+
+
+@pytest.mark.parametrize("dtype", RANK_DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@over_ties
+def test_ranks_may_have_any_real_dtype(dtype, ties):
+    random = np.random.default_rng(4)
+    for shape in ((2, 11), (19, 6)):
+        given, _ = rewards(random, shape, torch.float64)
+        check(given, ranks_of(random, shape, 4, dtype), {"ties": ties})
+
+
+def test_ranks_are_compared_as_they_are():
+    """Neighbouring int64 beyond float64, both zeros, infinities."""
+    given = torch.tensor([[0.0, 1.0, -2.0]], dtype=torch.float64)
+    for ranks in (
+        torch.tensor([[2**62 + 1, 2**62, 2**62 + 2]]),
+        torch.tensor([[0.0, -0.0, math.inf]]),
+        torch.tensor([[-math.inf, 5.0, -1e308]], dtype=torch.float64),
+    ):
+        check(given, ranks, {})
+
+
+@over_dtypes
+def test_groups_of_any_sizes_with_weights_agree_with_the_reference(dtype):
+    @drawn
+    @given(
+        sizes=st.lists(st.integers(0, 40), max_size=40),
+        levels=st.sampled_from(LEVELS),
+        name=st.sampled_from(list(OPTIONS)),
+        ties=st.sampled_from(["skip", "half"]),
+        average=st.sampled_from(["groups", "pairs"]),
+        reduction=st.sampled_from(["mean", "sum", "none"]),
+        weighted=st.sampled_from([None, "mask", "float"]),
+        layout=st.sampled_from(["contiguous", "every_other", "misaligned"]),
+        seed=st.integers(0, 2**32 - 1),
+    )
+    def check_one(sizes, levels, name, ties, average, reduction, weighted, layout, seed):
+        random = np.random.default_rng(seed)
+        given, _ = rewards(random, (sum(sizes),), dtype, FINITE_VALUES if seed % 3 == 0 else ())
+        weight = (
+            None
+            if weighted is None
+            else torch.from_numpy(random.random(len(sizes)) * (random.random(len(sizes)) < 0.7))
+        )
+        if weighted is not None:
+            weight = (weight > 0.3) if weighted == "mask" else weight.to(random.choice([torch.float32, dtype]))
+        options = {**OPTIONS[name], "ties": ties, "average": average, "reduction": reduction, "group_sizes": sizes}
+        if reduction == "mean" and seed % 2:
+            options["denominator"] = 3.5
+        check(laid_out(given, layout), ranks_of(random, (sum(sizes),), levels), options, weight)
+
+    check_one()
+
+
+def test_sizes_may_be_a_tensor():
+    given, ranks = torch.randn(6), torch.arange(6)
+    expected = prefloss.bradley_terry_loss_grouped(given, ranks, group_sizes=[1, 0, 5])
+    actual = prefloss.bradley_terry_loss_grouped(given, ranks, group_sizes=torch.tensor([1, 0, 5]))
+    assert_same_bits((actual,), (expected,))
+
+
+@over_reductions
+@over_averages
+def test_a_group_of_weight_zero_counts_nothing_even_if_its_rewards_are_nan(reduction, average):
+    given = torch.tensor([[1.0, 2.0], [math.nan, math.inf], [0.5, -1.0]], requires_grad=True)
+    ranks, weight = torch.tensor([[0, 1]] * 3), torch.tensor([True, False, True])
+    options = {"reduction": reduction, "average": average}
+    loss, stats = prefloss.bradley_terry_loss_grouped(given, ranks, weight=weight, **options, return_stats=True)
+    kept = given.detach()[::2].requires_grad_()
+    expected = prefloss.bradley_terry_loss_grouped(kept, ranks[::2], **options)
+    assert_same_bits((loss[::2] if reduction == "none" else loss,), (expected,))
+    assert reduction != "none" or loss[1] == 0
+    (gradient,) = torch.autograd.grad(loss.sum(), given)
+    assert_same_bits((gradient[::2],), torch.autograd.grad(expected.sum(), kept))
+    assert torch.equal(gradient[1], torch.zeros(2))
+    assert stats.count == 2
+    assert math.isfinite(stats.loss)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (3, 1), (2, 3)], ids=str)
+@over_reductions
+def test_without_any_pair_the_loss_is_zero_and_connected(shape, reduction):
+    given = torch.full(shape, math.nan, requires_grad=True)  # tied, all of them
+    loss, stats = prefloss.bradley_terry_loss_grouped(given, torch.zeros(shape), reduction=reduction, return_stats=True)
+    assert loss.shape == ((shape[0],) if reduction == "none" else ())
+    assert loss.sum() == 0
+    assert stats.count == 0
+    assert torch.equal(torch.autograd.grad(loss.sum(), given)[0], torch.zeros(shape))
+
+
+def test_two_ranks_are_the_logistic_surrogate_of_auc():
+    random = np.random.default_rng(5)
+    scores, labels = real(random.normal(size=200), torch.float64), torch.from_numpy(random.random(200) < 0.1)
+    loss, stats = prefloss.bradley_terry_loss_grouped(scores[None], (~labels)[None], return_stats=True)
+    difference = scores[labels][:, None] - scores[~labels]
+    torch.testing.assert_close(loss, -torch.nn.functional.logsigmoid(difference).mean())
+    assert stats.accuracy == pytest.approx((difference > 0).double().mean().item())
+
+
+def test_k_responses_are_instructgpts_loss():
+    """Ouyang et al. 2022, eq. 1: the mean over K choose 2 pairs, averaged over prompts."""
+    random = np.random.default_rng(6)
+    given = real(random.normal(size=(4, 5)), torch.float64)
+    ranks = torch.from_numpy(np.argsort(random.random((4, 5)), 1))
+    total = 0.0
+    for row, order in zip(given, ranks.argsort(1), strict=True):
+        best_first = row[order]
+        pairs = [
+            -torch.nn.functional.logsigmoid(best_first[i] - best_first[j]) for i in range(5) for j in range(i + 1, 5)
+        ]
+        total += sum(pairs) / 10 / 4
+    torch.testing.assert_close(prefloss.bradley_terry_loss_grouped(given, ranks), total)
+
+
+@pytest.mark.parametrize("shape", [(400, 9), (7, 300), (1, 700), (100, 40)], ids=str)
+@pytest.mark.parametrize("name", ["default", "all"])
+def test_the_number_of_threads_does_not_change_a_bit(shape, name, set_threads):
+    random = np.random.default_rng(7)
+    given, _ = rewards(random, shape, torch.float32)
+    given, ranks = given.requires_grad_(), ranks_of(random, shape, 10**6)
+    results = []
+    for threads in (1, 2, 3, 7):
+        set_threads(threads)
+        loss, stats = prefloss.bradley_terry_loss_grouped(given, ranks, **OPTIONS[name], return_stats=True)
+        alone = prefloss.bradley_terry_loss_grouped(given, ranks, **OPTIONS[name])
+        results.append((loss, alone, stats.sums, *torch.autograd.grad(alone, given)))
+    for other in results[1:]:
+        assert_same_bits(other, results[0])
+
+
+@over_options
+@over_ties
+@over_averages
+def test_first_and_second_derivatives_are_those_of_finite_differences(name, ties, average):
+    random = np.random.default_rng(8)
+    given = real(random.normal(size=(3, 4)), torch.float64).requires_grad_()
+    ranks = ranks_of(random, (3, 4), 3)
+    weight = torch.tensor([0.5, 0.0, 2.0], dtype=torch.float64)
+    for reduction in ("mean", "none"):
+
+        def function(given, reduction=reduction):
+            return prefloss.bradley_terry_loss_grouped(
+                given, ranks, weight=weight, ties=ties, average=average, reduction=reduction, **OPTIONS[name]
+            )
+
+        assert torch.autograd.gradcheck(function, given)
+        assert torch.autograd.gradgradcheck(function, given)
+
+
+def test_a_third_derivative_is_refused():
+    given = torch.randn(2, 3, requires_grad=True)
+    loss = prefloss.bradley_terry_loss_grouped(given, torch.arange(6).reshape(2, 3))
+    (first,) = torch.autograd.grad(loss, given, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), given, create_graph=True)
+    with pytest.raises(NotImplementedError, match="first and second derivatives"):
+        second.sum().backward()
+
+
+@over_reductions
+@pytest.mark.parametrize("ragged", [False, True])
+def test_every_way_gives_the_same_bits(reduction, ragged):
+    random = np.random.default_rng(9)
+    given, _ = rewards(random, (5, 8), torch.float32)
+    ranks, sizes = ranks_of(random, (5, 8), 5), torch.tensor([3, 0, 20, 17])
+    if ragged:
+        given, ranks = given.reshape(-1), ranks.reshape(-1)
+    options = {"reduction": reduction, "beta": 0.5, "ties": "half", "group_sizes": sizes if ragged else None}
+    given.requires_grad_()
+
+    def function(given):
+        return prefloss.bradley_terry_loss_grouped(given, ranks, **options)
+
+    loss = function(given)
+    expected = (loss, *torch.autograd.grad(loss.sum(), given))
+    torch.compiler.reset()
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)(given)
+    by_functorch, value = torch.func.grad_and_value(lambda given: function(given).sum())(given)
+    graphed = torch.autograd.grad(function(given).sum(), given, create_graph=True)
+    assert_same_bits((compiled, *torch.autograd.grad(compiled.sum(), given)), expected)
+    assert_same_bits((by_functorch,), expected[1:])
+    torch.testing.assert_close(value, loss.sum())
+    assert_same_bits(graphed, expected[1:])
+
+
+def test_vmap_agrees_with_a_loop():
+    random = np.random.default_rng(10)
+    given = real(random.normal(size=(3, 4, 6)), torch.float64)
+    ranks, weight = ranks_of(random, (3, 4, 6), 4), real(random.random((3, 4)), torch.float64)
+
+    def step(given, ranks, weight):
+        function = lambda given: prefloss.bradley_terry_loss_grouped(given, ranks, weight=weight, ties="half")  # noqa: E731
+        return torch.func.grad_and_value(function)(given)
+
+    for dims in ((0, 0, 0), (0, None, None), (None, 0, 0), (0, 0, None)):
+        stacked = given, ranks, weight
+        together = torch.func.vmap(step, dims)(*(t[0] if d is None else t for t, d in zip(stacked, dims, strict=True)))
+        for row in range(3):
+            alone = step(*(t[0 if d is None else row] for t, d in zip(stacked, dims, strict=True)))
+            torch.testing.assert_close([part[row] for part in together], list(alone), rtol=1e-14, atol=0)
+
+
+def test_the_hessian_by_torch_func_is_that_of_the_pairs():
+    given, ranks = real(np.random.default_rng(11).normal(size=(1, 5)), torch.float64), torch.arange(5)[None]
+    i, j = torch.triu_indices(5, 5, 1)
+
+    def pairs(given):
+        return prefloss.bradley_terry_loss(given[0, i], given[0, j])
+
+    def groups(given):
+        return prefloss.bradley_terry_loss_grouped(given, ranks)
+
+    expected, actual = (torch.func.jacrev(torch.func.jacrev(function))(given) for function in (pairs, groups))
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_compiled_with_dynamic_shapes_and_exported_it_stays_right():
+    function = torch.compile(prefloss.bradley_terry_loss_grouped, backend="aot_eager", fullgraph=True, dynamic=True)
+    for shape in ((3, 5), (20, 7), (2, 40)):
+        given, ranks = torch.randn(shape), torch.argsort(torch.rand(shape), 1)
+        assert_same_bits((function(given, ranks),), (prefloss.bradley_terry_loss_grouped(given, ranks),))
+
+    class Ranker(torch.nn.Module):
+        def forward(self, given, ranks):
+            return prefloss.bradley_terry_loss_grouped(given, ranks, average="pairs")
+
+    exported = torch.export.export(Ranker(), (given, ranks)).module()
+    assert_same_bits((exported(given, ranks),), (Ranker()(given, ranks),))
+
+
+def test_micro_batches_of_groups_add_up_by_the_denominator():
+    given, ranks = torch.randn(6, 4, dtype=torch.float64), torch.argsort(torch.rand(6, 4), 1)
+    whole = prefloss.bradley_terry_loss_grouped(given, ranks)
+    parts = [prefloss.bradley_terry_loss_grouped(given[s], ranks[s], denominator=6) for s in (slice(0, 2), slice(2, 6))]
+    torch.testing.assert_close(sum(parts), whole, rtol=1e-14, atol=0)
+
+
+def test_statistics_of_batches_add_up():
+    given, ranks = torch.randn(6, 4), torch.argsort(torch.rand(6, 4), 1)
+
+    def stats(part):
+        return prefloss.bradley_terry_loss_grouped(given[part], ranks[part], return_stats=True)[1]
+
+    torch.testing.assert_close(
+        (stats(slice(0, 2)) + stats(slice(2, 6))).sums, stats(slice(None)).sums, rtol=1e-14, atol=0
+    )
+
+
+def test_memory_is_that_of_the_items():
+    given, ranks = torch.randn(1, 3000, requires_grad=True), torch.randperm(3000)[None]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        prefloss.bradley_terry_loss_grouped(given, ranks).backward()
+    allocated = sum(event.cpu_memory_usage for event in profile.events() if event.cpu_memory_usage > 0)
+    assert 0 < allocated < 20 * 4 * 3000
