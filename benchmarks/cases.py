@@ -23,6 +23,8 @@ OPTIONS = {"beta": 0.5, "label_smoothing": 0.1}
 STEP_SIZES = (8, 64, 256, 1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
 ITEMS = {10_000_000: 100_000, 2_000_000: 200}  # of so many comparisons by index
 GROUPS = {9: 4_096, 64: 512, 512: 32, 4_096: 1}  # of so many items each
+# One ranked list: distinct ranks and normal scores unless the kind says otherwise.
+LISTS = ("list", "list, two ranks", "list, deviation 30", "list, outlier")
 KERNEL_SIZES = (4_096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
 
 
@@ -45,6 +47,7 @@ CASES = (
     *(Case("options", torch.float32, size) for size in (8, 64, 256, 65_536, 1_048_576)),
     *(Case("indexed", torch.float32, size) for size in ITEMS),
     *(Case("grouped", torch.float32, size) for size in GROUPS),
+    *(Case(kind, torch.float32, size) for kind in LISTS for size in (10_000, 100_000, 1_000_000)),
     *(Case(kind, torch.float32, size) for size in KERNEL_SIZES for kind in ("forward kernel", "backward kernel")),
 )
 
@@ -97,6 +100,8 @@ def contenders_of(case: Case, *, compiled: bool) -> dict[str, Contender]:
     generator = torch.Generator().manual_seed(case.size)
     if case.kind == "indexed":
         return _indexed(case, generator)
+    if case.kind in LISTS:
+        return _list(case, generator)
     if case.kind == "grouped":
         return _grouped(case.size, generator)
     chosen, rejected = (torch.randn(case.size, generator=generator) for _ in range(2))
@@ -212,6 +217,44 @@ def _grouped(size: int, generator: torch.Generator) -> dict[str, Contender]:
         "eager, index form": step(by_index, (rewards,), expected, theirs),
         "eager, mask form": step(by_mask, (rewards,), expected, theirs),
     }
+
+
+def _list(case: Case, generator: torch.Generator) -> dict[str, Contender]:
+    """All pairs of one list, against sorting as many numbers. The reference visits a sample of the items' pairs, all of them."""
+    scores = torch.randn(case.size, generator=generator)
+    ranks = torch.randperm(case.size, generator=generator)
+    if case.kind == "list, two ranks":
+        ranks = (torch.rand(case.size, generator=generator) < 0.5).long()
+    elif case.kind == "list, deviation 30":
+        scores *= 30.0
+    elif case.kind == "list, outlier":
+        scores[0] = 1e30
+    leaf, numbers = scores.clone().requires_grad_(), scores.clone()
+
+    def run() -> Tensor:
+        leaf.grad = None
+        value: Tensor = prefloss.bradley_terry_loss_grouped(leaf[None], ranks[None], reduction="sum", average="pairs")
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    def check() -> float:
+        run()
+        assert leaf.grad is not None
+        for item in torch.randint(case.size, (20,), generator=generator).tolist():
+            others = scores.double() - scores[item].double()
+            terms = torch.sigmoid(others) * (ranks[item] < ranks) - torch.sigmoid(-others) * (ranks[item] > ranks)
+            error = abs(leaf.grad[item].item() + terms.sum().item())
+            assert error <= 2.0**-23 * terms.abs().sum().item(), f"entry {item} is off by {error}"
+        return 0.0
+
+    def sort() -> Tensor:
+        return torch.sort(numbers).values
+
+    def check_sort() -> float:
+        assert (sort().diff() >= 0).all()
+        return 0.0
+
+    return {"prefloss": Contender(run, check), "torch.sort": Contender(sort, check_sort)}
 
 
 def step(

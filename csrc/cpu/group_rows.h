@@ -58,6 +58,24 @@ struct RankedItems {
     }
   }
 
+  // The items [begin, end) of another group in rank order.
+  void copy_of(const RankedItems& all, int begin, int end) {
+    size = end - begin;
+    const size_t room = static_cast<size_t>((size + kTile - 1) / kTile * kTile);
+    rewards.assign(room, Real(0));
+    slopes.assign(room, 0.0);
+    std::copy(all.rewards.begin() + begin, all.rewards.begin() + end, rewards.begin());
+    level_end.resize(static_cast<size_t>(size));
+    for (int i = 0; i < size; i++)
+      level_end[static_cast<size_t>(i)] = std::min(all.level_end[static_cast<size_t>(begin + i)], end) - begin;
+  }
+
+  // The first item of the rank of the item i.
+  int level_begin(int i) const {
+    return static_cast<int>(std::lower_bound(level_end.begin(), level_end.end(), level_end[static_cast<size_t>(i)]) -
+                            level_end.begin());
+  }
+
  private:
   template <typename Rank>
   void sort(const Rank* ranks, int64_t begin) {
@@ -70,9 +88,45 @@ struct RankedItems {
       order[static_cast<size_t>(place)] = begin + i;
     }
     if (size == inserted) return;
+    if (sort_by_digits(ranks, begin)) return;
     for (int i = inserted; i < size; i++) order[static_cast<size_t>(i)] = begin + i;
     std::sort(order.begin(), order.end(),
               [=](int64_t a, int64_t b) { return ranks[a] != ranks[b] ? ranks[a] < ranks[b] : a < b; });
+  }
+
+  // A number in the order of the ranks.
+  static uint64_t key_of(int64_t rank) { return static_cast<uint64_t>(rank) ^ (uint64_t{1} << 63); }
+  static uint64_t key_of(double rank) {
+    const uint64_t bits = to_bits(rank + 0.0);  // -0 becomes 0
+    return bits >> 63 ? ~bits : bits | (uint64_t{1} << 63);
+  }
+
+  // Of many ranks, in a range of 32 bits: radix sort, least digit first, of keys and places together. False for others.
+  template <typename Rank>
+  bool sort_by_digits(const Rank* ranks, int64_t begin) {
+    constexpr int kDigit = 11, kFew = 512;
+    if (size < kFew) return false;
+    uint64_t least = ~uint64_t{0}, most = 0;
+    for (int i = 0; i < size; i++) {
+      const uint64_t key = key_of(ranks[begin + i]);
+      least = std::min(least, key);
+      most = std::max(most, key);
+    }
+    if (most - least > 0xffffffffu) return false;
+    std::vector<uint64_t> now(static_cast<size_t>(size)), next(static_cast<size_t>(size));
+    for (int i = 0; i < size; i++)
+      now[static_cast<size_t>(i)] = (key_of(ranks[begin + i]) - least) << 32 | static_cast<uint32_t>(i);
+    for (int shift = 32; shift < 64 && (most - least) >> (shift - 32) != 0; shift += kDigit) {
+      std::vector<int> place(static_cast<size_t>(1 << kDigit) + 1, 0);
+      const auto digit = [=](uint64_t entry) { return static_cast<size_t>(entry >> shift) & ((1u << kDigit) - 1); };
+      for (const uint64_t entry : now) place[digit(entry) + 1]++;
+      for (size_t d = 1; d < place.size(); d++) place[d] += place[d - 1];
+      for (const uint64_t entry : now) next[static_cast<size_t>(place[digit(entry)]++)] = entry;
+      now.swap(next);
+    }
+    for (int i = 0; i < size; i++)
+      order[static_cast<size_t>(i)] = begin + static_cast<int64_t>(static_cast<uint32_t>(now[static_cast<size_t>(i)]));
+    return true;
   }
 };
 

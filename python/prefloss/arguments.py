@@ -158,6 +158,8 @@ def check_groups(rewards: object, ranks: object, group_sizes: object) -> tuple[T
     if rewards.dim() != dimensions:
         shape = "(B, K), or (N,) with group_sizes" if group_sizes is None else "(N,) with group_sizes"
         raise ValueError(f"rewards must have shape {shape}, got {_shape(rewards)}")
+    if rewards.numel() >= 2**31:
+        raise ValueError(f"rewards must have fewer than 2**31 entries, got {rewards.numel()}")
     if rewards.is_cuda:
         raise NotImplementedError(
             f"rewards are on device {rewards.device}; the grouped loss has kernels for the CPU only, so far"
