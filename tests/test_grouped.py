@@ -152,7 +152,7 @@ def test_every_option_agrees_with_the_reference(name, ties, average, dtype):
 def test_every_size_of_groups_agrees_with_the_reference(size, dtype):
     """Several at a time in lanes, and one at a time in tiles."""
     random = np.random.default_rng(size)
-    for groups in (1, 16, 33) if size <= 65 else (1, 2):
+    for groups in (1, 15, 16, 33) if size <= 65 else (1, 2):
         for levels in (3, 10**6):
             given, _ = rewards(random, (groups, size), dtype)
             for ties in ("skip", "half"):
@@ -236,6 +236,16 @@ def test_groups_of_any_sizes_with_weights_agree_with_the_reference(dtype):
         check(laid_out(given, layout), ranks_of(random, (sum(sizes),), levels), options, weight)
 
     check_one()
+
+
+@over_dtypes
+def test_groups_of_nearly_one_size_agree_with_the_reference(dtype):
+    """They lie in lanes together; where a group is smaller, nothing of its lane counts."""
+    random = np.random.default_rng(12)
+    for least, most in ((0, 3), (2, 4), (5, 9), (30, 40), (60, 66)):
+        sizes = random.integers(least, most + 1, 50)
+        given, _ = rewards(random, (sizes.sum(),), dtype)
+        check(given + 3, ranks_of(random, (sizes.sum(),), 5) + 1, {"group_sizes": sizes.tolist()})
 
 
 def test_sizes_may_be_a_tensor():
@@ -455,6 +465,7 @@ SCORES = {
     "equal": lambda random, n: np.full(n, 3.25),
     "subnormal spacings": lambda random, n: random.integers(-99, 99, n) * 1e-44,
     "edges of cells": lambda random, n: random.integers(-9, 9, n) * 2.0,
+    "far apart": lambda random, n: -25.0 * np.arange(n),
     "far tail": lambda random, n: np.where(np.arange(n) < n // 2, 60.0, 0.0) + random.normal(size=n),
 }
 LARGE_RANKS = {
@@ -471,10 +482,9 @@ LARGE_RANKS = {
 @pytest.mark.parametrize(
     ("scores", "ranks"),
     [
-        (scores, ranks)
-        for scores in SCORES
-        for ranks in LARGE_RANKS
-        if scores == "normal" or ranks in ("distinct", "a few")
+        *((scores, ranks) for scores in SCORES for ranks in ("distinct", "a few")),
+        *(("normal", ranks) for ranks in ("in order", "two", "one of many items", "many", "floating")),
+        ("far apart", "in order"),  # every slope is tiny, and right
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

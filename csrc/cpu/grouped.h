@@ -169,8 +169,8 @@ template <typename Real, typename Rank>
 void grouped(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs, int threads) {
   const GroupOptions<Real> options(groups);
   const int64_t count = groups.count();
-  // Shares of whole lanes, however many threads there are; of single groups where those are few.
-  const int64_t unit = count >= 8 * kGroupLanes ? kGroupLanes : 1, units = (count + unit - 1) / unit,
+  // Shares of as many groups as there are lanes, if they are small; else of one.
+  const int64_t unit = groups.items() <= kMostInLane * count ? kGroupLanes : 1, units = (count + unit - 1) / unit,
                 parts = std::min<int64_t>(units, 64);
   std::vector<double> table(static_cast<size_t>(count * kGroupSums));
   for_chunks(parts, useful_threads(groups, threads), [&](int64_t part) {
