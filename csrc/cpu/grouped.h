@@ -1,7 +1,8 @@
 // All pairs of different rank of each group: forward, backward, double backward. Compiled once per instruction set, so
 // everything here has internal linkage.
 //
-// Threads share groups, and a group is one thread's; so the bits do not depend on their number.
+// Threads share groups, and the nodes of a long list's tree, each of which is one thread's; so the bits do not depend
+// on their number.
 #pragma once
 
 #include <algorithm>
