@@ -15,6 +15,7 @@ from test_paired_values import drawn
 
 import prefloss
 from prefloss import reference
+from prefloss.stats import Sum
 
 OPTIONS = {
     "default": {},
@@ -480,52 +481,83 @@ LARGE_RANKS = {
 
 
 @pytest.mark.parametrize(
-    ("scores", "ranks"),
+    ("scores", "ranks", "ties"),
     [
-        *((scores, ranks) for scores in SCORES for ranks in ("distinct", "a few")),
-        *(("normal", ranks) for ranks in ("in order", "two", "one of many items", "many", "floating")),
-        ("far apart", "in order"),  # every slope is tiny, and right
+        *((scores, "distinct", "skip") for scores in SCORES),
+        *((scores, "a few", ties) for scores in SCORES for ties in ("skip", "half")),
+        *(("normal", ranks, "half") for ranks in ("in order", "two", "one of many items", "many", "floating")),
+        ("far apart", "in order", "skip"),  # every slope is tiny, and right
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_long_lists_agree_with_the_reference_to_the_promised_error(scores, ranks, dtype):
+def test_long_lists_agree_with_the_reference_to_the_promised_error(scores, ranks, dtype, ties):
     """Against the sum of the absolute values of an entry's terms: 2^-23, and in float64 1e-14; the loss to 1e-7 and 1e-13."""
     random = np.random.default_rng(3)
     size = 2200
     given = real(SCORES[scores](random, size), dtype).requires_grad_()
     order = torch.from_numpy(LARGE_RANKS[ranks](random, size))
-    loss = prefloss.bradley_terry_loss_grouped(given[None], order[None], reduction="sum", average="pairs")
+    loss = prefloss.bradley_terry_loss_grouped(given[None], order[None], reduction="sum", average="pairs", ties=ties)
     (gradient,) = torch.autograd.grad(loss, given)
-    expected, slopes, magnitudes = every_pair(array(given).astype(np.float64), array(order))
+    expected, slopes, magnitudes = every_pair(array(given).astype(np.float64), array(order), ties)
     promise = 1e-14 if dtype is torch.float64 else 2.0**-23
     tiny = torch.finfo(dtype).tiny
     assert abs(loss.item() - expected) <= (1e-13 if dtype is torch.float64 else 1e-7) * expected + tiny
     assert np.all(np.abs(gradient.double().numpy() - slopes) <= promise * magnitudes + tiny)
 
 
-def every_pair(scores, ranks):
+def every_pair(scores, ranks, ties="skip"):
     """The sum of the losses, its gradient, and the sums of the absolute values of what each entry adds up."""
     loss, gradient, magnitudes = 0.0, np.zeros(scores.size), np.zeros(scores.size)
     for begin in range(0, scores.size, 500):
         block = slice(begin, begin + 500)
-        better = ranks[block, None] < ranks[None, :]
+        better, tied = ranks[block, None] < ranks[None, :], ranks[block, None] == ranks[None, :]
         z = scores[block, None] - scores[None, :]
-        slope = np.where(better, -reference.pair_slope(z), 0.0)
+        up, down = -reference.pair_slope(z), -reference.pair_slope(-z)
+        slope = np.where(better, up, 0.0)
         loss += reference.pair_loss(z)[better].sum()
         gradient[block] -= slope.sum(1)
         gradient += slope.sum(0)
         magnitudes[block] += slope.sum(1)
         magnitudes += slope.sum(0)
+        if ties == "half":  # each pair is here twice
+            tied[np.arange(len(z)), begin + np.arange(len(z))] = False
+            loss += reference.pair_loss(z, 0.5)[tied].sum() / 2
+            gradient[block] += np.where(tied, (down - up) / 2, 0.0).sum(1)
+            magnitudes[block] += np.where(tied, (down + up) / 2, 0.0).sum(1)
     return loss, gradient, magnitudes
 
 
-@over_dtypes
+@pytest.mark.parametrize("scores", SCORES)
+@pytest.mark.parametrize(("ranks", "ties"), [("distinct", "skip"), ("one of many items", "half")])
+def test_statistics_of_long_lists_are_those_of_every_pair(scores, ranks, ties):
+    random = np.random.default_rng(10)
+    order = LARGE_RANKS[ranks](random, 2100)
+    given = SCORES[scores](random, 2100)
+    for options in ({}, OPTIONS["all"]):
+        _, expected = reference.bradley_terry_loss_grouped(
+            given[None], order[None], ties=ties, **options, return_stats=True
+        )
+        _, stats = prefloss.bradley_terry_loss_grouped(
+            torch.from_numpy(given)[None], torch.from_numpy(order)[None], ties=ties, **options, return_stats=True
+        )
+        # The mean difference is compared with its deviation, as it may be nearly 0; rewards with their size.
+        scale, names = np.abs(expected), list(Sum)
+        scale[Sum.MARGIN] += np.sqrt(expected[Sum.COUNT] * expected[Sum.MARGIN_SQUARED])
+        for first, second in ((Sum.CHOSEN, Sum.CHOSEN_SQUARED), (Sum.REJECTED, Sum.REJECTED_SQUARED)):
+            scale[first] += np.sqrt(expected[Sum.COUNT] * expected[second])
+        error = np.abs(stats.sums.numpy() - expected)
+        assert np.all(error <= 1e-12 * scale + 1e-300), {
+            name: (error[name], expected[name]) for name in names if error[name] > 1e-12 * scale[name]
+        }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @over_options
-@pytest.mark.parametrize("ranks", ["distinct", "a few", "many"])
-def test_long_lists_with_options_agree_with_the_reference(name, ranks, dtype):
+@over_ties
+def test_long_lists_with_options_agree_with_the_reference(name, dtype, ties):
     random = np.random.default_rng(4)
     given = real(2.0 * random.normal(size=(1, 2100)), dtype)
-    check(given, torch.from_numpy(LARGE_RANKS[ranks](random, 2100))[None], OPTIONS[name])
+    check(given, torch.from_numpy(LARGE_RANKS["many"](random, 2100))[None], {**OPTIONS[name], "ties": ties})
 
 
 def test_lists_on_both_sides_of_the_crossing_agree():
@@ -563,11 +595,24 @@ def with_gradient(given, order):
     return prefloss.bradley_terry_loss_grouped(leaf[None], order[None], reduction="sum"), leaf
 
 
-def test_infinities_in_a_long_list_agree_with_the_reference():
+@pytest.mark.parametrize("name", ["default", "negative beta", "label smoothing", "all"])
+@pytest.mark.parametrize("kinds", [[-math.inf], [math.inf, -math.inf], [math.inf, -math.inf, math.nan]], ids=str)
+@pytest.mark.parametrize(("ranks", "ties"), [("distinct", "skip"), ("two", "skip"), ("many", "half")])
+def test_rewards_that_are_not_finite_in_a_long_list_agree_with_the_reference(name, ties, kinds, ranks):
     random = np.random.default_rng(7)
-    given = real(random.normal(size=(1, 2100)), torch.float64)
-    given[0, 5], given[0, 700] = math.inf, -math.inf
-    check(given, torch.from_numpy(random.permutation(2100))[None], {})
+    given = random.normal(size=(1, 2050))
+    given[0, random.choice(2050, 300, replace=False)] = random.choice(kinds, 300)
+    order = torch.from_numpy(LARGE_RANKS[ranks](random, 2050))[None]
+    check(torch.from_numpy(given), order, {**OPTIONS[name], "ties": ties})
+
+
+@pytest.mark.parametrize("scale", [1e140, 1e160, 1e308])
+def test_rewards_of_a_long_list_beyond_any_square_agree_with_the_reference(scale):
+    random = np.random.default_rng(8)
+    given = torch.from_numpy(scale * random.uniform(-1, 1, (1, 2050)))
+    order = torch.from_numpy(random.permutation(2050))[None]
+    for options in ({}, {"beta": 3.0, "margin": 1.0}):
+        check(given, order, options)
 
 
 @pytest.mark.parametrize("scores", ["normal", "deviation 30"])

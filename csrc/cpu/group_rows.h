@@ -9,126 +9,16 @@
 #include <algorithm>
 #include <limits>
 #include <type_traits>
-#include <vector>
 
-#include "../groups.h"
-#include "chunks.h"
 #include "group_lanes.h"
+#include "ranked_items.h"
 
 namespace prefloss::cpu {
 namespace {
 
-constexpr int kTile = 16;
-
 // An integer as wide as Real: their comparisons fill the same vectors.
 template <typename Real>
 using IntegerLike = std::conditional_t<sizeof(Real) == sizeof(double), int64_t, int32_t>;
-
-template <typename Real>
-Real entry(const Column& column, int64_t index) {
-  Buffer<Real> buffer;
-  return *load(column, 0, index, 1, buffer);
-}
-
-// A group's items from best to worst, with room for whole tiles.
-template <typename Real>
-struct RankedItems {
-  int size = 0;
-  std::vector<int64_t> order;  // their places among all items
-  std::vector<int> level_end;  // where the items of higher rank begin
-  std::vector<Real> rewards, directions;
-  std::vector<double> slopes;
-
-  template <typename Rank>
-  void take(const Groups& groups, const Rank* ranks, int64_t group) {
-    const int64_t begin = groups.begin(group);
-    size = static_cast<int>(groups.size_of(group));
-    const size_t count = static_cast<size_t>(size), room = (count + kTile - 1) / kTile * kTile;
-    order.resize(count);
-    level_end.resize(count);
-    rewards.assign(room, Real(0));
-    slopes.assign(room, 0.0);
-    sort(ranks, begin);
-    const Real* in_place = is_in_place<Real>(groups.rewards) ? groups.rewards.entry<Real>(0, 0) : nullptr;
-    for (size_t i = 0; i < count; i++)
-      rewards[i] = in_place ? in_place[order[i]] : entry<Real>(groups.rewards, order[i]);
-    for (size_t i = count; i-- > 0;) {
-      const bool last = i + 1 == count || ranks[order[i]] < ranks[order[i + 1]];
-      level_end[i] = last ? static_cast<int>(i) + 1 : level_end[i + 1];
-    }
-  }
-
-  // The items [begin, end) of another group in rank order.
-  void copy_of(const RankedItems& all, int begin, int end) {
-    size = end - begin;
-    const size_t room = static_cast<size_t>((size + kTile - 1) / kTile * kTile);
-    rewards.assign(room, Real(0));
-    slopes.assign(room, 0.0);
-    std::copy(all.rewards.begin() + begin, all.rewards.begin() + end, rewards.begin());
-    level_end.resize(static_cast<size_t>(size));
-    for (int i = 0; i < size; i++)
-      level_end[static_cast<size_t>(i)] = std::min(all.level_end[static_cast<size_t>(begin + i)], end) - begin;
-  }
-
-  // The first item of the rank of the item i.
-  int level_begin(int i) const {
-    return static_cast<int>(std::lower_bound(level_end.begin(), level_end.end(), level_end[static_cast<size_t>(i)]) -
-                            level_end.begin());
-  }
-
- private:
-  template <typename Rank>
-  void sort(const Rank* ranks, int64_t begin) {
-    constexpr int kInsertion = 32;
-    const int inserted = std::min(size, kInsertion);
-    for (int i = 0; i < inserted; i++) {
-      int place = i;
-      for (; place > 0 && ranks[begin + i] < ranks[order[static_cast<size_t>(place - 1)]]; place--)
-        order[static_cast<size_t>(place)] = order[static_cast<size_t>(place - 1)];
-      order[static_cast<size_t>(place)] = begin + i;
-    }
-    if (size == inserted) return;
-    if (sort_by_digits(ranks, begin)) return;
-    for (int i = inserted; i < size; i++) order[static_cast<size_t>(i)] = begin + i;
-    std::sort(order.begin(), order.end(),
-              [=](int64_t a, int64_t b) { return ranks[a] != ranks[b] ? ranks[a] < ranks[b] : a < b; });
-  }
-
-  // A number in the order of the ranks.
-  static uint64_t key_of(int64_t rank) { return static_cast<uint64_t>(rank) ^ (uint64_t{1} << 63); }
-  static uint64_t key_of(double rank) {
-    const uint64_t bits = to_bits(rank + 0.0);  // -0 becomes 0
-    return bits >> 63 ? ~bits : bits | (uint64_t{1} << 63);
-  }
-
-  // Of many ranks, in a range of 32 bits: radix sort, least digit first, of keys and places together. False for others.
-  template <typename Rank>
-  bool sort_by_digits(const Rank* ranks, int64_t begin) {
-    constexpr int kDigit = 11, kFew = 512;
-    if (size < kFew) return false;
-    uint64_t least = ~uint64_t{0}, most = 0;
-    for (int i = 0; i < size; i++) {
-      const uint64_t key = key_of(ranks[begin + i]);
-      least = std::min(least, key);
-      most = std::max(most, key);
-    }
-    if (most - least > 0xffffffffu) return false;
-    std::vector<uint64_t> now(static_cast<size_t>(size)), next(static_cast<size_t>(size));
-    for (int i = 0; i < size; i++)
-      now[static_cast<size_t>(i)] = (key_of(ranks[begin + i]) - least) << 32 | static_cast<uint32_t>(i);
-    for (int shift = 32; shift < 64 && (most - least) >> (shift - 32) != 0; shift += kDigit) {
-      std::vector<int> place(static_cast<size_t>(1 << kDigit) + 1, 0);
-      const auto digit = [=](uint64_t entry) { return static_cast<size_t>(entry >> shift) & ((1u << kDigit) - 1); };
-      for (const uint64_t entry : now) place[digit(entry) + 1]++;
-      for (size_t d = 1; d < place.size(); d++) place[d] += place[d - 1];
-      for (const uint64_t entry : now) next[static_cast<size_t>(place[digit(entry)]++)] = entry;
-      now.swap(next);
-    }
-    for (int i = 0; i < size; i++)
-      order[static_cast<size_t>(i)] = begin + static_cast<int64_t>(static_cast<uint32_t>(now[static_cast<size_t>(i)]));
-    return true;
-  }
-};
 
 // The item i paired with the items [begin, end) behind it.
 struct Range {

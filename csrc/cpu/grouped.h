@@ -6,14 +6,11 @@
 #pragma once
 
 #include <algorithm>
-#include <limits>
 #include <vector>
 
-#include "../groups.h"
-#include "all_pairs.h"
-#include "chunks.h"
 #include "group_lanes.h"
 #include "group_rows.h"
+#include "large_group.h"
 
 namespace prefloss::cpu {
 namespace {
@@ -106,41 +103,6 @@ void forward_lanes(GroupsInLanes<Real, Rank>& lanes, const Groups& groups, int64
   if (slopes) lanes.write_slopes(groups, slopes);
 }
 
-// Groups from here on are done in linear time; below, one by one is quicker.
-constexpr int kLarge = 2048;
-
-// Scores that are infinite have no cells.
-template <typename Real>
-bool is_large(const RankedItems<Real>& items, const GroupOptions<Real>& options, bool statistics) {
-  if (items.size < kLarge || statistics || options.half_ties) return false;
-  return std::none_of(items.rewards.begin(), items.rewards.end(), [](Real x) { return x - x != 0 && x == x; });
-}
-
-// NaN among the rewards reaches the loss, and the slopes of all items of another rank.
-template <typename Real>
-void forward_large_group(RankedItems<Real>& items, const GroupOptions<Real>& options, double* sums, int threads) {
-  std::fill(sums, sums + kGroupSums, 0.0);
-  for (const int end : items.level_end) sums[kPairs] += items.size - end;
-  std::vector<int> nans;
-  for (int i = 0; i < items.size; i++) {
-    Real& reward = items.rewards[static_cast<size_t>(i)];
-    if (reward == reward) continue;
-    nans.push_back(i);
-    reward = 0;
-  }
-  sums[kTerms] = AllPairs<Real>(items, options, threads).run();
-  if (nans.empty() || sums[kPairs] == 0) return;
-  const double nan = std::numeric_limits<double>::quiet_NaN();
-  sums[kTerms] = nan;
-  // Items of the one rank that has NaN are paired with none; where two ranks have it, there is no such item.
-  const int rank_begin = items.level_begin(nans.front()), rank_end = items.level_end[static_cast<size_t>(nans.front())];
-  const bool one_rank = nans.back() < rank_end;
-  for (int i = 0; i < items.size; i++) {
-    if (!one_rank || i < rank_begin || i >= rank_end) items.slopes[static_cast<size_t>(i)] = nan;
-  }
-  for (const int i : nans) items.slopes[static_cast<size_t>(i)] = nan;
-}
-
 template <typename Real, typename Rank>
 void forward_groups(const Groups& groups, const GroupOptions<Real>& options, const GroupOutputs& outputs, int64_t begin,
                     int64_t end, double* table, int threads) {
@@ -156,8 +118,8 @@ void forward_groups(const Groups& groups, const GroupOptions<Real>& options, con
       continue;
     }
     items.take(groups, static_cast<const Rank*>(groups.ranks), group);
-    if (is_large(items, options, outputs.statistics))
-      forward_large_group(items, options, sums, threads);
+    if (is_large(items, options))
+      forward_large_group(items, options, outputs.statistics, sums, threads);
     else
       forward_group(items, options, outputs.statistics, sums);
     for (size_t i = 0; slopes && i < items.order.size(); i++)

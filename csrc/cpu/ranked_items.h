@@ -1,0 +1,152 @@
+// The items of a group in the order of their ranks. Compiled once per instruction set, so everything here has internal
+// linkage.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "../groups.h"
+#include "columns.h"
+
+namespace prefloss::cpu {
+namespace {
+
+constexpr int kTile = 16;  // items that loops work on together
+
+template <typename Real>
+Real entry(const Column& column, int64_t index) {
+  Buffer<Real> buffer;
+  return *load(column, 0, index, 1, buffer);
+}
+
+// A group's items from best to worst, with room for whole tiles.
+template <typename Real>
+struct RankedItems {
+  int size = 0;
+  std::vector<int64_t> order;  // their places among all items
+  std::vector<int> level_end;  // where the items of higher rank begin
+  std::vector<Real> rewards, directions;
+  std::vector<double> slopes;
+
+  template <typename Rank>
+  void take(const Groups& groups, const Rank* ranks, int64_t group) {
+    const int64_t begin = groups.begin(group);
+    make_room(static_cast<int>(groups.size_of(group)));
+    const size_t count = static_cast<size_t>(size);
+    order.resize(count);
+    sort(ranks, begin);
+    const Real* in_place = is_in_place<Real>(groups.rewards) ? groups.rewards.entry<Real>(0, 0) : nullptr;
+    for (size_t i = 0; i < count; i++)
+      rewards[i] = in_place ? in_place[order[i]] : entry<Real>(groups.rewards, order[i]);
+    for (size_t i = count; i-- > 0;) {
+      const bool last = i + 1 == count || ranks[order[i]] < ranks[order[i + 1]];
+      level_end[i] = last ? static_cast<int>(i) + 1 : level_end[i + 1];
+    }
+  }
+
+  // The items [begin, end) of another group.
+  void copy_of(const RankedItems& all, int begin, int end) {
+    make_room(end - begin);
+    std::copy(all.rewards.begin() + begin, all.rewards.begin() + end, rewards.begin());
+    for (int i = 0; i < size; i++)
+      level_end[static_cast<size_t>(i)] = std::min(all.level_end[static_cast<size_t>(begin + i)], end) - begin;
+  }
+
+  // The items of another group at some ascending places.
+  void copy_of(const RankedItems& all, const std::vector<int>& places) {
+    make_room(static_cast<int>(places.size()));
+    for (size_t i = places.size(); i-- > 0;) {
+      const int end = all.level_end[static_cast<size_t>(places[i])];
+      rewards[i] = all.rewards[static_cast<size_t>(places[i])];
+      const bool last = i + 1 == places.size() || places[i + 1] >= end;
+      level_end[i] = last ? static_cast<int>(i) + 1 : level_end[i + 1];
+    }
+  }
+
+  // The first item of the rank of the item i.
+  int level_begin(int i) const {
+    return static_cast<int>(std::lower_bound(level_end.begin(), level_end.end(), level_end[static_cast<size_t>(i)]) -
+                            level_end.begin());
+  }
+
+ private:
+  void make_room(int items) {
+    size = items;
+    const size_t room = static_cast<size_t>((size + kTile - 1) / kTile * kTile);
+    level_end.resize(static_cast<size_t>(size));
+    rewards.assign(room, Real(0));
+    slopes.assign(room, 0.0);
+  }
+
+  template <typename Rank>
+  void sort(const Rank* ranks, int64_t begin) {
+    constexpr int kInsertion = 32, kDigits = 512;
+    if (size >= kDigits) return sort_by_digits(ranks, begin);
+    const int inserted = std::min(size, kInsertion);
+    for (int i = 0; i < inserted; i++) {
+      int place = i;
+      for (; place > 0 && ranks[begin + i] < ranks[order[static_cast<size_t>(place - 1)]]; place--)
+        order[static_cast<size_t>(place)] = order[static_cast<size_t>(place - 1)];
+      order[static_cast<size_t>(place)] = begin + i;
+    }
+    if (size == inserted) return;
+    for (int i = inserted; i < size; i++) order[static_cast<size_t>(i)] = begin + i;
+    std::sort(order.begin(), order.end(),
+              [=](int64_t a, int64_t b) { return ranks[a] != ranks[b] ? ranks[a] < ranks[b] : a < b; });
+  }
+
+  // A number in the order of the ranks.
+  static uint64_t key_of(int64_t rank) { return static_cast<uint64_t>(rank) ^ (uint64_t{1} << 63); }
+  static uint64_t key_of(double rank) {
+    const uint64_t bits = to_bits(rank + 0.0);  // -0 becomes 0
+    return bits >> 63 ? ~bits : bits | (uint64_t{1} << 63);
+  }
+
+  // Radix sort, least digit first: by the lower half of the keys, then by the upper one.
+  template <typename Rank>
+  void sort_by_digits(const Rank* ranks, int64_t begin) {
+    uint64_t least = ~uint64_t{0}, most = 0;
+    for (int i = 0; i < size; i++) {
+      const uint64_t key = key_of(ranks[begin + i]);
+      least = std::min(least, key);
+      most = std::max(most, key);
+    }
+    std::vector<uint64_t> entries(static_cast<size_t>(size)),
+        more(static_cast<size_t>(size));  // half a key, and a place
+    for (int i = 0; i < size; i++)
+      entries[static_cast<size_t>(i)] = (key_of(ranks[begin + i]) - least) << 32 | static_cast<uint32_t>(i);
+    const uint64_t range = most - least;
+    sort_by_upper_half(entries, more, std::min(bits_in(range), 32));
+    if (range >> 32 != 0) {
+      for (uint64_t& entry : entries) {
+        const uint32_t place = static_cast<uint32_t>(entry);
+        entry = (key_of(ranks[begin + place]) - least) >> 32 << 32 | place;
+      }
+      sort_by_upper_half(entries, more, bits_in(range >> 32));
+    }
+    for (size_t i = 0; i < entries.size(); i++) order[i] = begin + static_cast<uint32_t>(entries[i]);
+  }
+
+  static int bits_in(uint64_t x) {
+    int bits = 0;
+    for (; x != 0; x >>= 1) bits++;
+    return bits;
+  }
+
+  // By so many of the lower bits of the upper half. `more` is as large, for work.
+  static void sort_by_upper_half(std::vector<uint64_t>& entries, std::vector<uint64_t>& more, int bits) {
+    constexpr int kDigit = 11;
+    for (int shift = 32; shift < 32 + bits; shift += kDigit) {
+      int place[(1 << kDigit) + 1] = {};
+      const auto digit = [=](uint64_t entry) { return static_cast<size_t>(entry >> shift) & ((1u << kDigit) - 1); };
+      for (const uint64_t entry : entries) place[digit(entry) + 1]++;
+      if (place[digit(entries[0]) + 1] == static_cast<int>(entries.size())) continue;  // one digit for all
+      for (size_t d = 0; d < 1 << kDigit; d++) place[d + 1] += place[d];
+      for (const uint64_t entry : entries) more[static_cast<size_t>(place[digit(entry)]++)] = entry;
+      entries.swap(more);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace prefloss::cpu
