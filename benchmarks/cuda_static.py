@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE = Path("csrc/cuda/paired.cu")
+SOURCES = (Path("csrc/cuda/paired.cu"), Path("csrc/cuda/grouped.cu"))
 SIZES = {"float": 4, "double": 8, "BFloat16": 2, "Float16": 2}  # bytes of an entry
 COLUMNS = {"plain_forward": (2, 0), "plain_backward": (2, 2)}  # columns that must be loaded and stored
 # Warps that fit on a multiprocessor; all of them have 65536 registers.
@@ -128,10 +128,10 @@ def vector_loop(instructions: list[tuple[int, str, str]]) -> Traffic | None:
     return found[0] if len(found) == 1 else None
 
 
-def compiled(architecture: str, flags: list[str], cuobjdump: str, folder: Path) -> dict[str, Kernel]:
-    """The kernels of one architecture, by name."""
-    cubin = folder / f"sm_{architecture}.cubin"
-    said = output_of("nvcc", *flags, f"-arch=sm_{architecture}", "-Xptxas=-v", "-cubin", SOURCE, "-o", cubin)
+def compiled(architecture: str, source: Path, flags: list[str], cuobjdump: str, folder: Path) -> dict[str, Kernel]:
+    """The kernels of one source for one architecture, by name."""
+    cubin = folder / f"{source.stem}_sm_{architecture}.cubin"
+    said = output_of("nvcc", *flags, f"-arch=sm_{architecture}", "-Xptxas=-v", "-cubin", source, "-o", cubin)
     said = output_of("c++filt", text=said)
     usages = {short_name(name): Usage(*(int(n or 0) for n in figures)) for name, *figures in USAGE.findall(said)}
     sass = output_of("c++filt", text=output_of(cuobjdump, "-sass", cubin))
@@ -149,8 +149,8 @@ def compiled(architecture: str, flags: list[str], cuobjdump: str, folder: Path) 
 
 def pairs_a_pass(name: str) -> int:
     """Pairs that a thread takes in one pass of a plain kernel's loop: kAhead groups of 16 bytes."""
-    ahead = re.search(r"\bkAhead = (\d+)", (ROOT / SOURCE).read_text())
-    assert ahead, f"{SOURCE} has no kAhead"
+    ahead = re.search(r"\bkAhead = (\d+)", (ROOT / SOURCES[0]).read_text())
+    assert ahead, f"{SOURCES[0]} has no kAhead"
     return int(ahead[1]) * 16 // entry_size(name)
 
 
@@ -223,7 +223,7 @@ def markdown(report: dict[str, dict[str, Kernel]], flags: list[str]) -> str:
     return f"""# The CUDA kernels as compiled
 
 By `make cuda-report`, which fails where a kernel spills registers or a plain one moves more bytes than it must.
-Compiled: `{SOURCE}` by nvcc {release[0] if release else "?"}, once per architecture, with
+Compiled: {" and ".join(f"`{source}`" for source in SOURCES)} by nvcc {release[0] if release else "?"}, once per architecture, with
 `{" ".join(flags)}`.
 All of this is static, read from what ptxas says and from the machine code (SASS). Nothing here ran on a GPU, and it says
 nothing of speed.
@@ -256,8 +256,11 @@ def main() -> None:
         tool(name)
     architectures, flags = build_settings()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = pool.map(lambda name: compiled(name, flags, cuobjdump, Path(folder)), architectures)
-        report = dict(zip(architectures, found, strict=True))
+        jobs = [(name, source, flags, cuobjdump, Path(folder)) for name in architectures for source in SOURCES]
+        found = list(pool.map(lambda job: compiled(*job), jobs))
+    report: dict[str, dict[str, Kernel]] = {name: {} for name in architectures}
+    for (name, *_), kernels in zip(jobs, found, strict=True):
+        report[name] |= kernels
     problems = [
         f"sm_{architecture}: {name} {fault}"
         for architecture, kernels in report.items()

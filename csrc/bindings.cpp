@@ -132,54 +132,59 @@ bool indexed_forward(const py::tuple& items, const py::tuple& inputs, const py::
   return in_range;
 }
 
-// (rewards, address of the ranks, whether they are int64, rows, groups a row, their size, address of their offsets or
-// 0, (beta, margin, label_smoothing, center_rewards_coefficient), whether ties count half)
+// (address of the rewards, of the ranks, whether the rewards are float64, rows, groups a row, their size, items,
+// address of their offsets or 0, (beta, margin, label_smoothing, center_rewards_coefficient), whether ties count half)
 Groups groups_of(const py::tuple& tuple) {
-  const auto [ranks, integers, rows, count, size, offsets] =
-      py::tuple(tuple[py::slice(1, 7, 1)]).cast<std::tuple<uintptr_t, bool, int64_t, int64_t, int64_t, uintptr_t>>();
-  Groups groups{column(tuple[0]),
-                address(ranks),
-                integers,
+  const auto [rewards, ranks, wide, rows, count, size, items, offsets] =
+      py::tuple(tuple[py::slice(0, 8, 1)])
+          .cast<std::tuple<uintptr_t, uintptr_t, bool, int64_t, int64_t, int64_t, int64_t, uintptr_t>>();
+  Groups groups{address(rewards),
+                static_cast<const int64_t*>(address(ranks)),
+                wide,
                 rows,
                 count,
                 size,
+                items,
                 static_cast<const int64_t*>(address(offsets)),
                 {},
-                tuple[8].cast<bool>()};
-  const auto [beta, margin, label_smoothing, center] = tuple[7].cast<std::tuple<double, double, double, double>>();
+                tuple[9].cast<bool>()};
+  const auto [beta, margin, label_smoothing, center] = tuple[8].cast<std::tuple<double, double, double, double>>();
   groups.options = {beta, margin, 1, label_smoothing, center};
-  require_memory(groups.rewards.data, groups.items(), "rewards");
+  require_memory(groups.rewards, items, "rewards");
   return groups;
 }
 
-// `average`: (weight, whether over pairs, whether one loss a group, divisor)
+// `average`: (address of the weights or 0, whether over pairs, whether one loss a group, divisor)
 void grouped_forward(const py::tuple& inputs, const py::tuple& average, uintptr_t loss, uintptr_t factors,
-                     uintptr_t sums, uintptr_t slopes, bool statistics, int threads) {
+                     uintptr_t sums, uintptr_t slopes, bool statistics, const py::tuple& where) {
   const Groups groups = groups_of(inputs);
-  require_memory(groups.ranks, groups.items(), "ranks");
-  const GroupAverage how{column(average[0]), average[1].cast<bool>(), average[2].cast<bool>(), divisor_of(average[3])};
+  require_memory(groups.ranks, groups.items, "ranks");
+  const GroupAverage how{static_cast<const double*>(address(average[0].cast<uintptr_t>())), average[1].cast<bool>(),
+                         average[2].cast<bool>(), divisor_of(average[3])};
   const GroupOutputs outputs{address(loss), static_cast<double*>(address(factors)), static_cast<double*>(address(sums)),
                              address(slopes), statistics};
-  run_without_gil(groups.items(),
-                  [&] { cpu::kernels().grouped_forward(groups, how, outputs, cpu::usable_threads(threads)); });
+  const Place place = place_of(where);
+  run_without_gil(groups.items, [&] { prefloss::grouped_forward(groups, how, outputs, place); });
 }
 
+// `upstream`: (its address, whether one a group)
 void grouped_backward(const py::tuple& inputs, uintptr_t slopes, uintptr_t factors, const py::tuple& upstream,
-                      const py::tuple& gradient, int threads) {
+                      uintptr_t gradient, const py::tuple& where) {
   const Groups groups = groups_of(inputs);
-  const Column grad = column(upstream), result = column(gradient);
+  const GroupUpstream grad{address(upstream[0].cast<uintptr_t>()), upstream[1].cast<bool>()};
   const auto* const its_factors = static_cast<const double*>(address(factors));
-  run_without_gil(groups.items(), [&] {
-    cpu::kernels().grouped_backward(groups, address(slopes), its_factors, grad, result, cpu::usable_threads(threads));
+  const Place place = place_of(where);
+  run_without_gil(groups.items, [&] {
+    prefloss::grouped_backward(groups, address(slopes), its_factors, grad, address(gradient), place);
   });
 }
 
-void grouped_double_backward(const py::tuple& inputs, uintptr_t direction, uintptr_t result, int threads) {
+void grouped_double_backward(const py::tuple& inputs, uintptr_t direction, uintptr_t result, const py::tuple& where) {
   const Groups groups = groups_of(inputs);
-  require_memory(groups.ranks, groups.items(), "ranks");
-  run_without_gil(groups.items(), [&] {
-    cpu::kernels().grouped_double_backward(groups, address(direction), address(result), cpu::usable_threads(threads));
-  });
+  require_memory(groups.ranks, groups.items, "ranks");
+  const Place place = place_of(where);
+  run_without_gil(groups.items,
+                  [&] { prefloss::grouped_double_backward(groups, address(direction), address(result), place); });
 }
 
 std::string compiler() {
@@ -260,11 +265,13 @@ PYBIND11_MODULE(_core, module) {
   module.def("indexed_forward", &indexed_forward, py::arg("comparisons"), py::arg("pairs"), py::arg("divisor"),
              py::arg("loss"), py::arg("sums"), py::arg("statistics"), py::arg("slopes"), py::arg("threads"));
   module.def("grouped_forward", &grouped_forward, py::arg("groups"), py::arg("average"), py::arg("loss"),
-             py::arg("factors"), py::arg("sums"), py::arg("slopes"), py::arg("statistics"), py::arg("threads"));
+             py::arg("factors"), py::arg("sums"), py::arg("slopes"), py::arg("statistics"), py::arg("place"));
   module.def("grouped_backward", &grouped_backward, py::arg("groups"), py::arg("slopes"), py::arg("factors"),
-             py::arg("upstream"), py::arg("gradient"), py::arg("threads"));
+             py::arg("upstream"), py::arg("gradient"), py::arg("place"));
   module.def("grouped_double_backward", &grouped_double_backward, py::arg("groups"), py::arg("direction"),
-             py::arg("result"), py::arg("threads"));
+             py::arg("result"), py::arg("place"));
+  module.def("grouped_scratch_size", &grouped_scratch_size, py::arg("cuda"), py::arg("rows"), py::arg("groups"),
+             py::arg("items"), py::arg("statistics"));
 }
 
 }  // namespace prefloss::python

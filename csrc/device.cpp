@@ -21,11 +21,13 @@ bool on_cuda([[maybe_unused]] bool cuda) {
 }
 
 #ifdef PREFLOSS_CUDA
-cuda::Launch launch_of(const Place& place, const Pairs& pairs, bool sums) {
-  if (sums && place.scratch == nullptr && cuda::scratch_size(pairs.chosen.dtype, pairs.rows, pairs.count) > 0)
-    throw std::invalid_argument("no memory was given for partial sums");
+// `scratch`: how much of it is needed.
+cuda::Launch launch_of(const Place& place, int64_t scratch) {
+  if (place.scratch == nullptr && scratch > 0) throw std::invalid_argument("no memory was given for partial sums");
   return {place.stream, place.scratch};
 }
+
+int64_t scratch_of(const Pairs& pairs) { return cuda::scratch_size(pairs.chosen.dtype, pairs.rows, pairs.count); }
 #else
 [[noreturn]] void without_cuda() { throw std::runtime_error("this build of prefloss has no CUDA kernels"); }
 #endif
@@ -38,6 +40,10 @@ int64_t scratch_size(bool cuda, Dtype rewards, int64_t rows, int64_t count) {
   return on_cuda(cuda) ? cuda::scratch_size(rewards, rows, count) : 0;
 }
 
+int64_t grouped_scratch_size(bool cuda, int64_t rows, int64_t groups, int64_t items, bool statistics) {
+  return on_cuda(cuda) ? cuda::grouped_scratch_size(rows, groups, items, statistics) : 0;
+}
+
 int current_cuda_device() { return cuda::current_device(); }
 
 #else
@@ -47,6 +53,8 @@ int64_t scratch_size(bool cuda, Dtype, int64_t, int64_t) {
   return 0;
 }
 
+int64_t grouped_scratch_size(bool cuda, int64_t, int64_t, int64_t, bool) { return scratch_size(cuda, {}, 0, 0); }
+
 int current_cuda_device() { return -1; }
 
 #endif
@@ -55,7 +63,7 @@ void paired_forward(const Pairs& pairs, const Divisor& divisor, const ForwardOut
   if (!on_cuda(place.cuda))
     return cpu::kernels().paired_forward(pairs, divisor, outputs, cpu::usable_threads(place.threads));
 #ifdef PREFLOSS_CUDA
-  cuda::check(cuda::paired_forward(pairs, divisor, outputs, launch_of(place, pairs, true)), "the forward pass");
+  cuda::check(cuda::paired_forward(pairs, divisor, outputs, launch_of(place, scratch_of(pairs))), "the forward pass");
 #else
   without_cuda();
 #endif
@@ -66,8 +74,7 @@ void paired_backward(const Pairs& pairs, const Divisor& divisor, const Column& u
   if (!on_cuda(place.cuda))
     return cpu::kernels().paired_backward(pairs, divisor, upstream, gradients, cpu::usable_threads(place.threads));
 #ifdef PREFLOSS_CUDA
-  cuda::check(cuda::paired_backward(pairs, divisor, upstream, gradients, launch_of(place, pairs, false)),
-              "the backward pass");
+  cuda::check(cuda::paired_backward(pairs, divisor, upstream, gradients, launch_of(place, 0)), "the backward pass");
 #else
   without_cuda();
 #endif
@@ -81,8 +88,44 @@ void paired_double_backward(const Pairs& pairs, const Divisor& divisor, const Co
                                                  cpu::usable_threads(place.threads));
 #ifdef PREFLOSS_CUDA
   cuda::check(cuda::paired_double_backward(pairs, divisor, upstream, directions, upstream_gradient, gradients,
-                                           launch_of(place, pairs, true)),
+                                           launch_of(place, scratch_of(pairs))),
               "the double backward pass");
+#else
+  without_cuda();
+#endif
+}
+
+void grouped_forward(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs,
+                     const Place& place) {
+  if (!on_cuda(place.cuda))
+    return cpu::kernels().grouped_forward(groups, average, outputs, cpu::usable_threads(place.threads));
+#ifdef PREFLOSS_CUDA
+  const int64_t scratch = cuda::grouped_scratch_size(groups.rows, groups.groups, groups.items, outputs.statistics);
+  cuda::check(cuda::grouped_forward(groups, average, outputs, launch_of(place, scratch)), "the forward pass of groups");
+#else
+  without_cuda();
+#endif
+}
+
+void grouped_backward(const Groups& groups, const void* slopes, const double* factors, const GroupUpstream& upstream,
+                      void* result, const Place& place) {
+  if (!on_cuda(place.cuda))
+    return cpu::kernels().grouped_backward(groups, slopes, factors, upstream, result,
+                                           cpu::usable_threads(place.threads));
+#ifdef PREFLOSS_CUDA
+  cuda::check(cuda::grouped_backward(groups, slopes, factors, upstream, result, launch_of(place, 0)),
+              "the backward pass of groups");
+#else
+  without_cuda();
+#endif
+}
+
+void grouped_double_backward(const Groups& groups, const void* direction, void* result, const Place& place) {
+  if (!on_cuda(place.cuda))
+    return cpu::kernels().grouped_double_backward(groups, direction, result, cpu::usable_threads(place.threads));
+#ifdef PREFLOSS_CUDA
+  cuda::check(cuda::grouped_double_backward(groups, direction, result, launch_of(place, 0)),
+              "the double backward pass of groups");
 #else
   without_cuda();
 #endif

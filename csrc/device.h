@@ -1,7 +1,7 @@
 // Where a call runs, and the kernels for it.
 #pragma once
 
-#include "pairs.h"
+#include "groups.h"
 
 namespace prefloss {
 
@@ -10,16 +10,21 @@ struct Place {
   bool cuda = false;
   int threads = 1;            // CPU: at most so many
   void* stream = nullptr;     // CUDA
-  double* scratch = nullptr;  // CUDA: memory for partial sums, scratch_size() float64
+  double* scratch = nullptr;  // CUDA: memory for partial sums, (grouped_)scratch_size() float64
 };
 
 // Throws where this build has no CUDA kernels.
 int64_t scratch_size(bool cuda, Dtype rewards, int64_t rows, int64_t count);
+int64_t grouped_scratch_size(bool cuda, int64_t rows, int64_t groups, int64_t items, bool statistics);
 
 void paired_forward(const Pairs&, const Divisor&, const ForwardOutputs&, const Place&);
 void paired_backward(const Pairs&, const Divisor&, const Column& upstream, const Gradients&, const Place&);
 void paired_double_backward(const Pairs&, const Divisor&, const Column& upstream, const Gradients& directions,
                             const Column& upstream_gradient, const Gradients&, const Place&);
+void grouped_forward(const Groups&, const GroupAverage&, const GroupOutputs&, const Place&);
+void grouped_backward(const Groups&, const void* slopes, const double* factors, const GroupUpstream&, void* result,
+                      const Place&);
+void grouped_double_backward(const Groups&, const void* direction, void* result, const Place&);
 
 // The calling thread's GPU, or -1 where there is none or this build has no kernels for it.
 int current_cuda_device();

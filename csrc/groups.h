@@ -1,25 +1,27 @@
-// Groups of items, all pairs of different rank compared: what crosses the seam between Python and the kernels.
+// Groups of items, all pairs of different rank compared: what crosses the seam between Python and the kernels, and what
+// a group adds to a row.
 #pragma once
 
-#include "pairs.h"
+#include "sums.h"
 
 namespace prefloss {
 
-// `ranks` are contiguous, int64 (`integers`) or float64; lower is preferred. Group g has the items offsets[g] ...
+// Rewards are contiguous, float64 (`wide`) or float32; lower ranks are preferred. Group g has the items offsets[g] ...
 // offsets[g + 1] - 1, or, where there are no offsets, `size` items from g * size on.
 struct Groups {
-  Column rewards;
-  const void* ranks = nullptr;
-  bool integers = true;
-  int64_t rows = 1, groups = 0, size = 0;  // so many groups a row, of `size` items each
+  const void* rewards = nullptr;
+  const int64_t* ranks = nullptr;
+  bool wide = false;
+  int64_t rows = 1, groups = 0, size = 0, items = 0;  // so many groups a row, of `size` items each; items in all
   const int64_t* offsets = nullptr;
   Options options;         // target: of pairs of different rank
   bool half_ties = false;  // pairs of equal rank count too, with target 1/2 and no margin
 
-  int64_t count() const { return rows * groups; }
-  int64_t begin(int64_t group) const { return offsets ? offsets[group] : group * size; }
-  int64_t size_of(int64_t group) const { return offsets ? offsets[group + 1] - offsets[group] : size; }
-  int64_t items() const { return begin(count()); }
+  PREFLOSS_HOST_DEVICE int64_t count() const { return rows * groups; }
+  PREFLOSS_HOST_DEVICE int64_t begin(int64_t group) const { return offsets ? offsets[group] : group * size; }
+  PREFLOSS_HOST_DEVICE int64_t size_of(int64_t group) const {
+    return offsets ? offsets[group + 1] - offsets[group] : size;
+  }
 };
 
 // The sums over a group's pairs, unweighted. A pair of equal rank counts half in each order. Without statistics only
@@ -44,19 +46,52 @@ enum GroupSum : int {
 
 // How the groups' sums become a loss: one number a row, or (`per_group`) one a group.
 struct GroupAverage {
-  Column weight;            // one a group
-  bool over_pairs = false;  // each pair counts the same, instead of each group
+  const double* weight = nullptr;  // one a group
+  bool over_pairs = false;         // each pair counts the same, instead of each group
   bool per_group = false;
   Divisor divisor;  // with `total_weight`, what the shares of all pairs add up to
 };
 
-// `loss` is Real. `factors`, one a group: what its sum, and so its slopes, are multiplied by. `slopes`: the derivatives
-// of a group's kTerms, one Real an item, contiguous. `sums` has those of PairStats, kSums a row.
+// `loss` is of the rewards' type. `factors`, one a group: what its sum, and so its slopes, are multiplied by. `slopes`:
+// the derivatives of a group's kTerms, one an item, of the rewards' type. `sums` has those of PairStats, kSums a row.
 struct GroupOutputs {
   void* loss = nullptr;
   double *factors = nullptr, *sums = nullptr;
   void* slopes = nullptr;
   bool statistics = false;
 };
+
+// The upstream gradient of the loss, of the rewards' type.
+struct GroupUpstream {
+  const void* data = nullptr;
+  bool per_group = false;  // else one a row
+
+  template <typename Real>
+  PREFLOSS_HOST_DEVICE double of(const Groups& groups, int64_t group) const {
+    return static_cast<double>(static_cast<const Real*>(data)[per_group ? group : group / groups.groups]);
+  }
+};
+
+// What each pair of a group weighs. A group without pairs, or of weight 0, counts nothing, whatever its rewards are.
+PREFLOSS_HOST_DEVICE double share_of(const GroupAverage& average, int64_t group, double pairs) {
+  const double weight = average.weight ? average.weight[group] : 1;
+  return pairs == 0 ? 0 : average.over_pairs ? weight : weight / pairs;
+}
+
+// What a group adds to the sums of its row.
+PREFLOSS_HOST_DEVICE Partial part_of_row(const double* group, double share, bool statistics) {
+  Partial part = Partial::zero();
+  if (share == 0) return part;
+  part.terms = share * group[kTerms];
+  part.weight = share * group[kPairs];
+  if (!statistics) return part;
+  part.sums[kCount] = group[kPairs];
+  part.sums[kWeightSquared] = share * share * group[kPairs];
+  part.sums[kWeightedLoss] = share * group[kPairLoss];
+  part.sums[kWeightSquaredLoss] = share * share * group[kPairLoss];
+  part.sums[kWeightSquaredLossSquared] = share * share * group[kPairLossSquared];
+  for (int k = kPairsCorrect; k < kGroupSums; k++) part.sums[kCorrect + k - kPairsCorrect] = group[k];
+  return part;
+}
 
 }  // namespace prefloss

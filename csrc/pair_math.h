@@ -84,6 +84,14 @@ struct LossProduct {
     hinge += static_cast<Sum>(negative_part(z));  // NaN is in u already
   }
 
+  // What others add up to.
+  template <typename Other>
+  PREFLOSS_HOST_DEVICE void add_product(const LossProduct<Other>& others) {
+    const Sum u_others = static_cast<Sum>(others.u);
+    u += fused(u, u_others, u_others);
+    hinge += static_cast<Sum>(others.hinge);
+  }
+
   PREFLOSS_HOST_DEVICE double value() const {
     return static_cast<double>(hinge) + log1p_positive(static_cast<double>(u));
   }

@@ -7,10 +7,11 @@ import os
 import pytest
 import torch
 
-from prefloss import arguments
+from prefloss import _core, arguments
 
 # What stands in the place of architectures in the build that runs the CUDA kernels on the CPU (tests/cuda_on_host).
 ON_HOST = "the CPU, for tests"
+RUNS_ON_HOST = _core.cuda is not None and _core.cuda[1] == ON_HOST
 # A GPU is of use only where this build has kernels for it.
 DEVICES = ["cpu"] + ["cuda"] * (torch.cuda.is_available() and "cuda" in arguments.DEVICES)
 

@@ -13,20 +13,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import DEVICES, ON_HOST
+from conftest import DEVICES, RUNS_ON_HOST
 from sample_inputs import DTYPES, laid_out, options_alone, rewards
 from test_paired_values import check_call, no_upstream
 
 import prefloss
 from prefloss import _core
 
-RUNS_ON_HOST = _core.cuda is not None and _core.cuda[1] == ON_HOST
 DEVICE = torch.device("cpu" if RUNS_ON_HOST else "cuda")
 NEITHER = not RUNS_ON_HOST and "cuda" not in DEVICES
 pytestmark = pytest.mark.skipif(NEITHER, reason="neither a GPU nor the build for the host")
 needs_host = pytest.mark.skipif(not RUNS_ON_HOST, reason="needs the build for the host (make cuda-on-host)")
 
-# As in csrc/cuda/paired.cu: threads of a block, of a warp; 16-byte groups that a thread has of a chunk.
+# As in csrc/cuda/blocks.cuh and paired.cu: threads of a block, of a warp; 16-byte groups that a thread has of a chunk.
 THREADS, WARP, GROUPS = 256, 32, 4
 
 over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -70,6 +72,77 @@ def test_it_agrees_with_the_cpu(dtype):
                 assert_same_bits([there[2].cpu()], [here[2]])
                 if "weight" not in given:  # the divisor is a number, not a sum
                     assert_same_bits([t.cpu() for t in there[4:]], here[4:])
+
+
+def of_items(layout, dtype=torch.float32, device=CUDA):
+    """A call of the grouped or indexed loss, and the rewards that it is of."""
+    generator = torch.Generator().manual_seed(2)
+    given = (4.0 * torch.randn(20_000, generator=generator)).to(dtype).to(device)
+    ranks = torch.randint(0, 6, (20_000,), generator=generator).to(device)
+    chosen, rejected = torch.randint(0, 20_000, (2, 100_000), generator=generator).to(device)
+    sizes = [0, 1, 9_999, 3_000, 7_000]
+
+    def grouped(given, **options):
+        return prefloss.bradley_terry_loss_grouped(given, ranks.view_as(given), ties="half", **options)
+
+    return {
+        "groups": (given.view(2_000, 10).requires_grad_(), grouped),
+        "lists": (given.requires_grad_(), lambda x, **o: grouped(x, group_sizes=sizes, **o)),
+        "indexed": (
+            given.requires_grad_(),
+            lambda x, **o: prefloss.bradley_terry_loss_indexed(x, chosen, rejected, **o),
+        ),
+    }[layout]
+
+
+def everything_of_items(given, function):
+    loss, stats = function(given, beta=0.5, return_stats=True)
+    alone = function(given)
+    return [loss, alone, stats.sums, *torch.autograd.grad(alone, given)]
+
+
+over_layouts = pytest.mark.parametrize("layout", ["groups", "lists", "indexed"])
+
+
+@over_layouts
+@over_dtypes
+def test_items_give_the_same_bits_in_every_run_and_agree_with_the_cpu(layout, dtype):
+    there = everything_of_items(*of_items(layout, dtype))
+    for _ in range(3):
+        assert_same_bits(everything_of_items(*of_items(layout, dtype)), there)
+    here = everything_of_items(*of_items(layout, dtype, "cpu"))
+    for on_gpu, on_cpu in zip(there[:2], here[:2], strict=True):
+        torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=8 * torch.finfo(on_cpu.dtype).eps, atol=0)
+    exact = torch.finfo(torch.float64 if dtype is torch.float64 else torch.float32).eps
+    torch.testing.assert_close(there[2].cpu(), here[2], rtol=8 * exact, atol=1e-6)
+    # Entries cancel, so that their size says nothing: a pair's gradient is at most 1 over the number of pairs.
+    rounding = torch.finfo(dtype).eps
+    torch.testing.assert_close(there[3].cpu(), here[3], rtol=2 * rounding, atol=8 * exact * here[3].abs().max().item())
+
+
+@over_layouts
+def test_losses_over_items_wait_for_nothing(layout):
+    given, function = of_items(layout)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss, _ = function(given, return_stats=True)
+        loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("of", ["ranks", "chosen_index"])
+def test_a_value_that_is_none_fails_an_assertion_on_the_gpu(of):
+    """In a process of its own: after such a failure its context is of no use."""
+    code = {
+        "ranks": "prefloss.bradley_terry_loss_grouped(x[None], x[None] * float('nan'))",
+        "chosen_index": "prefloss.bradley_terry_loss_indexed(x, torch.tensor([9]).cuda(), torch.tensor([0]).cuda())",
+    }[of]
+    script = f"import torch, prefloss; x = torch.ones(5, device='cuda'); {code}; torch.cuda.synchronize()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "assert" in done.stderr.lower()
 
 
 def test_a_call_follows_what_its_stream_does_before():

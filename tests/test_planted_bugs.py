@@ -12,15 +12,15 @@ import sys
 import pytest
 from builds import ROOT, copy_of_the_sources, install
 
-KERNELS = "csrc/cuda/paired.cu"
+KERNELS, BLOCKS = "csrc/cuda/paired.cu", "csrc/cuda/blocks.cuh"
 SEEDS = ("0", "1", "5")
 TESTS = ("tests/test_cuda_kernels.py", "-k", "(boundary and float32 and default) or rows_of_several")
 
 BUGS = {
     "none": None,
-    "missing barrier": (KERNELS, "  __syncthreads();\n  if (threadIdx.x == 0) {", "  if (threadIdx.x == 0) {"),
+    "missing barrier": (BLOCKS, "  __syncthreads();\n  if (threadIdx.x == 0) {", "  if (threadIdx.x == 0) {"),
     "wrong shuffle mask": (
-        KERNELS,
+        BLOCKS,
         "__shfl_down_sync(0xffffffffu, partial.terms",
         "__shfl_down_sync(0x7fffffffu, partial.terms",
     ),

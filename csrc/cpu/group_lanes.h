@@ -37,11 +37,11 @@ struct Lanes {
 
 // Up to kGroupLanes groups, item by item: item i of every lane's group lies together. Where a group has no such item
 // the lane is not `there`.
-template <typename Real, typename Rank>
+template <typename Real>
 struct GroupsInLanes {
   int64_t first = 0, count = 0, size = 0;  // the groups, and the items of the largest
   std::vector<Lanes<Real>> rewards;
-  std::vector<Lanes<Rank>> ranks, there;
+  std::vector<Lanes<int64_t>> ranks, there;
   std::vector<Lanes<double>> slopes;
   Lanes<double> pairs, hinge, product, sums[kGroupSums];
 
@@ -56,16 +56,13 @@ struct GroupsInLanes {
     there.assign(items, {});
     slopes.assign(items, {});
     pairs = hinge = product = {};
-    const Rank* given = static_cast<const Rank*>(groups.ranks);
-    const Real* in_place = is_in_place<Real>(groups.rewards) ? groups.rewards.entry<Real>(0, 0) : nullptr;
-    Buffer<Real> buffer;
+    const Real* given = static_cast<const Real*>(groups.rewards);
     for (int64_t lane = 0; lane < count; lane++) {
       const int64_t begin = groups.begin(first + lane), its = groups.size_of(first + lane);
-      const Real* values = in_place ? in_place + begin : load(groups.rewards, 0, begin, static_cast<int>(its), buffer);
       for (int64_t i = 0; i < its; i++) {
         const size_t item = static_cast<size_t>(i);
-        rewards[item].of[lane] = values[i];
-        ranks[item].of[lane] = given[begin + i];
+        rewards[item].of[lane] = given[begin + i];
+        ranks[item].of[lane] = groups.ranks[begin + i];
         there[item].of[lane] = 1;
       }
     }
@@ -81,12 +78,12 @@ struct GroupsInLanes {
 
 // All pairs, with the default options: one exponential for loss and slope. A pair that does not count has z = infinity,
 // loss and slope 0.
-template <typename Real, typename Rank>
-void add_plain_pairs(GroupsInLanes<Real, Rank>& groups) {
+template <typename Real>
+void add_plain_pairs(GroupsInLanes<Real>& groups) {
   int products = 0;
   for (size_t i = 0; i < groups.rewards.size(); i++) {
     const Real* a = groups.rewards[i].of;
-    const Rank* rank = groups.ranks[i].of;
+    const int64_t* rank = groups.ranks[i].of;
     double* __restrict slope = groups.slopes[i].of;
     for (size_t j = i + 1; j < groups.rewards.size(); j++) {
       if (products++ == PairLossSum::kMost) {
@@ -97,7 +94,7 @@ void add_plain_pairs(GroupsInLanes<Real, Rank>& groups) {
         products = 1;
       }
       const Real* b = groups.rewards[j].of;
-      const Rank *other_rank = groups.ranks[j].of, *there = groups.there[j].of;
+      const int64_t *other_rank = groups.ranks[j].of, *there = groups.there[j].of;
       double* __restrict other_slope = groups.slopes[j].of;
       double* __restrict pairs = groups.pairs.of;
       double* __restrict product = groups.product.of;

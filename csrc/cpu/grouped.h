@@ -25,13 +25,13 @@ inline int useful_threads(const Groups& groups, int threads) {
 }
 
 // Calls body(items, group), its items taken, for every group, and writes their slopes.
-template <typename Real, typename Rank, typename Body>
+template <typename Real, typename Body>
 void for_groups(const Groups& groups, Real* slopes, int threads, const Body& body) {
   const int64_t count = groups.count(), parts = std::min<int64_t>(count, 64);
   for_chunks(parts, useful_threads(groups, threads), [&](int64_t part) {
     RankedItems<Real> items;
     for (int64_t group = part * count / parts; group < (part + 1) * count / parts; group++) {
-      items.take(groups, static_cast<const Rank*>(groups.ranks), group);
+      items.take(groups, group);
       body(items, group);
       for (size_t i = 0; slopes && i < items.order.size(); i++)
         slopes[items.order[i]] = static_cast<Real>(items.slopes[i]);
@@ -39,43 +39,25 @@ void for_groups(const Groups& groups, Real* slopes, int threads, const Body& bod
   });
 }
 
-// Adds to the sums of PairStats those of a group whose pairs have the weight `share`, not 0.
-inline void add_group(const double* group, double share, Partial& total) {
-  Partial its = Partial::zero();
-  std::copy(group + kPairsCorrect, group + kGroupSums, its.sums + kCorrect);
-  its.sums[kCount] = group[kPairs];
-  its.sums[kWeightSquared] = share * share * group[kPairs];
-  its.sums[kWeightedLoss] = share * group[kPairLoss];
-  its.sums[kWeightSquaredLoss] = share * share * group[kPairLoss];
-  its.sums[kWeightSquaredLossSquared] = share * share * group[kPairLossSquared];
-  total.add(its);
-}
-
-// The loss of a row from its groups' sums, and the factors of their slopes. A group without pairs, or of weight 0,
-// counts nothing, whatever its rewards are.
+// The loss of a row from its groups' sums, and the factors of their slopes.
 template <typename Real>
 void finish_groups(const Groups& groups, const double* table, const GroupAverage& average, const GroupOutputs& outputs,
                    int64_t row) {
   Partial total = Partial::zero();
-  double* factors = outputs.factors + row * groups.groups;
   Real* loss = static_cast<Real*>(outputs.loss);
-  Buffer<Real> buffer;
-  for (int64_t g = 0; g < groups.groups; g++) {
-    const double* group = table + (row * groups.groups + g) * kGroupSums;
-    const double weight = average.weight ? static_cast<double>(*load(average.weight, row, g, 1, buffer)) : 1;
-    const double share = group[kPairs] == 0 ? 0 : average.over_pairs ? weight : weight / group[kPairs];
-    const double term = share == 0 ? 0 : share * group[kTerms];
-    factors[g] = share;
-    if (average.per_group) loss[row * groups.groups + g] = static_cast<Real>(term);
-    total.terms += term;
-    total.weight += share * group[kPairs];
-    if (outputs.statistics && share != 0) add_group(group, share, total);
+  const int64_t begin = row * groups.groups, end = begin + groups.groups;
+  for (int64_t g = begin; g < end; g++) {
+    const double* group = table + g * kGroupSums;
+    outputs.factors[g] = share_of(average, g, group[kPairs]);
+    const Partial part = part_of_row(group, outputs.factors[g], outputs.statistics);
+    if (average.per_group) loss[g] = static_cast<Real>(part.terms);
+    total.add(part);
   }
-  ForwardOutputs outputs_of_row{average.per_group ? nullptr : loss, {}, outputs.sums, outputs.statistics};
-  finish_row<Real>(total, average.divisor, outputs_of_row, row);
+  finish_row<Real>(total, average.divisor, {average.per_group ? nullptr : loss, {}, outputs.sums, outputs.statistics},
+                   row);
   if (average.per_group) return;
   const double by = average.divisor.total_weight ? average.divisor.resolve(total.weight) : average.divisor.of_row(row);
-  for (int64_t g = 0; g < groups.groups; g++) factors[g] /= by;
+  for (int64_t g = begin; g < end; g++) outputs.factors[g] /= by;
 }
 
 // Whether the groups from `group` on, as many as there are lanes, are small and much of one size.
@@ -92,8 +74,8 @@ inline bool fill_lanes(const Groups& groups, int64_t group) {
 }
 
 // The sums of so many groups, without statistics, into kGroupSums each.
-template <typename Real, typename Rank>
-void forward_lanes(GroupsInLanes<Real, Rank>& lanes, const Groups& groups, int64_t group, Real* slopes, double* sums) {
+template <typename Real>
+void forward_lanes(GroupsInLanes<Real>& lanes, const Groups& groups, int64_t group, Real* slopes, double* sums) {
   lanes.take(groups, group, group + kGroupLanes);
   add_plain_pairs(lanes);
   for (int lane = 0; lane < kGroupLanes; lane++) {
@@ -103,11 +85,11 @@ void forward_lanes(GroupsInLanes<Real, Rank>& lanes, const Groups& groups, int64
   if (slopes) lanes.write_slopes(groups, slopes);
 }
 
-template <typename Real, typename Rank>
+template <typename Real>
 void forward_groups(const Groups& groups, const GroupOptions<Real>& options, const GroupOutputs& outputs, int64_t begin,
                     int64_t end, double* table, int threads) {
   Real* slopes = static_cast<Real*>(outputs.slopes);
-  GroupsInLanes<Real, Rank> lanes;
+  GroupsInLanes<Real> lanes;
   RankedItems<Real> items;
   for (int64_t group = begin; group < end;) {
     double* sums = table + group * kGroupSums;
@@ -117,7 +99,7 @@ void forward_groups(const Groups& groups, const GroupOptions<Real>& options, con
       group += kGroupLanes;
       continue;
     }
-    items.take(groups, static_cast<const Rank*>(groups.ranks), group);
+    items.take(groups, group);
     if (is_large(items, options))
       forward_large_group(items, options, outputs.statistics, sums, threads);
     else
@@ -128,49 +110,41 @@ void forward_groups(const Groups& groups, const GroupOptions<Real>& options, con
   }
 }
 
-template <typename Real, typename Rank>
+template <typename Real>
 void grouped(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs, int threads) {
   const GroupOptions<Real> options(groups);
   const int64_t count = groups.count();
   // Shares of as many groups as there are lanes, if they are small; else of one.
-  const int64_t unit = groups.items() <= kMostInLane * count ? kGroupLanes : 1, units = (count + unit - 1) / unit,
+  const int64_t unit = groups.items <= kMostInLane * count ? kGroupLanes : 1, units = (count + unit - 1) / unit,
                 parts = std::min<int64_t>(units, 64);
   std::vector<double> table(static_cast<size_t>(count * kGroupSums));
   for_chunks(parts, useful_threads(groups, threads), [&](int64_t part) {
     const int64_t begin = part * units / parts * unit, end = std::min(count, (part + 1) * units / parts * unit);
-    forward_groups<Real, Rank>(groups, options, outputs, begin, end, table.data(), threads);
+    forward_groups<Real>(groups, options, outputs, begin, end, table.data(), threads);
   });
   for (int64_t row = 0; row < groups.rows; row++) finish_groups<Real>(groups, table.data(), average, outputs, row);
 }
 
-// Each item's slope, one Real, times its group's factor and the upstream gradient, one Real a row or (with a stride) a
-// group.
+// Each item's slope times its group's factor and the upstream gradient.
 template <typename Real>
-void scale_slopes(const Groups& groups, const Real* slopes, const double* factors, const Column& upstream,
-                  const Column& result, int threads) {
+void scale_slopes(const Groups& groups, const Real* slopes, const double* factors, const GroupUpstream& upstream,
+                  Real* result, int threads) {
   const int64_t count = groups.count(), parts = std::min<int64_t>(count, 64);
   for_chunks(parts, threads, [&](int64_t part) {
-    Buffer<Real> values;
     for (int64_t group = part * count / parts; group < (part + 1) * count / parts; group++) {
-      const double factor =
-          factors[group] * static_cast<double>(*upstream.entry<Real>(group / groups.groups, group % groups.groups));
-      const int64_t end = groups.begin(group) + groups.size_of(group);
-      for (int64_t begin = groups.begin(group); begin < end; begin += kBlock) {
-        const int size = static_cast<int>(std::min<int64_t>(kBlock, end - begin));
-        Real* its = cpu::result(result, 0, begin, values);
-        for (int i = 0; i < size; i++)
-          its[i] = factors[group] == 0 ? Real(0) : static_cast<Real>(factor * static_cast<double>(slopes[begin + i]));
-        store(result, 0, begin, size, values);
-      }
+      const double factor = factors[group] == 0 ? 0 : factors[group] * upstream.of<Real>(groups, group);
+      const int64_t begin = groups.begin(group), end = begin + groups.size_of(group);
+      for (int64_t i = begin; i < end; i++)
+        result[i] = factors[group] == 0 ? Real(0) : static_cast<Real>(factor * static_cast<double>(slopes[i]));
     }
   });
 }
 
 // The derivatives by the rewards of the slopes' product with `direction`, both one Real an item.
-template <typename Real, typename Rank>
+template <typename Real>
 void grouped_second(const Groups& groups, const Real* direction, Real* result, int threads) {
   const GroupOptions<Real> options(groups);
-  for_groups<Real, Rank>(groups, result, threads, [&](RankedItems<Real>& items, int64_t) {
+  for_groups<Real>(groups, result, threads, [&](RankedItems<Real>& items, int64_t) {
     items.directions.resize(items.order.size());
     for (size_t i = 0; i < items.order.size(); i++) items.directions[i] = direction[items.order[i]];
     for_ranges(items, options, [&](const Range& range, const PairOptions<Real>& pairs, bool) {

@@ -18,8 +18,8 @@ struct Kernels {
   bool (*indexed_forward)(const Comparisons&, const Pairs&, const Divisor&, const ForwardOutputs&, double* slopes,
                           int threads);
   void (*grouped_forward)(const Groups&, const GroupAverage&, const GroupOutputs&, int threads);
-  void (*grouped_backward)(const Groups&, const void* slopes, const double* factors, const Column& upstream,
-                           const Column& gradient, int threads);
+  void (*grouped_backward)(const Groups&, const void* slopes, const double* factors, const GroupUpstream&, void* result,
+                           int threads);
   void (*grouped_double_backward)(const Groups&, const void* direction, void* result, int threads);
 };
 

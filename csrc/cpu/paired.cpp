@@ -89,33 +89,21 @@ bool indexed_forward(const Comparisons& comparisons, const Pairs& pairs, const D
              : indexed<float>(comparisons, pairs, divisor, outputs, slopes, threads);
 }
 
-template <typename Call>
-void with_types(const Groups& groups, const Call& call) {
-  const bool wide = groups.rewards.dtype == Dtype::kFloat64;
-  if (groups.integers)
-    wide ? call(double(), int64_t()) : call(float(), int64_t());
-  else
-    wide ? call(double(), double()) : call(float(), double());
-}
-
 void grouped_forward(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs, int threads) {
-  with_types(groups,
-             [&](auto real, auto rank) { grouped<decltype(real), decltype(rank)>(groups, average, outputs, threads); });
+  groups.wide ? grouped<double>(groups, average, outputs, threads) : grouped<float>(groups, average, outputs, threads);
 }
 
-void grouped_backward(const Groups& groups, const void* slopes, const double* factors, const Column& upstream,
-                      const Column& gradient, int threads) {
-  with_types(groups, [&](auto real, auto) {
-    scale_slopes(groups, static_cast<const decltype(real)*>(slopes), factors, upstream, gradient, threads);
-  });
+void grouped_backward(const Groups& groups, const void* slopes, const double* factors, const GroupUpstream& upstream,
+                      void* result, int threads) {
+  groups.wide ? scale_slopes(groups, static_cast<const double*>(slopes), factors, upstream,
+                             static_cast<double*>(result), threads)
+              : scale_slopes(groups, static_cast<const float*>(slopes), factors, upstream, static_cast<float*>(result),
+                             threads);
 }
 
 void grouped_double_backward(const Groups& groups, const void* direction, void* result, int threads) {
-  with_types(groups, [&](auto real, auto rank) {
-    using Real = decltype(real);
-    grouped_second<Real, decltype(rank)>(groups, static_cast<const Real*>(direction), static_cast<Real*>(result),
-                                         threads);
-  });
+  groups.wide ? grouped_second(groups, static_cast<const double*>(direction), static_cast<double*>(result), threads)
+              : grouped_second(groups, static_cast<const float*>(direction), static_cast<float*>(result), threads);
 }
 
 }  // namespace

@@ -6,18 +6,12 @@
 #include <vector>
 
 #include "../groups.h"
-#include "columns.h"
+#include "chunks.h"
 
 namespace prefloss::cpu {
 namespace {
 
 constexpr int kTile = 16;  // items that loops work on together
-
-template <typename Real>
-Real entry(const Column& column, int64_t index) {
-  Buffer<Real> buffer;
-  return *load(column, 0, index, 1, buffer);
-}
 
 // A group's items from best to worst, with room for whole tiles.
 template <typename Real>
@@ -28,16 +22,15 @@ struct RankedItems {
   std::vector<Real> rewards, directions;
   std::vector<double> slopes;
 
-  template <typename Rank>
-  void take(const Groups& groups, const Rank* ranks, int64_t group) {
+  void take(const Groups& groups, int64_t group) {
+    const int64_t* const ranks = groups.ranks;
     const int64_t begin = groups.begin(group);
     make_room(static_cast<int>(groups.size_of(group)));
     const size_t count = static_cast<size_t>(size);
     order.resize(count);
     sort(ranks, begin);
-    const Real* in_place = is_in_place<Real>(groups.rewards) ? groups.rewards.entry<Real>(0, 0) : nullptr;
-    for (size_t i = 0; i < count; i++)
-      rewards[i] = in_place ? in_place[order[i]] : entry<Real>(groups.rewards, order[i]);
+    const Real* const given = static_cast<const Real*>(groups.rewards);
+    for (size_t i = 0; i < count; i++) rewards[i] = given[order[i]];
     for (size_t i = count; i-- > 0;) {
       const bool last = i + 1 == count || ranks[order[i]] < ranks[order[i + 1]];
       level_end[i] = last ? static_cast<int>(i) + 1 : level_end[i + 1];
@@ -78,8 +71,7 @@ struct RankedItems {
     slopes.assign(room, 0.0);
   }
 
-  template <typename Rank>
-  void sort(const Rank* ranks, int64_t begin) {
+  void sort(const int64_t* ranks, int64_t begin) {
     constexpr int kInsertion = 32, kDigits = 512;
     if (size >= kDigits) return sort_by_digits(ranks, begin);
     const int inserted = std::min(size, kInsertion);
@@ -95,32 +87,20 @@ struct RankedItems {
               [=](int64_t a, int64_t b) { return ranks[a] != ranks[b] ? ranks[a] < ranks[b] : a < b; });
   }
 
-  // A number in the order of the ranks.
-  static uint64_t key_of(int64_t rank) { return static_cast<uint64_t>(rank) ^ (uint64_t{1} << 63); }
-  static uint64_t key_of(double rank) {
-    const uint64_t bits = to_bits(rank + 0.0);  // -0 becomes 0
-    return bits >> 63 ? ~bits : bits | (uint64_t{1} << 63);
-  }
-
   // Radix sort, least digit first: by the lower half of the keys, then by the upper one.
-  template <typename Rank>
-  void sort_by_digits(const Rank* ranks, int64_t begin) {
-    uint64_t least = ~uint64_t{0}, most = 0;
-    for (int i = 0; i < size; i++) {
-      const uint64_t key = key_of(ranks[begin + i]);
-      least = std::min(least, key);
-      most = std::max(most, key);
-    }
+  void sort_by_digits(const int64_t* ranks, int64_t begin) {
+    const auto [least, most] = std::minmax_element(ranks + begin, ranks + begin + size);
+    const uint64_t from = static_cast<uint64_t>(*least), range = static_cast<uint64_t>(*most) - from;
     std::vector<uint64_t> entries(static_cast<size_t>(size)),
         more(static_cast<size_t>(size));  // half a key, and a place
     for (int i = 0; i < size; i++)
-      entries[static_cast<size_t>(i)] = (key_of(ranks[begin + i]) - least) << 32 | static_cast<uint32_t>(i);
-    const uint64_t range = most - least;
+      entries[static_cast<size_t>(i)] =
+          (static_cast<uint64_t>(ranks[begin + i]) - from) << 32 | static_cast<uint32_t>(i);
     sort_by_upper_half(entries, more, std::min(bits_in(range), 32));
     if (range >> 32 != 0) {
       for (uint64_t& entry : entries) {
         const uint32_t place = static_cast<uint32_t>(entry);
-        entry = (key_of(ranks[begin + place]) - least) >> 32 << 32 | place;
+        entry = (static_cast<uint64_t>(ranks[begin + place]) - from) >> 32 << 32 | place;
       }
       sort_by_upper_half(entries, more, bits_in(range >> 32));
     }

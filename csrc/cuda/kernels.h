@@ -3,11 +3,11 @@
 
 #include <string>
 
-#include "../pairs.h"
+#include "../groups.h"
 
 namespace prefloss::cuda {
 
-// On which stream of the current device, and the memory for partial sums: `scratch_size` float64.
+// On which stream of the current device, and the memory for partial sums: `(grouped_)scratch_size` float64.
 struct Launch {
   void* stream = nullptr;
   double* scratch = nullptr;
@@ -15,12 +15,17 @@ struct Launch {
 
 // 0 where one block reaches all pairs of a row.
 int64_t scratch_size(Dtype rewards, int64_t rows, int64_t count);
+int64_t grouped_scratch_size(int64_t rows, int64_t groups, int64_t items, bool statistics);
 
 // Pointers are the device's. Nothing synchronises and nothing is allocated. Each returns a cudaError_t, 0 for success.
 int paired_forward(const Pairs&, const Divisor&, const ForwardOutputs&, const Launch&);
 int paired_backward(const Pairs&, const Divisor&, const Column& upstream, const Gradients&, const Launch&);
 int paired_double_backward(const Pairs&, const Divisor&, const Column& upstream, const Gradients& directions,
                            const Column& upstream_gradient, const Gradients&, const Launch&);
+int grouped_forward(const Groups&, const GroupAverage&, const GroupOutputs&, const Launch&);
+int grouped_backward(const Groups&, const void* slopes, const double* factors, const GroupUpstream&, void* result,
+                     const Launch&);
+int grouped_double_backward(const Groups&, const void* direction, void* result, const Launch&);
 
 // Throws std::runtime_error with the CUDA error's name where `status` is one.
 void check(int status, const char* what);

@@ -109,15 +109,16 @@ def indexed_forward(
 ) -> bool: ...
 def grouped_forward(
     groups: tuple[object, ...],
-    average: tuple[_Column | None, bool, bool, tuple[float, int, int, bool]],
+    average: tuple[int, bool, bool, tuple[float, int, int, bool]],
     loss: int,
     factors: int,
     sums: int,
     slopes: int,
     statistics: bool,
-    threads: int,
+    place: _Place,
 ) -> None: ...
 def grouped_backward(
-    groups: tuple[object, ...], slopes: int, factors: int, upstream: _Column, gradient: _Column, threads: int
+    groups: tuple[object, ...], slopes: int, factors: int, upstream: tuple[int, bool], gradient: int, place: _Place
 ) -> None: ...
-def grouped_double_backward(groups: tuple[object, ...], direction: int, result: int, threads: int) -> None: ...
+def grouped_double_backward(groups: tuple[object, ...], direction: int, result: int, place: _Place) -> None: ...
+def grouped_scratch_size(cuda: bool, rows: int, groups: int, items: int, statistics: bool) -> int: ...

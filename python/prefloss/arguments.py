@@ -160,10 +160,6 @@ def check_groups(rewards: object, ranks: object, group_sizes: object) -> tuple[T
         raise ValueError(f"rewards must have shape {shape}, got {_shape(rewards)}")
     if rewards.numel() >= 2**31:
         raise ValueError(f"rewards must have fewer than 2**31 entries, got {rewards.numel()}")
-    if rewards.is_cuda:
-        raise NotImplementedError(
-            f"rewards are on device {rewards.device}; the grouped loss has kernels for the CPU only, so far"
-        )
     if not isinstance(ranks, Tensor):
         raise TypeError(f"ranks must be a tensor of the rewards' shape, got {_given(ranks)}")
     if ranks.layout is not torch.strided or ranks.is_nested:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import _core, grouping, kernels, ops
+from . import _core, group_kernels, grouping, kernels, ops
+from .group_kernels import Groups
 from .indexing import accumulate, take, widened
-from .kernels import REWARD_DTYPES, SMALL, SUMS, Groups, Numbers, Options, accumulation_dtype, resources, threads
+from .kernels import REWARD_DTYPES, SMALL, SUMS, Numbers, Options, accumulation_dtype, resources, threads
 from .torch_internals import is_watched
 
 # How the pairs lie in the rewards (csrc/tensors.h): in two tensors, or stacked in one.
@@ -173,14 +174,14 @@ class IndexedLoss(Function):
 
 
 class GroupedLoss(Function):
-    """(loss, sums) of all pairs of each group, on the CPU, of plain tensors."""
+    """(loss, sums) of all pairs of each group, of plain tensors."""
 
     @staticmethod
     def forward(
         ctx: Any, rewards: Tensor, ranks: Tensor, weight: Tensor | None, denominator: Tensor | None, groups: Groups
     ) -> tuple[Tensor, Tensor]:
         needed = ctx.needs_input_grad[0]
-        loss, factors, slopes, sums = kernels.grouped_forward(rewards, ranks, weight, denominator, groups, needed)
+        loss, factors, slopes, sums = group_kernels.grouped_forward(rewards, ranks, weight, denominator, groups, needed)
         ctx.save_for_backward(slopes, factors, rewards, ranks)
         ctx.groups = groups
         ctx.mark_non_differentiable(sums)
@@ -191,7 +192,7 @@ class GroupedLoss(Function):
         slopes, factors, rewards, ranks = ctx.saved_tensors
         if torch.is_grad_enabled() or is_watched():
             return grouping.backward(grad, slopes, factors, rewards, ranks, *ctx.groups), None, None, None, None
-        return kernels.grouped_backward(grad, slopes, factors, rewards, ctx.groups), None, None, None, None
+        return group_kernels.grouped_backward(grad, slopes, factors, rewards, ctx.groups), None, None, None, None
 
 
 def _new_scalar(rewards: Tensor) -> Tensor:

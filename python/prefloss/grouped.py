@@ -12,7 +12,7 @@ from torch.compiler import is_compiling
 from . import arguments, grouping, ops
 from ._core import tensors_accept
 from .autograd import PAIRED, GroupedLoss
-from .kernels import Groups
+from .group_kernels import Groups
 from .paired import Reduction, Result, check_options
 from .stats import PairStats
 from .torch_internals import is_watched
@@ -94,8 +94,9 @@ def bradley_terry_loss_grouped(
         is no pair at all it is 0, connected, with zero gradients.
 
     Raises:
-        TypeError, ValueError: dtypes, shapes, devices, values that are not accepted; NaN among ranks on the CPU.
-        NotImplementedError: a device without kernels; so far there are only those of the CPU.
+        TypeError, ValueError: dtypes, shapes, devices, values that are not accepted; NaN among ranks on the CPU. On a GPU NaN
+            among ranks fails an assertion there.
+        NotImplementedError: a device without kernels.
 
     Sources: Ouyang et al. 2022 (arXiv 2203.02155) eq. 1; Burges et al. 2005 (RankNet); Gao & Zhou 2015 (AUC surrogates).
     """

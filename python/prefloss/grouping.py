@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import kernels
-from .kernels import SUMS, Groups, accumulation_dtype
-from .ops import as_tensor
+from . import group_kernels
+from .group_kernels import Groups
+from .kernels import SUMS, accumulation_dtype
+from .ops import as_tensor, on_its_device
 from .torch_internals import in_transform
 
 _TENSORS = "Tensor rewards, Tensor ranks"
@@ -38,33 +39,38 @@ _double_backward = torch.ops.prefloss.grouped_double_backward.default
 
 
 def _forward_kernel(rewards: Tensor, ranks: Tensor, weight: Any, denominator: Any, *groups: Any) -> tuple[Tensor, ...]:
-    return kernels.grouped_forward(rewards, ranks, weight, denominator, Groups(*groups))
+    return group_kernels.grouped_forward(rewards, ranks, weight, denominator, Groups(*groups))
 
 
 def _backward_kernel(
     grad: Tensor, slopes: Tensor, factors: Tensor, rewards: Tensor, ranks: Tensor, *groups: Any
 ) -> Tensor:
-    return kernels.grouped_backward(grad, slopes, factors, rewards, Groups(*groups))
+    return group_kernels.grouped_backward(grad, slopes, factors, rewards, Groups(*groups))
 
 
 def _double_backward_kernel(
     direction: Tensor, grad: Tensor, slopes: Tensor, factors: Tensor, rewards: Tensor, ranks: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor]:
     groups, items = Groups(*arguments), rewards.shape[-1]
-    count = groups.count(items)
-    bent = kernels.grouped_double_backward(direction, rewards, ranks, groups)
-    grad_rewards = kernels.grouped_backward(grad, bent, factors, rewards, groups)
-    sizes = torch.full((count,), groups.group_size) if groups.group_sizes is None else groups.group_sizes
-    place = torch.arange(count).repeat_interleave(sizes, output_size=items)
-    products = (slopes.double() * direction.double()).reshape(-1, items)
-    along = products.new_zeros((len(products), count)).index_add_(1, place, products).reshape(factors.shape)
+    bent = group_kernels.grouped_double_backward(direction, rewards, ranks, groups)
+    grad_rewards = group_kernels.grouped_backward(grad, bent, factors, rewards, groups)
+    sizes = groups.group_sizes
+    if sizes is None:
+        sizes = torch.full((groups.count(items),), groups.group_size, device="cpu")
+    products = (slopes.double() * direction.double()).flatten()
+    lengths = sizes.to(products.device, non_blocking=True).repeat(factors.shape[:-1].numel())
+    along = torch.segment_reduce(products, "sum", lengths=lengths, initial=0.0).reshape(factors.shape)
     along = torch.where(factors == 0, 0.0, along * factors)
     return (along if groups.reduction == "none" else along.sum(-1)).to(grad.dtype), grad_rewards
 
 
-_library.impl("grouped_forward", _forward_kernel, "CPU")
-_library.impl("grouped_backward", _backward_kernel, "CPU")
-_library.impl("grouped_double_backward", _double_backward_kernel, "CPU")
+for _name, _kernel in (
+    ("grouped_forward", _forward_kernel),
+    ("grouped_backward", _backward_kernel),
+    ("grouped_double_backward", _double_backward_kernel),
+):
+    _library.impl(_name, _kernel, "CPU")
+    _library.impl(_name, on_its_device(_kernel), "CUDA")
 
 
 @torch.library.register_fake("prefloss::grouped_forward", lib=_library)
@@ -169,7 +175,7 @@ class _FunctorchBackward(Function):
 
 
 def backward(*arguments: Any) -> Tensor:
-    """What `kernels.grouped_backward` returns, under a transform or not."""
+    """What `group_kernels.grouped_backward` returns, under a transform or not."""
     apply = _FunctorchBackward.apply if in_transform() else _backward
     return cast(Tensor, apply(*arguments))
 

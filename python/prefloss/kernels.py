@@ -25,7 +25,7 @@ PARALLEL_PAIRS = 32_768
 SMALL = 2048
 
 _Column = tuple[int, int, int, int]
-_Place = tuple[bool, int, int, int]
+Place = tuple[bool, int, int, int]
 # beta, margin, target, label_smoothing, center_rewards_coefficient
 Numbers = tuple[float, float, float, float, float]
 
@@ -63,6 +63,14 @@ def resources(rewards: Tensor, pairs: int) -> tuple[int, Tensor | None]:
     return (1, None) if pairs <= SMALL else (threads(pairs), scratch(rewards, 1, pairs))
 
 
+def place(rewards: Tensor, threads: int, scratch: Tensor | None) -> Place:
+    """(whether on CUDA, threads, the current stream, address of the scratch memory): where a kernel runs, and with what."""
+    address = 0 if scratch is None else scratch.data_ptr()
+    if not rewards.is_cuda:
+        return False, threads, 0, address
+    return True, 1, torch.cuda.current_stream(rewards.device).cuda_stream, address
+
+
 class _Rows:
     """The batch of a call: `rows` sets of `count` pairs. Keeps the flattened tensors alive while their addresses are in use."""
 
@@ -72,7 +80,7 @@ class _Rows:
         self.rows = self.batch_shape.numel()
         self.count = shape[batch:].numel()
         self.rewards = rewards
-        self._alive: list[Tensor] = []
+        self._alive: list[Tensor | None] = []
 
     def column(self, name: str, tensor: Tensor, *dtypes: torch.dtype) -> _Column:
         """One entry a pair: the tensor itself where strides can say it, else a copy."""
@@ -146,16 +154,11 @@ class _Rows:
             self.optional(f"{kind} margin", margin, dtype, torch.float32),
         )
 
-    def place(self, *, sums: bool = False) -> _Place:
-        """(whether on CUDA, threads, the current stream, address of the scratch memory): where a kernel runs, and with what."""
+    def place(self, *, sums: bool = False) -> Place:
+        """Where a kernel runs, and with what."""
         partial = scratch(self.rewards, self.rows, self.count) if sums else None
-        address = 0
-        if partial is not None:
-            self._alive.append(partial)
-            address = partial.data_ptr()
-        if not self.rewards.is_cuda:
-            return False, threads(self.rows * self.count), 0, address
-        return True, 1, torch.cuda.current_stream(self.rewards.device).cuda_stream, address
+        self._alive.append(partial)
+        return place(self.rewards, threads(self.rows * self.count), partial)
 
     def divisor(
         self, weight: Tensor | None, denominator: Tensor | None, sums: Tensor | None, reduction: str
@@ -326,147 +329,3 @@ def check_indices(name: str, index: Tensor, items: int) -> None:
             f"{name} must hold indices of the {items} scores, in [0, {items}), got {int(index[position])} at position "
             f"{position[0] if len(position) == 1 else position}"
         )
-
-
-class Groups(NamedTuple):
-    """How items are divided into groups, and the options that are not tensors, in the order of the operators' arguments."""
-
-    group_sizes: Tensor | None  # (G,) int64, on the CPU; None: all are of `group_size`
-    group_size: int
-    beta: float = 1.0
-    margin: float = 0.0
-    label_smoothing: float = 0.0
-    center_rewards_coefficient: float = 0.0
-    half_ties: bool = False
-    over_pairs: bool = False
-    reduction: str = "mean"
-    return_stats: bool = False
-
-    def count(self, items: int) -> int:
-        """The number of groups."""
-        if self.group_sizes is not None:
-            return self.group_sizes.shape[0]
-        return items // self.group_size
-
-
-class _GroupedItems:
-    """Rows of items in groups, as the kernels take them. Keeps what they point to alive."""
-
-    def __init__(self, rewards: Tensor, ranks: Tensor | None, groups: Groups) -> None:
-        items = rewards.shape[-1]
-        self.batch_shape = rewards.shape[:-1]
-        self.rows = self.batch_shape.numel()
-        self.groups = groups.count(items)
-        flat = rewards.detach().reshape(-1)
-        order = None if ranks is None else _order_keys(ranks)
-        offsets = None if groups.group_sizes is None else self._offsets(groups.group_sizes, items)
-        self._alive = (flat, order, offsets)
-        self.arguments = (
-            _flat_column(flat),
-            0 if order is None else order.data_ptr(),
-            order is None or order.dtype is torch.int64,
-            self.rows,
-            self.groups,
-            groups.group_size,
-            0 if offsets is None else offsets.data_ptr(),
-            groups[2:6],
-            groups.half_ties,
-        )
-
-    def _offsets(self, sizes: Tensor, items: int) -> Tensor:
-        """Where each group of each row begins, and where the last one ends."""
-        ends = sizes.cumsum(0)
-        total = int(ends[-1]) if len(ends) else 0
-        if len(ends) and int(sizes.min()) < 0:
-            raise ValueError(f"group_sizes must be >= 0, got {int(sizes.min())}")
-        if total != items:
-            raise ValueError(f"group_sizes must add up to the number of rewards, {items}, got {total}")
-        rows = torch.arange(self.rows, device="cpu").unsqueeze(1) * items
-        return torch.cat((ends.new_zeros(1), (rows + ends).flatten()))
-
-
-def _order_keys(ranks: Tensor) -> Tensor:
-    """Ranks as contiguous int64 or float64, which hold those of any dtype but the largest of uint64 in their order."""
-    ranks = ranks.detach().reshape(-1)
-    if not ranks.is_floating_point():
-        return ranks.to(torch.int64).contiguous()
-    ranks = ranks.to(torch.float64).contiguous()
-    nan = ranks.isnan()
-    if bool(nan.any()):
-        raise ValueError(f"ranks must be numbers, got nan at position {int(nan.nonzero()[0])}")
-    return ranks
-
-
-def _flat_column(flat: Tensor) -> _Column:
-    return flat.data_ptr(), DTYPE_TAGS[flat.dtype], flat.stride(0) if flat.numel() > 1 else 1, 0
-
-
-def _table_column(table: Tensor) -> _Column:
-    """(rows, entries) with their strides."""
-    return table.data_ptr(), DTYPE_TAGS[table.dtype], table.stride(1), table.stride(0)
-
-
-def grouped_forward(
-    rewards: Tensor,
-    ranks: Tensor,
-    weight: Tensor | None,
-    denominator: Tensor | None,
-    groups: Groups,
-    with_slopes: bool = True,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, factors, slopes, sums) of rewards (..., items) and weight (..., groups).
-
-    The gradient is an item's slope, (..., items), times its group's factor, (..., groups), float64; `sums` are those of
-    `PairStats`, (..., 16), where they are asked for. Raises ValueError for group sizes and ranks that are none.
-    """
-    given = _GroupedItems(rewards, ranks, groups)
-    dtype, none = accumulation_dtype(rewards.dtype), groups.reduction == "none"
-    factors = rewards.new_empty((*given.batch_shape, given.groups), dtype=torch.float64)
-    loss = rewards.new_empty(factors.shape if none else given.batch_shape, dtype=dtype)
-    slopes = rewards.new_empty(rewards.shape if with_slopes else (0,), dtype=dtype)
-    sums = rewards.new_empty((*given.batch_shape, SUMS), dtype=torch.float64)
-    weights = None if weight is None else weight.detach().reshape(given.rows, given.groups)
-    by = None
-    if groups.reduction == "mean" and denominator is not None:
-        by = denominator.detach().to(torch.float64).expand(given.batch_shape).reshape(given.rows)
-    total_weight = groups.reduction == "mean" and by is None
-    divisor = (1.0, 0, 0, total_weight) if by is None else (1.0, by.data_ptr(), by.stride(0), False)
-    _core.grouped_forward(
-        given.arguments,
-        (None if weights is None else _table_column(weights), groups.over_pairs, none, divisor),
-        loss.data_ptr(),
-        factors.data_ptr(),
-        sums.data_ptr(),
-        slopes.data_ptr() if with_slopes else 0,
-        groups.return_stats,
-        torch.get_num_threads(),
-    )
-    return loss, factors, slopes, sums
-
-
-def grouped_backward(grad: Tensor, slopes: Tensor, factors: Tensor, rewards: Tensor, groups: Groups) -> Tensor:
-    """The gradient with respect to the rewards. `grad` has the loss's shape."""
-    given = _GroupedItems(rewards, None, groups)
-    none = groups.reduction == "none"
-    upstream = grad.detach().reshape(given.rows, given.groups if none else 1)
-    result = rewards.new_empty(rewards.shape)
-    slopes, factors = slopes.detach().contiguous(), factors.detach().contiguous()
-    _core.grouped_backward(
-        given.arguments,
-        slopes.data_ptr(),
-        factors.data_ptr(),
-        _table_column(upstream if none else upstream.expand(given.rows, max(given.groups, 1))),
-        _flat_column(result.view(-1)),
-        threads(rewards.numel()),
-    )
-    return result
-
-
-def grouped_double_backward(direction: Tensor, rewards: Tensor, ranks: Tensor, groups: Groups) -> Tensor:
-    """The derivative of sum(slopes * direction) by the rewards, (..., items) in the accumulation's dtype."""
-    given = _GroupedItems(rewards, ranks, groups)
-    dtype = accumulation_dtype(rewards.dtype)
-    direction = direction.to(dtype).contiguous()
-    result = rewards.new_empty(rewards.shape, dtype=dtype)
-    _core.grouped_double_backward(given.arguments, direction.data_ptr(), result.data_ptr(), torch.get_num_threads())
-    return result

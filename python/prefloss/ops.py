@@ -77,7 +77,7 @@ def _double_backward_kernel(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Te
     return gradients[0], gradients[1], gradients[2], _or_empty(margin_gradient, chosen)
 
 
-def _on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
+def on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """The kernel with the tensors' GPU as the current one: it launches there."""
 
     def guarded(tensor: Tensor, *arguments: Any) -> Any:
@@ -93,7 +93,7 @@ for _name, _kernel in (
     ("bradley_terry_double_backward", _double_backward_kernel),
 ):
     _library.impl(_name, _kernel, "CPU")
-    _library.impl(_name, _on_its_device(_kernel), "CUDA")
+    _library.impl(_name, on_its_device(_kernel), "CUDA")
 
 
 @torch.library.register_fake("prefloss::bradley_terry_forward", lib=_library)

@@ -1,0 +1,307 @@
+// The loss over all pairs of each group on the GPU: forward, backward, double backward. Mirrors cpu/grouped.h, but
+// visits the pairs one by one however large a group is.
+//
+// A thread has an item, and visits those of its group; a pair is visited by both of its items, and counted by the
+// better one. A warp then adds up what the items of a group counted, and a row's sum goes on as that of pairs does.
+// There are no atomics, so the bits are the same from run to run.
+#include <algorithm>
+
+#include "../groups.h"
+#include "../pair_math.h"
+#include "blocks.cuh"
+#include "columns.cuh"
+
+namespace prefloss::cuda {
+namespace {
+
+constexpr int kTile = 8;      // pairs that are added up in Real
+constexpr int kSegment = 32;  // and in float64, before they go on: for fewer roundings of one sum
+template <bool kStatistics>
+constexpr int kItemSums = kStatistics ? kGroupSums : kTerms + 1;
+
+// Blocks a row of the kernel that adds up groups, a warp each.
+int64_t summing_blocks(int64_t groups) {
+  constexpr int64_t kGroupsAWarp = 4;
+  return std::clamp<int64_t>((groups + kWarps * kGroupsAWarp - 1) / (kWarps * kGroupsAWarp), 1, kMostBlocks);
+}
+
+// Calls body(index) for this thread's share of [0, count).
+template <typename Body>
+__device__ __forceinline__ void for_each(int64_t count, const Body& body) {
+#pragma unroll 1
+  for (int64_t index = blockIdx.x * int64_t{kThreads} + threadIdx.x; index < count;
+       index += gridDim.x * int64_t{kThreads})
+    body(index);
+}
+
+int64_t blocks_for(int64_t count) { return (count + kThreads - 1) / kThreads; }
+
+__device__ __forceinline__ int64_t group_of(const Groups& groups, int64_t item) {
+  if (!groups.offsets) return item / groups.size;
+  int64_t low = 0, high = groups.count();  // the last group that begins at the item or before it
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    (groups.offsets[middle] <= item ? low : high) = middle;
+  }
+  return low;
+}
+
+// What there is of an item in memory.
+template <typename Real>
+struct Item {
+  Real reward;
+  int64_t rank;
+
+  __device__ __forceinline__ Item(const Groups& groups, int64_t index)
+      : reward(load_one(static_cast<const Real*>(groups.rewards) + index)), rank(load_one(groups.ranks + index)) {}
+
+  __device__ __forceinline__ bool ahead_of(const Item& other) const { return rank < other.rank; }
+};
+
+// Each item's slope, and the sums over the pairs that it counts: sum k of item i at counted[k * items + i].
+template <typename Real>
+__global__ void __launch_bounds__(kThreads, 2) plain_items(Groups groups, Real* slopes, double* counted) {
+  for_each(groups.items, [&](int64_t index) {
+    const int64_t group = group_of(groups, index), begin = groups.begin(group), end = begin + groups.size_of(group);
+    const Item<Real> item(groups, index);
+    PairLossSum sum;
+    double pairs = 0, terms = 0, slope = 0;
+    int added = 0;
+#pragma unroll 1
+    for (int64_t first = begin; first < end; first += kTile) {
+      LossProduct<Real> loss;
+      Real its_slope = 0;
+#pragma unroll 1
+      for (int64_t other = first; other < first + kTile && other < end; other++) {
+        const Item<Real> its(groups, other);
+        const bool ahead = item.ahead_of(its);
+        if (!ahead && !its.ahead_of(item)) continue;
+        const Real z = ahead ? item.reward - its.reward : its.reward - item.reward;
+        const Rounded<Real> e = exp_negative(absolute(z));
+        its_slope += ahead ? -sigmoid(-z, e) : sigmoid(-z, e);
+        if (!ahead) continue;
+        loss.add(z, e);
+        pairs += 1;
+      }
+      slope += static_cast<double>(its_slope);
+      if (added + kTile > PairLossSum::kMost) {
+        terms += sum.value();
+        sum = PairLossSum();
+        added = 0;
+      }
+      sum.add_product(loss);
+      added += kTile;
+    }
+    if (slopes) slopes[index] = static_cast<Real>(slope);
+    counted[kPairs * groups.items + index] = pairs;
+    counted[kTerms * groups.items + index] = terms + sum.value();
+  });
+}
+
+// What a pair has of the formula's options: those of different rank, and those of equal rank.
+template <typename Real>
+struct PairNumbers {
+  Real margin, target;
+
+  __device__ __forceinline__ PairNumbers(const Options& options, bool tied)
+      : margin(tied ? Real(0) : static_cast<Real>(options.margin)),
+        target(tied ? Real(0.5) : static_cast<Real>(options.target)) {}
+};
+
+template <typename Real, bool kStatistics>
+__global__ void __launch_bounds__(kThreads, 2) general_items(Groups groups, Real* slopes, double* counted) {
+  const Formula<Real> formula(groups.options);
+  for_each(groups.items, [&](int64_t index) {
+    const int64_t group = group_of(groups, index), begin = groups.begin(group), end = begin + groups.size_of(group);
+    const Item<Real> item(groups, index);
+    double sums[kItemSums<kStatistics>] = {}, slope = 0, segment = 0;
+#pragma unroll 1
+    for (int64_t other = begin; other < end; other++) {
+      if ((other - begin) % kSegment == 0) slope += segment, segment = 0;
+      const Item<Real> its(groups, other);
+      const bool ahead = item.ahead_of(its), behind = its.ahead_of(item), tied = !ahead && !behind;
+      if (tied && (!groups.half_ties || other == index)) continue;
+      const PairNumbers<Real> numbers(groups.options, tied);
+      const Real a = behind ? its.reward : item.reward, b = behind ? item.reward : its.reward;
+      const PairGradient<Real> gradient = formula.gradient(a, b, numbers.margin, Real(1), numbers.target, Real(1));
+      segment += static_cast<double>(behind ? gradient.rejected : gradient.chosen);
+      if (behind) continue;
+      const double share = ahead ? 1.0 : 0.5;  // the other item counts the rest
+      const Real loss = formula.loss(a, b, numbers.margin, numbers.target);
+      sums[kPairs] += share;
+      sums[kTerms] += share * static_cast<double>(formula.centered(loss, a, b));
+      if constexpr (kStatistics) {
+        const double l = loss, d = a - b, x = a, y = b;
+        sums[kPairLoss] += share * l;
+        sums[kPairLossSquared] += share * (l * l);
+        sums[kPairsCorrect] += a > b ? share : 0.0;
+        sums[kPairsTied] += a == b ? share : 0.0;
+        sums[kPairDifference] += tied ? 0.0 : d;  // the two orders of a tie add up to 0
+        sums[kPairDifferenceSquared] += share * (d * d);
+        sums[kPairChosen] += share * x;
+        sums[kPairChosenSquared] += share * (x * x);
+        sums[kPairRejected] += share * y;
+        sums[kPairRejectedSquared] += share * (y * y);
+      }
+    }
+    if constexpr (kStatistics) sums[kPairMinimum] = sums[kPairMaximum] = item.reward;
+    if (slopes) slopes[index] = static_cast<Real>(slope + segment);
+#pragma unroll
+    for (int k = 0; k < kItemSums<kStatistics>; k++) counted[k * groups.items + index] = sums[k];
+  });
+}
+
+// Adds two sums of the same kind. Of the extremes, a NaN that is here stays, one that comes is taken.
+__device__ __forceinline__ double joined(int kind, double here, double other) {
+  if (kind == kPairMinimum) return !(other >= here) && here == here ? other : here;
+  if (kind == kPairMaximum) return !(other <= here) && here == here ? other : here;
+  return here + other;
+}
+
+// A warp adds up the items of a group; the groups of a row, its warps and its blocks make the row's sum. Factors are
+// not divided yet.
+template <typename Real, bool kStatistics>
+__global__ void __launch_bounds__(kThreads, 2) add_groups(Groups groups, GroupAverage average, GroupOutputs outputs,
+                                                          const double* counted, Partial* partials, int64_t blocks) {
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  Real* const loss = static_cast<Real*>(outputs.loss);
+  const ForwardOutputs of_row{average.per_group ? nullptr : loss, {}, outputs.sums, kStatistics};
+  for_parts(groups.rows, blocks, [&](int64_t row, int64_t block) {
+    Partial partial = Partial::zero();
+#pragma unroll 1
+    for (int64_t g = block * kWarps + warp; g < groups.groups; g += blocks * kWarps) {
+      const int64_t group = row * groups.groups + g, begin = groups.begin(group), end = begin + groups.size_of(group);
+      double sums[kItemSums<kStatistics>] = {};
+      if constexpr (kStatistics) sums[kPairMinimum] = HUGE_VAL, sums[kPairMaximum] = -HUGE_VAL;
+#pragma unroll 1
+      for (int64_t index = begin + lane; index < end; index += kWarp) {
+#pragma unroll
+        for (int k = 0; k < kItemSums<kStatistics>; k++)
+          sums[k] = joined(k, sums[k], load_one(counted + k * groups.items + index));
+      }
+#pragma unroll
+      for (int k = 0; k < kItemSums<kStatistics>; k++) {
+#pragma unroll
+        for (int distance = kWarp / 2; distance > 0; distance /= 2)
+          sums[k] = joined(k, sums[k], __shfl_down_sync(0xffffffffu, sums[k], distance));
+      }
+      if (lane != 0) continue;
+      const double share = share_of(average, group, sums[kPairs]);
+      const Partial part = part_of_row(sums, share, kStatistics);
+      outputs.factors[group] = share;
+      if (average.per_group) loss[group] = static_cast<Real>(part.terms);
+      partial.add(part);
+    }
+    finish_block<Real, kStatistics>(partial, average.divisor, of_row, partials, row, block, blocks);
+  });
+}
+
+__global__ void __launch_bounds__(kThreads, 2)
+    divide_factors(Groups groups, Divisor divisor, const double* sums, double* factors) {
+  for_each(groups.count(), [&](int64_t group) {
+    const int64_t row = group / groups.groups;
+    factors[group] /= divisor.total_weight ? divisor.resolve(sums[row * kSums + kWeight]) : divisor.of_row(row);
+  });
+}
+
+// Each item's slope times its group's factor and the upstream gradient.
+template <typename Real>
+__global__ void __launch_bounds__(kThreads, 2)
+    scale_slopes(Groups groups, const Real* slopes, const double* factors, GroupUpstream upstream, Real* result) {
+  for_each(groups.items, [&](int64_t index) {
+    const int64_t group = group_of(groups, index);
+    const double factor = factors[group];
+    result[index] = factor == 0 ? Real(0)
+                                : static_cast<Real>(factor * upstream.of<Real>(groups, group) *
+                                                    static_cast<double>(load_one(slopes + index)));
+  });
+}
+
+// The derivatives by the rewards of the slopes' product with `direction`.
+template <typename Real>
+__global__ void __launch_bounds__(kThreads, 2)
+    double_backward_items(Groups groups, const Real* direction, Real* result) {
+  const Formula<Real> formula(groups.options);
+  for_each(groups.items, [&](int64_t index) {
+    const int64_t group = group_of(groups, index), begin = groups.begin(group), end = begin + groups.size_of(group);
+    const Item<Real> item(groups, index);
+    const Real its_direction = load_one(direction + index);
+    double total = 0;
+#pragma unroll 1
+    for (int64_t other = begin; other < end; other++) {
+      const Item<Real> its(groups, other);
+      const bool behind = its.ahead_of(item), tied = !behind && !item.ahead_of(its);
+      if (tied && (!groups.half_ties || other == index)) continue;
+      const PairNumbers<Real> numbers(groups.options, tied);
+      const Real other_direction = load_one(direction + other);
+      const PairGradient<Real> second =
+          formula
+              .second(behind ? its.reward : item.reward, behind ? item.reward : its.reward, numbers.margin, Real(1),
+                      numbers.target, Real(1), Real(1), behind ? other_direction : its_direction,
+                      behind ? its_direction : other_direction, Real(0))
+              .gradient;
+      total += static_cast<double>(behind ? second.rejected : second.chosen);
+    }
+    result[index] = static_cast<Real>(total);
+  });
+}
+
+template <typename Real>
+cudaError_t forward(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs,
+                    const Launch& where) {
+  const bool is_plain = Pairs{{}, {}, {}, {}, {}, 1, 0, groups.options}.plain() && !groups.half_ties;
+  const bool statistics = outputs.statistics;
+  const auto items = statistics ? general_items<Real, true> : is_plain ? plain_items<Real> : general_items<Real, false>;
+  cudaError_t status =
+      launch(items, blocks_for(groups.items), where, groups, static_cast<Real*>(outputs.slopes), where.scratch);
+  if (status != cudaSuccess) return status;
+  const int64_t blocks = summing_blocks(groups.groups);
+  double* const after = where.scratch + groups.items * (statistics ? kItemSums<true> : kItemSums<false>);
+  Partial* const partials = reinterpret_cast<Partial*>(after);
+  status = launch(statistics ? add_groups<Real, true> : add_groups<Real, false>, groups.rows * blocks, where, groups,
+                  average, outputs, where.scratch, partials, blocks);
+  const ForwardOutputs of_row{average.per_group ? nullptr : outputs.loss, {}, outputs.sums, statistics};
+  status = finish<Real>(status, groups.rows, blocks, average.divisor, of_row, {where.stream, after});
+  if (status != cudaSuccess || average.per_group) return status;
+  return launch(divide_factors, blocks_for(groups.count()), where, groups, average.divisor, outputs.sums,
+                outputs.factors);
+}
+
+template <typename Real>
+cudaError_t backward(const Groups& groups, const void* slopes, const double* factors, const GroupUpstream& upstream,
+                     void* result, const Launch& where) {
+  return launch(scale_slopes<Real>, blocks_for(groups.items), where, groups, static_cast<const Real*>(slopes), factors,
+                upstream, static_cast<Real*>(result));
+}
+
+template <typename Real>
+cudaError_t second(const Groups& groups, const void* direction, void* result, const Launch& where) {
+  return launch(double_backward_items<Real>, blocks_for(groups.items), where, groups,
+                static_cast<const Real*>(direction), static_cast<Real*>(result));
+}
+
+}  // namespace
+
+int64_t grouped_scratch_size(int64_t rows, int64_t groups, int64_t items, bool statistics) {
+  return items * (statistics ? kItemSums<true> : kItemSums<false>)+rows * summing_blocks(groups) *
+         static_cast<int64_t>(sizeof(Partial) / sizeof(double));
+}
+
+int grouped_forward(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs,
+                    const Launch& where) {
+  return groups.wide ? forward<double>(groups, average, outputs, where)
+                     : forward<float>(groups, average, outputs, where);
+}
+
+int grouped_backward(const Groups& groups, const void* slopes, const double* factors, const GroupUpstream& upstream,
+                     void* result, const Launch& where) {
+  return groups.wide ? backward<double>(groups, slopes, factors, upstream, result, where)
+                     : backward<float>(groups, slopes, factors, upstream, result, where);
+}
+
+int grouped_double_backward(const Groups& groups, const void* direction, void* result, const Launch& where) {
+  return groups.wide ? second<double>(groups, direction, result, where)
+                     : second<float>(groups, direction, result, where);
+}
+
+}  // namespace prefloss::cuda
