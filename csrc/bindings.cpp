@@ -133,7 +133,8 @@ bool indexed_forward(const py::tuple& items, const py::tuple& inputs, const py::
 }
 
 // (address of the rewards, of the ranks, whether the rewards are float64, rows, groups a row, their size, items,
-// address of their offsets or 0, (beta, margin, label_smoothing, center_rewards_coefficient), whether ties count half)
+// address of their offsets or 0, (beta, margin, label_smoothing, center_rewards_coefficient), whether ties count half,
+// from how many items on a group is large)
 Groups groups_of(const py::tuple& tuple) {
   const auto [rewards, ranks, wide, rows, count, size, items, offsets] =
       py::tuple(tuple[py::slice(0, 8, 1)])
@@ -147,7 +148,8 @@ Groups groups_of(const py::tuple& tuple) {
                 items,
                 static_cast<const int64_t*>(address(offsets)),
                 {},
-                tuple[9].cast<bool>()};
+                tuple[9].cast<bool>(),
+                tuple[10].cast<int64_t>()};
   const auto [beta, margin, label_smoothing, center] = tuple[8].cast<std::tuple<double, double, double, double>>();
   groups.options = {beta, margin, 1, label_smoothing, center};
   require_memory(groups.rewards, items, "rewards");

@@ -32,6 +32,14 @@ void chebyshev(double u, double* values) {
   for (int k = 2; k < kCount; k++) values[k] = 2 * u * values[k - 1] - values[k - 2];
 }
 
+// cos(n pi / (2 kCount)). A large argument would be rounded by more than its cosine may err.
+template <int kCount>
+double cosine(int n) {
+  n %= 4 * kCount;
+  if (n > 2 * kCount) n = 4 * kCount - n;
+  return n > kCount ? -std::cos((2 * kCount - n) * kPi / (2 * kCount)) : std::cos(n * kPi / (2 * kCount));
+}
+
 // The coefficients over T_k(u) T_l(v) of functions of w = center + v - u.
 template <int kCount>
 struct CellPair {
@@ -41,10 +49,10 @@ struct CellPair {
   // softplus(w), sigma(w), and softplus(w)^2 - 2 wrong w softplus(w).
   void set(double center, double wrong) {
     double nodes[kCount], transform[kCount][kCount];
-    for (int n = 0; n < kCount; n++) nodes[n] = std::cos((2 * n + 1) * kPi / (2 * kCount));
+    for (int n = 0; n < kCount; n++) nodes[n] = cosine<kCount>(2 * n + 1);
     for (int k = 0; k < kCount; k++) {
       for (int n = 0; n < kCount; n++)
-        transform[k][n] = (k == 0 ? 1.0 : 2.0) / kCount * std::cos(k * (2 * n + 1) * kPi / (2 * kCount));
+        transform[k][n] = (k == 0 ? 1.0 : 2.0) / kCount * cosine<kCount>(k * (2 * n + 1));
     }
     double values[3][kCount][kCount];  // at u[m], v[n]
     for (int m = 0; m < kCount; m++) {

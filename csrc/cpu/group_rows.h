@@ -137,11 +137,10 @@ void add_row(RankedItems<Real>& items, const Range& range, const PairOptions<Rea
   const Integer begin = static_cast<Integer>(range.begin), end = static_cast<Integer>(range.end);
   const Formula<Real> formula = options.formula;
   const Real a = items.rewards[static_cast<size_t>(range.i)], margin = options.margin, target = options.target;
-  double slope[kTile] = {};
+  double slope[kTile] = {}, terms[kTile] = {};
   for (Integer first = begin / kTile * kTile; first < end; first += kTile) {
     const Real* __restrict others = &items.rewards[static_cast<size_t>(first)];
     double* __restrict slopes = &items.slopes[static_cast<size_t>(first)];
-    double* __restrict terms = sums.terms;
 #pragma omp simd
     for (Integer lane = 0; lane < kTile; lane++) {
       const Integer j = first + lane;
@@ -153,7 +152,10 @@ void add_row(RankedItems<Real>& items, const Range& range, const PairOptions<Rea
       slopes[lane] += static_cast<double>(gradient.rejected);
     }
   }
-  for (const double lane : slope) items.slopes[static_cast<size_t>(range.i)] += lane;
+  double total = 0;
+  for (const double lane : slope) total += lane;
+  items.slopes[static_cast<size_t>(range.i)] += total;
+  for (int lane = 0; lane < kTile; lane++) sums.terms[lane] += terms[lane];
 }
 
 // What PairStats wants to know of a range's pairs. Those of equal rank count half in each order.
@@ -211,13 +213,15 @@ template <typename Real>
 struct GroupOptions {
   PairOptions<Real> ranked, tied;
   bool plain, half_ties;
+  int64_t large;
 
   explicit GroupOptions(const Groups& groups)
       : ranked{Formula<Real>(groups.options), static_cast<Real>(groups.options.margin),
                static_cast<Real>(groups.options.target)},
         tied{Formula<Real>(groups.options), Real(0), Real(0.5)},
         plain(Pairs{{}, {}, {}, {}, {}, 1, 0, groups.options}.plain()),
-        half_ties(groups.half_ties) {}
+        half_ties(groups.half_ties),
+        large(groups.large) {}
 };
 
 // Calls body(range, options, whether of equal rank) for the ranges of a group.

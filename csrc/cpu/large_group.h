@@ -12,15 +12,12 @@
 namespace prefloss::cpu {
 namespace {
 
-// Groups from here on are done in linear time; below, one by one is quicker.
-constexpr int kLarge = 2048;
-
 // Scores beyond this, of float64 alone, would overflow when they are squared.
 constexpr double kGreatest = 1e150;
 
 template <typename Real>
 bool is_large(const RankedItems<Real>& items, const GroupOptions<Real>& options) {
-  if (items.size < kLarge) return false;
+  if (items.size < options.large) return false;
   if constexpr (sizeof(Real) == sizeof(float)) return true;
   const double most = kGreatest / std::max(1.0, std::abs(static_cast<double>(options.ranked.formula.beta)));
   return std::none_of(items.rewards.begin(), items.rewards.end(),

@@ -10,6 +10,9 @@ from torch import Tensor
 from . import _core
 from .kernels import SUMS, Place, accumulation_dtype, place, threads
 
+# Groups of so many items take linear time on the CPU; in smaller ones it is quicker to visit each pair.
+LARGE = 2048
+
 
 class Groups(NamedTuple):
     """How items are divided into groups, and the options that are not tensors, in the order of the operators' arguments."""
@@ -56,6 +59,7 @@ class _GroupedItems:
             0 if offsets is None else offsets.data_ptr(),
             groups[2:6],
             groups.half_ties,
+            LARGE,
         )
 
     def _offsets(self, sizes: Tensor, items: int) -> Tensor:
