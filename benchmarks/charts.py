@@ -26,7 +26,7 @@ COLOURS = {
 
 
 def draw(results: dict[str, Any], folder: Path) -> None:
-    """Write speed_up.svg and bandwidth.svg into `folder`, each only where `results` has rows for it.
+    """Write speed_up.svg, bandwidth.svg and all_pairs.svg into `folder`, each only where `results` has rows for it.
 
     Those of a GPU are called gpu_speed_up.svg and gpu_bandwidth.svg.
     """
@@ -37,6 +37,7 @@ def draw(results: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     float32 = [row for row in results["rows"] if row["dtype"] == "float32"]
     steps = [row for row in float32 if row["kind"] in ("step", "graph replay")]
+    lists = [row for row in float32 if row["kind"] == "list"]
     kernels = [row for row in float32 if row["kind"].startswith(("forward", "backward"))]
     with plt.rc_context(
         {
@@ -53,6 +54,8 @@ def draw(results: dict[str, Any], folder: Path) -> None:
     ):
         if steps:
             _speed_up(steps, where, folder / f"{prefix}speed_up.svg")
+        if lists:
+            _all_pairs(lists, where, folder / f"{prefix}all_pairs.svg")
         if kernels:
             _bandwidth(kernels, where, folder / f"{prefix}bandwidth.svg")
 
@@ -101,14 +104,33 @@ def _bandwidth(rows: list[dict[str, Any]], where: str, path: Path) -> None:
     plt.close(figure)
 
 
+def _all_pairs(rows: list[dict[str, Any]], where: str, path: Path) -> None:
+    figure, axes = plt.subplots(layout="constrained")
+    for label, name, colour, style in (
+        ("prefloss", "prefloss", "prefloss", "-"),
+        ("prefloss, every pair visited", "one by one", "backward", "--"),
+        ("eager, pairs by index", "eager, index form", "torch.compile", "-"),
+        ("eager, pairs by mask", "eager, mask form", "Triton", "-"),
+        ("torch.sort of as many numbers", "torch.sort", "rival", "-"),
+    ):
+        points = [(row["pairs"], row["seconds"][name]["median"]) for row in rows if name in row["seconds"]]
+        _line(axes, points, label, COLOURS[colour], style)
+    axes.set_yscale("log")
+    axes.set_ylabel("seconds a step")
+    axes.set_title("All pairs of one ranked list (loss and gradient), float32", loc="left")
+    _finish(axes, where, "items in the list", base=10)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
 def _line(axes: Axes, points: list[tuple[int, float]], label: str, colour: str, style: str = "-") -> None:
     if points:
         axes.plot(*zip(*sorted(points), strict=True), label=label, color=colour, linestyle=style)
 
 
-def _finish(axes: Axes, where: str) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_xlabel(f"pairs\n{where}")
+def _finish(axes: Axes, where: str, what: str = "pairs", base: int = 2) -> None:
+    axes.set_xscale("log", base=base)
+    axes.set_xlabel(f"{what}\n{where}")
     axes.legend(frameon=False)
 
 

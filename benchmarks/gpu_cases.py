@@ -12,19 +12,8 @@ from collections.abc import Callable
 from functools import cache, partial
 
 import torch
-from cases import (
-    OURS,
-    THEIRS,
-    Case,
-    Contender,
-    Expected,
-    LossFunction,
-    Tolerance,
-    check_gradients,
-    check_loss,
-    eager,
-    step,
-)
+from cases import Case, eager
+from contenders import OURS, THEIRS, Contender, Expected, LossFunction, Tolerance, check_gradients, check_loss, step
 from torch import Tensor
 
 import prefloss

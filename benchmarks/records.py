@@ -19,7 +19,9 @@ from limits import Figure, Limit
 import prefloss
 
 
-def row_of(case: Case, timings: Mapping[str, Timing], errors: Mapping[str, float]) -> dict[str, Any]:
+def row_of(
+    case: Case, timings: Mapping[str, Timing], errors: Mapping[str, float], peaks: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """The case's row for the JSON."""
     ours = timings["prefloss"].median
     return {
@@ -29,13 +31,16 @@ def row_of(case: Case, timings: Mapping[str, Timing], errors: Mapping[str, float
         "seconds": {name: timing._asdict() for name, timing in timings.items()},
         "rival_over_prefloss": {name: timing.median / ours for name, timing in timings.items() if name != "prefloss"},
         "loss_relative_error": errors,
+        **({"peak_bytes": dict(peaks)} if peaks else {}),
     }
 
 
 def line_of(case: Case, row: dict[str, Any]) -> str:
     times = [f"{name} {1e6 * timing['median']:,.1f}" for name, timing in row["seconds"].items()]
     ratios = [f"{ratio:.2f} x {name}" for name, ratio in row["rival_over_prefloss"].items()]
-    return f"{case!s:<38} us: {', '.join(times)}; speed: {', '.join(ratios)}"
+    peaks = [f"{name} {peak / 2**20:,.1f}" for name, peak in row.get("peak_bytes", {}).items()]
+    memory = f"; peak MiB: {', '.join(peaks)}" if peaks else ""
+    return f"{case!s:<38} us: {', '.join(times)}; speed: {', '.join(ratios)}{memory}"
 
 
 def figures_of(limits: Iterable[Limit], case: Case, timings: Mapping[str, Timing]) -> list[Figure]:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import CASES, Case, contenders_of
+from cases import CASES, WITH_PEAKS, Case, contenders_of
 from charts import draw
-from fresh_process import timings_of
+from fresh_process import peaks_of, timings_of
 from limits import MEAN_ERROR_CASE, Figure, import_seconds, limits_of, mean_error
 from records import circumstances, figures_of, line_of, load_average, row_of
 
@@ -50,7 +50,9 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
-    parser.add_argument("--charts", type=Path, metavar="FOLDER", help="draw speed_up.svg and bandwidth.svg here")
+    parser.add_argument(
+        "--charts", type=Path, metavar="FOLDER", help="draw speed_up.svg, bandwidth.svg and all_pairs.svg here"
+    )
     parser.add_argument("--only", default="", metavar="TEXT", help="the cases with this in their name")
     parser.add_argument("--seconds", type=float, default=2.0, help="time spent on a case (default: 2)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's own choice")
@@ -66,7 +68,7 @@ def _time(case: Case, *, compiled: bool, seconds: float) -> tuple[dict[str, Any]
     figures = figures_of(limits_of(case), case, timings)
     if case == MEAN_ERROR_CASE:
         figures.append(mean_error(errors["prefloss"]))
-    return row_of(case, timings, errors), figures
+    return row_of(case, timings, errors, peaks_of(case) if case in WITH_PEAKS else None), figures
 
 
 def _import_seconds() -> float:
