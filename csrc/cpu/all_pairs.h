@@ -204,9 +204,7 @@ class AllPairs {
       leaf.sums = {sums[kTerms], sums[kPairLoss], sums[kPairLossSquared]};
       std::copy_n(own.slopes.begin(), leaf.size(), items_.slopes.begin() + leaf.begin);
     }
-    leaf.cells.assign(cell_.begin() + leaf.begin, cell_.begin() + leaf.end);
-    std::sort(leaf.cells.begin(), leaf.cells.end());
-    leaf.cells.erase(std::unique(leaf.cells.begin(), leaf.cells.end()), leaf.cells.end());
+    const std::vector<int> places = number_cells_of(leaf);
     leaf.moments.assign(leaf.cells.size() * kCount, 0.0);
     if (wide_) leaf.far.assign(leaf.cells.size(), {});
     for (int i = leaf.begin; i < leaf.end; i++) {
@@ -215,7 +213,7 @@ class AllPairs {
       leaf.scores.add(Powers::of(score(i) - origin()));
       double polynomials[kCount];
       chebyshev<kCount>(u, polynomials);
-      const size_t c = position(leaf, cell_[static_cast<size_t>(i)]);
+      const size_t c = static_cast<size_t>(places[static_cast<size_t>(i - leaf.begin)]);
       double* moments = &leaf.moments[c * kCount];
       for (int k = 0; k < kCount; k++) moments[k] += polynomials[k];
       if (!wide_) continue;
@@ -225,8 +223,27 @@ class AllPairs {
     }
   }
 
-  static size_t position(const TreeNode& node, int cell) {
-    return static_cast<size_t>(std::lower_bound(node.cells.begin(), node.cells.end(), cell) - node.cells.begin());
+  // Lists the cells of a leaf, and returns the place of each item's among them.
+  std::vector<int> number_cells_of(TreeNode& leaf) const {
+    std::vector<int> places(cell_.begin() + leaf.begin, cell_.begin() + leaf.end);
+    leaf.cells.clear();
+    if (keys_.size() <= 8 * places.size()) {
+      std::vector<int> place_of(keys_.size(), -1);
+      for (const int cell : places) place_of[static_cast<size_t>(cell)] = 0;
+      for (size_t cell = 0; cell < place_of.size(); cell++) {
+        if (place_of[cell] < 0) continue;
+        place_of[cell] = static_cast<int>(leaf.cells.size());
+        leaf.cells.push_back(static_cast<int>(cell));
+      }
+      for (int& cell : places) cell = place_of[static_cast<size_t>(cell)];
+      return places;
+    }
+    leaf.cells = places;
+    std::sort(leaf.cells.begin(), leaf.cells.end());
+    leaf.cells.erase(std::unique(leaf.cells.begin(), leaf.cells.end()), leaf.cells.end());
+    for (int& cell : places)
+      cell = static_cast<int>(std::lower_bound(leaf.cells.begin(), leaf.cells.end(), cell) - leaf.cells.begin());
+    return places;
   }
 
   void gather(TreeNode& node) {
@@ -386,9 +403,10 @@ class AllPairs {
 
   void finish(TreeNode& leaf) {
     if (leaf.potentials.empty()) return;
+    const std::vector<int> places = number_cells_of(leaf);
     for (int i = leaf.begin; i < leaf.end; i++) {
       const double u = place(i);
-      const size_t c = position(leaf, cell_[static_cast<size_t>(i)]);
+      const size_t c = static_cast<size_t>(places[static_cast<size_t>(i - leaf.begin)]);
       double polynomials[kCount], slope = 0;
       chebyshev<kCount>(u, polynomials);
       const double* potential = &leaf.potentials[c * kCount];

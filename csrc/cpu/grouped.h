@@ -33,8 +33,7 @@ void for_groups(const Groups& groups, Real* slopes, int threads, const Body& bod
     for (int64_t group = part * count / parts; group < (part + 1) * count / parts; group++) {
       items.take(groups, group);
       body(items, group);
-      for (size_t i = 0; slopes && i < items.order.size(); i++)
-        slopes[items.order[i]] = static_cast<Real>(items.slopes[i]);
+      items.write_slopes(slopes);
     }
   });
 }
@@ -99,13 +98,12 @@ void forward_groups(const Groups& groups, const GroupOptions<Real>& options, con
       group += kGroupLanes;
       continue;
     }
-    items.take(groups, group);
+    items.take(groups, group, threads);
     if (is_large(items, options))
       forward_large_group(items, options, outputs.statistics, sums, threads);
     else
       forward_group(items, options, outputs.statistics, sums);
-    for (size_t i = 0; slopes && i < items.order.size(); i++)
-      slopes[items.order[i]] = static_cast<Real>(items.slopes[i]);
+    if (slopes) items.write_slopes(slopes, threads);
     group++;
   }
 }

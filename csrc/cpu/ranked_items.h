@@ -22,7 +22,7 @@ struct RankedItems {
   std::vector<Real> rewards, directions;
   std::vector<double> slopes;
 
-  void take(const Groups& groups, int64_t group) {
+  void take(const Groups& groups, int64_t group, int threads = 1) {
     const int64_t* const ranks = groups.ranks;
     const int64_t begin = groups.begin(group);
     make_room(static_cast<int>(groups.size_of(group)));
@@ -30,11 +30,19 @@ struct RankedItems {
     order.resize(count);
     sort(ranks, begin);
     const Real* const given = static_cast<const Real*>(groups.rewards);
-    for (size_t i = 0; i < count; i++) rewards[i] = given[order[i]];
-    for (size_t i = count; i-- > 0;) {
+    for_items(threads, [&](size_t i) {
+      rewards[i] = given[order[i]];
       const bool last = i + 1 == count || ranks[order[i]] < ranks[order[i + 1]];
-      level_end[i] = last ? static_cast<int>(i) + 1 : level_end[i + 1];
+      level_end[i] = last ? static_cast<int>(i) + 1 : 0;
+    });
+    for (size_t i = count; i-- > 0;) {
+      if (level_end[i] == 0) level_end[i] = level_end[i + 1];
     }
+  }
+
+  // Each item's slope to its place among all.
+  void write_slopes(Real* all, int threads = 1) const {
+    for_items(threads, [&](size_t i) { all[order[i]] = static_cast<Real>(slopes[i]); });
   }
 
   // The items [begin, end) of another group.
@@ -63,6 +71,15 @@ struct RankedItems {
   }
 
  private:
+  template <typename Body>
+  void for_items(int threads, const Body& body) const {
+    constexpr int64_t kPart = 8192;
+    for_chunks((size + kPart - 1) / kPart, threads, [&](int64_t part) {
+      const size_t end = static_cast<size_t>(std::min<int64_t>(size, (part + 1) * kPart));
+      for (size_t i = static_cast<size_t>(part * kPart); i < end; i++) body(i);
+    });
+  }
+
   void make_room(int items) {
     size = items;
     const size_t room = static_cast<size_t>((size + kTile - 1) / kTile * kTile);
