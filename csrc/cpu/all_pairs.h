@@ -19,7 +19,7 @@ namespace prefloss::cpu {
 namespace {
 
 // A leaf has no more items than this. Where there are many cells, each has few of a node's items, and pairs cost less.
-constexpr int kLeaf = 96, kLeafOfManyCells = 768;
+constexpr int kLeaf = 128, kLeafOfManyCells = 768;
 constexpr size_t kManyCells = 40;
 
 // What a node's items have in a cell besides moments, for cells far above: with u the place in the cell, of all u, and
@@ -74,6 +74,7 @@ class AllPairs {
     ranked_.prepare(range, threads_);
     if (options_.half_ties) tied_.prepare(range, threads_);
     wide_ = ranked_.wide || tied_.wide;
+    visit_pairs();
     for_nodes(leaves_, [&](TreeNode& leaf) { start(leaf); });
     for (size_t depth = depths_.size(); depth-- > 0;) for_nodes(depths_[depth], [&](TreeNode& node) { gather(node); });
     for (const std::vector<int>& nodes : depths_) for_nodes(nodes, [&](TreeNode& node) { interact(node); });
@@ -111,6 +112,8 @@ class AllPairs {
   double place(int i) const { return score(i) - 2 * keys_[static_cast<size_t>(cell_[static_cast<size_t>(i)])] - 1; }
   // In the midst of the scores.
   double origin() const { return 2 * keys_[keys_.size() / 2]; }
+
+  TreeNode& node(int n) { return nodes_[static_cast<size_t>(n)]; }
 
   template <typename Body>
   void for_nodes(const std::vector<int>& nodes, const Body& body) {
@@ -194,16 +197,49 @@ class AllPairs {
 
   const Relation<Real>& relation_of(const TreeNode& node) const { return node.tied ? tied_ : ranked_; }
 
-  // A leaf's own pairs, and its moments.
-  void start(TreeNode& leaf) {
-    if (!leaf.tied || options_.half_ties) {
-      RankedItems<Real> own;
-      own.copy_of(items_, leaf.begin, leaf.end);
-      double sums[kGroupSums];
-      forward_group(own, options_, statistics_, sums);
-      leaf.sums = {sums[kTerms], sums[kPairLoss], sums[kPairLossSquared]};
-      std::copy_n(own.slopes.begin(), leaf.size(), items_.slopes.begin() + leaf.begin);
+  // The pairs within the leaves; with the default options several leaves at a time.
+  void visit_pairs() {
+    std::vector<int> leaves;
+    for (const int leaf : leaves_) {
+      if (!node(leaf).tied || options_.half_ties) leaves.push_back(leaf);
     }
+    const bool in_lanes = options_.plain && !options_.half_ties && !statistics_ && leaf_ == kLeaf;
+    const int64_t count = static_cast<int64_t>(leaves.size()), unit = in_lanes ? kTile : 1,
+                  units = (count + unit - 1) / unit, parts = std::min<int64_t>(units, 64);
+    for_chunks(parts, threads_, [&](int64_t part) {
+      RankedLanes<Real> lanes;
+      for (int64_t n = part * units / parts * unit; n < std::min(count, (part + 1) * units / parts * unit); n += unit) {
+        if (in_lanes)
+          visit_pairs_in_lanes(lanes, &leaves[static_cast<size_t>(n)], static_cast<int>(std::min(unit, count - n)));
+        else
+          visit_pairs_of(node(leaves[static_cast<size_t>(n)]));
+      }
+    });
+  }
+
+  void visit_pairs_of(TreeNode& leaf) {
+    RankedItems<Real> own;
+    own.copy_of(items_, leaf.begin, leaf.end);
+    double sums[kGroupSums];
+    forward_group(own, options_, statistics_, sums);
+    leaf.sums = {sums[kTerms], sums[kPairLoss], sums[kPairLossSquared]};
+    std::copy_n(own.slopes.begin(), leaf.size(), items_.slopes.begin() + leaf.begin);
+  }
+
+  void visit_pairs_in_lanes(RankedLanes<Real>& lanes, const int* leaves, int count) {
+    lanes.clear(kLeaf);
+    for (int lane = 0; lane < count; lane++) lanes.set(lane, items_, node(leaves[lane]).begin, node(leaves[lane]).end);
+    lanes.add_plain_pairs();
+    for (int lane = 0; lane < count; lane++) {
+      TreeNode& leaf = node(leaves[lane]);
+      leaf.sums.terms = lanes.terms.of[lane];
+      for (int i = leaf.begin; i < leaf.end; i++)
+        items_.slopes[static_cast<size_t>(i)] = lanes.slopes[static_cast<size_t>(i - leaf.begin)].of[lane];
+    }
+  }
+
+  // A leaf's moments.
+  void start(TreeNode& leaf) {
     const std::vector<int> places = number_cells_of(leaf);
     leaf.moments.assign(leaf.cells.size() * kCount, 0.0);
     if (wide_) leaf.far.assign(leaf.cells.size(), {});

@@ -7,21 +7,13 @@
 #include <vector>
 
 #include "../groups.h"
-#include "chunks.h"
+#include "ranked_lanes.h"
 
 namespace prefloss::cpu {
 namespace {
 
-constexpr int kGroupLanes = 16;
+constexpr int kGroupLanes = kTile;
 constexpr int64_t kMostInLane = 64;  // larger groups fill loops by themselves
-
-// x where it is wanted, else infinity; by its bits, or the compiler would load x under a mask, and not vectorise.
-template <typename Real>
-inline Real or_infinity(bool wanted, Real x) {
-  using Bits = decltype(to_bits(x));
-  const Bits keep = Bits(0) - static_cast<Bits>(wanted);
-  return from_bits((to_bits(x) & keep) | (to_bits(std::numeric_limits<Real>::infinity()) & ~keep));
-}
 
 // -x where it is wanted.
 template <typename Real>
@@ -29,11 +21,6 @@ inline Real negated_if(bool wanted, Real x) {
   using Bits = decltype(to_bits(x));
   return from_bits(to_bits(x) ^ (static_cast<Bits>(wanted) << (8 * sizeof(Real) - 1)));
 }
-
-template <typename Value>
-struct Lanes {
-  alignas(64) Value of[kGroupLanes] = {};
-};
 
 // Up to kGroupLanes groups, item by item: item i of every lane's group lies together. Where a group has no such item
 // the lane is not `there`.

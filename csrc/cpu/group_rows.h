@@ -7,18 +7,12 @@
 #pragma once
 
 #include <algorithm>
-#include <limits>
-#include <type_traits>
 
 #include "group_lanes.h"
-#include "ranked_items.h"
+#include "ranked_lanes.h"
 
 namespace prefloss::cpu {
 namespace {
-
-// An integer as wide as Real: their comparisons fill the same vectors.
-template <typename Real>
-using IntegerLike = std::conditional_t<sizeof(Real) == sizeof(double), int64_t, int32_t>;
 
 // The item i paired with the items [begin, end) behind it.
 struct Range {
@@ -40,15 +34,7 @@ struct LaneSums {
   }
 };
 
-constexpr int kRows = 8;       // items that meet a tile before its sums go on in float64
-constexpr int kSegment = 512;  // others that an item meets before its slope does
-
-// A tile, and the items that meet it.
-template <typename Real>
-struct TileSums {
-  Real slope[kTile] = {}, product[kTile] = {}, hinge[kTile] = {};
-};
-
+// Items that meet a tile.
 template <typename Real>
 struct Rows {
   int count = 0;
@@ -66,9 +52,9 @@ void add_plain_tile(Rows<Real>& rows, const Real* others, IntegerLike<Real> firs
     const Real a = rows.rewards[row];
     const Integer begin = rows.begin[row];
     Real* __restrict slopes = rows.slopes[row];
-    Real* __restrict slope = sums.slope;
-    Real* __restrict product = sums.product;
-    Real* __restrict hinge = sums.hinge;
+    Real* __restrict slope = sums.slope.of;
+    Real* __restrict product = sums.product.of;
+    Real* __restrict hinge = sums.hinge.of;
 #pragma omp simd
     for (Integer lane = 0; lane < kTile; lane++) {
       const Integer j = first + lane;
@@ -107,10 +93,10 @@ void add_plain_rows(RankedItems<Real>& items, int top, LaneSums& sums) {
       add_plain_tile<false>(rows, others, first, end, tile);
     double* __restrict slopes = &items.slopes[static_cast<size_t>(first)];
     for (int lane = 0; lane < kTile; lane++) {
-      const double u = static_cast<double>(tile.product[lane]);
-      slopes[lane] += static_cast<double>(tile.slope[lane]);
+      const double u = static_cast<double>(tile.product.of[lane]);
+      slopes[lane] += static_cast<double>(tile.slope.of[lane]);
       sums.product[lane] += fused(sums.product[lane], u, u);
-      sums.terms[lane] += static_cast<double>(tile.hinge[lane]);
+      sums.terms[lane] += static_cast<double>(tile.hinge.of[lane]);
     }
     if (first + kTile < end && (first + kTile) % kSegment != 0) continue;
     for (int row = 0; row < rows.count; row++) {
