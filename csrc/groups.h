@@ -45,6 +45,8 @@ enum GroupSum : int {
   kGroupSums
 };
 
+PREFLOSS_HOST_DEVICE constexpr int group_sums(bool statistics) { return statistics ? kGroupSums : kTerms + 1; }
+
 // How the groups' sums become a loss: one number a row, or (`per_group`) one a group.
 struct GroupAverage {
   const double* weight = nullptr;  // one a group
@@ -79,20 +81,25 @@ PREFLOSS_HOST_DEVICE double share_of(const GroupAverage& average, int64_t group,
   return pairs == 0 ? 0 : average.over_pairs ? weight : weight / pairs;
 }
 
-// What a group adds to the sums of its row.
-PREFLOSS_HOST_DEVICE Partial part_of_row(const double* group, double share, bool statistics) {
+// A group's loss.
+PREFLOSS_HOST_DEVICE double group_loss(const double* group, double share) {
+  return share == 0 ? 0 : share * group[kTerms];
+}
+
+// Adds a group to the sums of its row.
+PREFLOSS_HOST_DEVICE void add_to_row(const double* group, double share, bool statistics, Partial& row) {
+  if (share == 0) return;
+  row.terms += group_loss(group, share);
+  row.weight += share * group[kPairs];
+  if (!statistics) return;
   Partial part = Partial::zero();
-  if (share == 0) return part;
-  part.terms = share * group[kTerms];
-  part.weight = share * group[kPairs];
-  if (!statistics) return part;
   part.sums[kCount] = group[kPairs];
   part.sums[kWeightSquared] = share * share * group[kPairs];
   part.sums[kWeightedLoss] = share * group[kPairLoss];
   part.sums[kWeightSquaredLoss] = share * share * group[kPairLoss];
   part.sums[kWeightSquaredLossSquared] = share * share * group[kPairLossSquared];
   for (int k = kPairsCorrect; k < kGroupSums; k++) part.sums[kCorrect + k - kPairsCorrect] = group[k];
-  return part;
+  row.add(part);
 }
 
 }  // namespace prefloss

@@ -228,7 +228,13 @@ class AllPairs {
 
   void visit_pairs_in_lanes(RankedLanes<Real>& lanes, const int* leaves, int count) {
     lanes.clear(kLeaf);
-    for (int lane = 0; lane < count; lane++) lanes.set(lane, items_, node(leaves[lane]).begin, node(leaves[lane]).end);
+    for (int lane = 0; lane < count; lane++) {
+      const TreeNode& leaf = node(leaves[lane]);
+      lanes.put_size(lane, leaf.size());
+      for (int i = leaf.begin; i < leaf.end; i++)
+        lanes.put(lane, i - leaf.begin, items_.rewards[static_cast<size_t>(i)],
+                  std::min(items_.level_end[static_cast<size_t>(i)], leaf.end) - leaf.begin);
+    }
     lanes.add_plain_pairs();
     for (int lane = 0; lane < count; lane++) {
       TreeNode& leaf = node(leaves[lane]);

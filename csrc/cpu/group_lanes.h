@@ -1,5 +1,4 @@
-// Small groups, so many at a time as a loop has lanes: each lane has a group of its own, and the loops over pairs
-// vectorise whatever the groups' size. Compiled once per instruction set, so everything here has internal linkage.
+// Small groups of much one size, in lanes. Compiled once per instruction set, so everything here has internal linkage.
 #pragma once
 
 #include <algorithm>
@@ -12,96 +11,95 @@
 namespace prefloss::cpu {
 namespace {
 
-constexpr int kGroupLanes = kTile;
-constexpr int64_t kMostInLane = 64;  // larger groups fill loops by themselves
+constexpr int64_t kMostInLane = 128;  // larger groups fill loops by themselves
 
-// -x where it is wanted.
-template <typename Real>
-inline Real negated_if(bool wanted, Real x) {
-  using Bits = decltype(to_bits(x));
-  return from_bits(to_bits(x) ^ (static_cast<Bits>(wanted) << (8 * sizeof(Real) - 1)));
+// Whether the groups from `group` on, as many as there are lanes, are small and much of one size.
+inline bool fill_lanes(const Groups& groups, int64_t group) {
+  const int64_t end = group + kTile;
+  if (end > groups.count()) return false;
+  int64_t largest = 0, squares = 0;
+  for (int64_t g = group; g < end; g++) {
+    const int64_t size = groups.size_of(g);
+    largest = std::max(largest, size);
+    squares += size * size;
+  }
+  return largest <= kMostInLane && 2 * squares >= kTile * largest * largest;
 }
 
-// Up to kGroupLanes groups, item by item: item i of every lane's group lies together. Where a group has no such item
-// the lane is not `there`.
+// As many groups as there are lanes. An item's place in rank order is the number of those that come before it.
 template <typename Real>
 struct GroupsInLanes {
-  int64_t first = 0, count = 0, size = 0;  // the groups, and the items of the largest
-  std::vector<Lanes<Real>> rewards;
-  std::vector<Lanes<int64_t>> ranks, there;
-  std::vector<Lanes<double>> slopes;
-  Lanes<double> pairs, hinge, product, sums[kGroupSums];
+  int largest = 0;
+  std::vector<Lanes<int64_t>> ranks, places, ends;  // `ends`: where the items of higher rank begin
+  RankedLanes<Real> lanes;
 
-  void take(const Groups& groups, int64_t group, int64_t end) {
-    first = group;
-    count = end - group;
-    size = 0;
-    for (int64_t g = group; g < end; g++) size = std::max(size, groups.size_of(g));
-    const size_t items = static_cast<size_t>(size);
-    rewards.assign(items, {});
-    ranks.assign(items, {});
-    there.assign(items, {});
-    slopes.assign(items, {});
-    pairs = hinge = product = {};
-    const Real* given = static_cast<const Real*>(groups.rewards);
-    for (int64_t lane = 0; lane < count; lane++) {
-      const int64_t begin = groups.begin(first + lane), its = groups.size_of(first + lane);
-      for (int64_t i = 0; i < its; i++) {
+  // Their sums, without statistics, and their slopes.
+  void forward(const Groups& groups, int64_t first, Real* slopes, double* sums) {
+    take(groups, first);
+    lanes.add_plain_pairs();
+    for (int lane = 0; lane < kTile; lane++) {
+      const int64_t begin = groups.begin(first + lane), size = groups.size_of(first + lane);
+      double pairs = 0;
+      for (int64_t i = 0; i < size; i++) {
+        const size_t item = static_cast<size_t>(i), place = static_cast<size_t>(places[item].of[lane]);
+        pairs += static_cast<double>(std::max<int64_t>(size - ends[item].of[lane], 0));
+        if (slopes) slopes[begin + i] = static_cast<Real>(lanes.slopes[place].of[lane]);
+      }
+      sums[lane * group_sums(false) + kPairs] = pairs;
+      sums[lane * group_sums(false) + kTerms] = lanes.terms.of[lane];
+    }
+  }
+
+ private:
+  void take(const Groups& groups, int64_t first) {
+    largest = 0;
+    for (int lane = 0; lane < kTile; lane++)
+      largest = std::max(largest, static_cast<int>(groups.size_of(first + lane)));
+    const size_t count = static_cast<size_t>(largest);
+    Lanes<int64_t> last;  // where a group has fewer items, the others come last
+    std::fill(last.of, last.of + kTile, std::numeric_limits<int64_t>::max());
+    ranks.assign(count, last);
+    for (int lane = 0; lane < kTile; lane++) {
+      const int64_t* its = groups.ranks + groups.begin(first + lane);
+      for (int64_t i = 0; i < groups.size_of(first + lane); i++) ranks[static_cast<size_t>(i)].of[lane] = its[i];
+    }
+    find_places();
+    lanes.clear(largest);
+    for (int lane = 0; lane < kTile; lane++) {
+      const Real* its = static_cast<const Real*>(groups.rewards) + groups.begin(first + lane);
+      const int size = static_cast<int>(groups.size_of(first + lane));
+      lanes.put_size(lane, size);
+      for (int i = 0; i < size; i++) {
         const size_t item = static_cast<size_t>(i);
-        rewards[item].of[lane] = given[begin + i];
-        ranks[item].of[lane] = groups.ranks[begin + i];
-        there[item].of[lane] = 1;
+        lanes.put(lane, static_cast<int>(places[item].of[lane]), its[i], static_cast<int>(ends[item].of[lane]));
       }
     }
   }
 
-  void write_slopes(const Groups& groups, Real* result) const {
-    for (int64_t lane = 0; lane < count; lane++) {
-      const int64_t begin = groups.begin(first + lane), its = groups.size_of(first + lane);
-      for (int64_t i = 0; i < its; i++) result[begin + i] = static_cast<Real>(slopes[static_cast<size_t>(i)].of[lane]);
+  void find_places() {
+    places.assign(ranks.size(), {});
+    ends.assign(ranks.size(), {});
+    for (size_t i = 0; i < ranks.size(); i++) {
+      const int64_t* rank = ranks[i].of;
+      int64_t* __restrict place = places[i].of;
+      int64_t* __restrict end = ends[i].of;
+      for (int lane = 0; lane < kTile; lane++) end[lane]++;
+      for (size_t j = 0; j < i; j++) {
+        const int64_t* other_rank = ranks[j].of;
+        int64_t* __restrict other_place = places[j].of;
+        int64_t* __restrict other_end = ends[j].of;
+#pragma omp simd
+        for (int lane = 0; lane < kTile; lane++) {
+          const int64_t behind = rank[lane] < other_rank[lane] ? 1 : 0, ahead = other_rank[lane] < rank[lane] ? 1 : 0;
+          place[lane] += 1 - behind;
+          end[lane] += 1 - behind;
+          other_place[lane] += behind;
+          other_end[lane] += 1 - ahead;
+        }
+      }
     }
   }
 };
-
-// All pairs, with the default options: one exponential for loss and slope. A pair that does not count has z = infinity,
-// loss and slope 0.
-template <typename Real>
-void add_plain_pairs(GroupsInLanes<Real>& groups) {
-  int products = 0;
-  for (size_t i = 0; i < groups.rewards.size(); i++) {
-    const Real* a = groups.rewards[i].of;
-    const int64_t* rank = groups.ranks[i].of;
-    double* __restrict slope = groups.slopes[i].of;
-    for (size_t j = i + 1; j < groups.rewards.size(); j++) {
-      if (products++ == PairLossSum::kMost) {
-        for (int lane = 0; lane < kGroupLanes; lane++) {
-          groups.hinge.of[lane] += log1p_positive(groups.product.of[lane]);
-          groups.product.of[lane] = 0;
-        }
-        products = 1;
-      }
-      const Real* b = groups.rewards[j].of;
-      const int64_t *other_rank = groups.ranks[j].of, *there = groups.there[j].of;
-      double* __restrict other_slope = groups.slopes[j].of;
-      double* __restrict pairs = groups.pairs.of;
-      double* __restrict product = groups.product.of;
-      double* __restrict hinge = groups.hinge.of;
-#pragma omp simd
-      for (int lane = 0; lane < kGroupLanes; lane++) {
-        const bool ahead = rank[lane]<other_rank[lane], behind = rank[lane]> other_rank[lane];
-        const bool counted = (ahead | behind) & (there[lane] != 0);
-        const Real z = or_infinity(counted, negated_if(behind, a[lane] - b[lane]));
-        PairLossSum loss{product[lane], hinge[lane]};
-        const double s = static_cast<double>(negated_if(behind, loss.add_for_slope(z)));
-        product[lane] = loss.u;
-        hinge[lane] = loss.hinge;
-        pairs[lane] += counted ? 1.0 : 0.0;
-        slope[lane] += s;
-        other_slope[lane] -= s;
-      }
-    }
-  }
-}
 
 }  // namespace
 }  // namespace prefloss::cpu

@@ -8,7 +8,6 @@
 
 #include <algorithm>
 
-#include "group_lanes.h"
 #include "ranked_lanes.h"
 
 namespace prefloss::cpu {

@@ -46,11 +46,10 @@ void finish_groups(const Groups& groups, const double* table, const GroupAverage
   Real* loss = static_cast<Real*>(outputs.loss);
   const int64_t begin = row * groups.groups, end = begin + groups.groups;
   for (int64_t g = begin; g < end; g++) {
-    const double* group = table + g * kGroupSums;
+    const double* group = table + g * group_sums(outputs.statistics);
     outputs.factors[g] = share_of(average, g, group[kPairs]);
-    const Partial part = part_of_row(group, outputs.factors[g], outputs.statistics);
-    if (average.per_group) loss[g] = static_cast<Real>(part.terms);
-    total.add(part);
+    if (average.per_group) loss[g] = static_cast<Real>(group_loss(group, outputs.factors[g]));
+    add_to_row(group, outputs.factors[g], outputs.statistics, total);
   }
   finish_row<Real>(total, average.divisor, {average.per_group ? nullptr : loss, {}, outputs.sums, outputs.statistics},
                    row);
@@ -59,50 +58,28 @@ void finish_groups(const Groups& groups, const double* table, const GroupAverage
   for (int64_t g = begin; g < end; g++) outputs.factors[g] /= by;
 }
 
-// Whether the groups from `group` on, as many as there are lanes, are small and much of one size.
-inline bool fill_lanes(const Groups& groups, int64_t group) {
-  const int64_t end = group + kGroupLanes;
-  if (end > groups.count()) return false;
-  int64_t largest = 0, squares = 0;
-  for (int64_t g = group; g < end; g++) {
-    const int64_t size = groups.size_of(g);
-    largest = std::max(largest, size);
-    squares += size * size;
-  }
-  return largest <= kMostInLane && 2 * squares >= kGroupLanes * largest * largest;
-}
-
-// The sums of so many groups, without statistics, into kGroupSums each.
-template <typename Real>
-void forward_lanes(GroupsInLanes<Real>& lanes, const Groups& groups, int64_t group, Real* slopes, double* sums) {
-  lanes.take(groups, group, group + kGroupLanes);
-  add_plain_pairs(lanes);
-  for (int lane = 0; lane < kGroupLanes; lane++) {
-    sums[lane * kGroupSums + kPairs] = lanes.pairs.of[lane];
-    sums[lane * kGroupSums + kTerms] = PairLossSum{lanes.product.of[lane], lanes.hinge.of[lane]}.value();
-  }
-  if (slopes) lanes.write_slopes(groups, slopes);
-}
-
 template <typename Real>
 void forward_groups(const Groups& groups, const GroupOptions<Real>& options, const GroupOutputs& outputs, int64_t begin,
                     int64_t end, double* table, int threads) {
   Real* slopes = static_cast<Real*>(outputs.slopes);
   GroupsInLanes<Real> lanes;
   RankedItems<Real> items;
+  const int stride = group_sums(outputs.statistics);
+  double its_sums[kGroupSums];
   for (int64_t group = begin; group < end;) {
-    double* sums = table + group * kGroupSums;
-    if (options.plain && !options.half_ties && !outputs.statistics && group + kGroupLanes <= end &&
+    double* sums = table + group * stride;
+    if (options.plain && !options.half_ties && !outputs.statistics && group + kTile <= end &&
         fill_lanes(groups, group)) {
-      forward_lanes(lanes, groups, group, slopes, sums);
-      group += kGroupLanes;
+      lanes.forward(groups, group, slopes, sums);
+      group += kTile;
       continue;
     }
     items.take(groups, group, threads);
     if (is_large(items, options))
-      forward_large_group(items, options, outputs.statistics, sums, threads);
+      forward_large_group(items, options, outputs.statistics, its_sums, threads);
     else
-      forward_group(items, options, outputs.statistics, sums);
+      forward_group(items, options, outputs.statistics, its_sums);
+    std::copy_n(its_sums, stride, sums);
     if (slopes) items.write_slopes(slopes, threads);
     group++;
   }
@@ -113,9 +90,9 @@ void grouped(const Groups& groups, const GroupAverage& average, const GroupOutpu
   const GroupOptions<Real> options(groups);
   const int64_t count = groups.count();
   // Shares of as many groups as there are lanes, if they are small; else of one.
-  const int64_t unit = groups.items <= kMostInLane * count ? kGroupLanes : 1, units = (count + unit - 1) / unit,
+  const int64_t unit = groups.items <= kMostInLane * count ? kTile : 1, units = (count + unit - 1) / unit,
                 parts = std::min<int64_t>(units, 64);
-  std::vector<double> table(static_cast<size_t>(count * kGroupSums));
+  std::vector<double> table(static_cast<size_t>(count * group_sums(outputs.statistics)));
   for_chunks(parts, useful_threads(groups, threads), [&](int64_t part) {
     const int64_t begin = part * units / parts * unit, end = std::min(count, (part + 1) * units / parts * unit);
     forward_groups<Real>(groups, options, outputs, begin, end, table.data(), threads);

@@ -61,18 +61,17 @@ struct RankedLanes {
     terms = {};
   }
 
-  // The items [first, last) of a group, which are no more than were cleared.
-  void set(int lane, const RankedItems<Real>& items, int first, int last) {
-    size = std::max(size, last - first);
-    least = std::min(least, last - first);
-    end.of[lane] = last - first;
-    for (int i = first; i < last; i++) {
-      const size_t item = static_cast<size_t>(i - first);
-      const int behind = std::min(items.level_end[static_cast<size_t>(i)], last);
-      rewards[item].of[lane] = items.rewards[static_cast<size_t>(i)];
-      begin[item].of[lane] = behind - first;
-      distinct &= behind == i + 1;
-    }
+  // An item of a lane's group, at its place in rank order; `behind`: where the items of higher rank begin.
+  void put(int lane, int place, Real reward, int behind) {
+    rewards[static_cast<size_t>(place)].of[lane] = reward;
+    begin[static_cast<size_t>(place)].of[lane] = behind;
+    distinct &= behind == place + 1;
+  }
+
+  void put_size(int lane, int items) {
+    size = std::max(size, items);
+    least = std::min(least, items);
+    end.of[lane] = items;
   }
 
   // All pairs, with the default options.

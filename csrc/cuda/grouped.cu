@@ -17,7 +17,7 @@ namespace {
 constexpr int kTile = 8;      // pairs that are added up in Real
 constexpr int kSegment = 32;  // and in float64, before they go on: for fewer roundings of one sum
 template <bool kStatistics>
-constexpr int kItemSums = kStatistics ? kGroupSums : kTerms + 1;
+constexpr int kItemSums = group_sums(kStatistics);
 
 // Blocks a row of the kernel that adds up groups, a warp each.
 int64_t summing_blocks(int64_t groups) {
@@ -187,10 +187,9 @@ __global__ void __launch_bounds__(kThreads, 2) add_groups(Groups groups, GroupAv
       }
       if (lane != 0) continue;
       const double share = share_of(average, group, sums[kPairs]);
-      const Partial part = part_of_row(sums, share, kStatistics);
       outputs.factors[group] = share;
-      if (average.per_group) loss[group] = static_cast<Real>(part.terms);
-      partial.add(part);
+      if (average.per_group) loss[group] = static_cast<Real>(group_loss(sums, share));
+      add_to_row(sums, share, kStatistics, partial);
     }
     finish_block<Real, kStatistics>(partial, average.divisor, of_row, partials, row, block, blocks);
   });
@@ -256,7 +255,7 @@ cudaError_t forward(const Groups& groups, const GroupAverage& average, const Gro
       launch(items, blocks_for(groups.items), where, groups, static_cast<Real*>(outputs.slopes), where.scratch);
   if (status != cudaSuccess) return status;
   const int64_t blocks = summing_blocks(groups.groups);
-  double* const after = where.scratch + groups.items * (statistics ? kItemSums<true> : kItemSums<false>);
+  double* const after = where.scratch + groups.items * group_sums(statistics);
   Partial* const partials = reinterpret_cast<Partial*>(after);
   status = launch(statistics ? add_groups<Real, true> : add_groups<Real, false>, groups.rows * blocks, where, groups,
                   average, outputs, where.scratch, partials, blocks);
@@ -283,8 +282,8 @@ cudaError_t second(const Groups& groups, const void* direction, void* result, co
 }  // namespace
 
 int64_t grouped_scratch_size(int64_t rows, int64_t groups, int64_t items, bool statistics) {
-  return items * (statistics ? kItemSums<true> : kItemSums<false>)+rows * summing_blocks(groups) *
-         static_cast<int64_t>(sizeof(Partial) / sizeof(double));
+  return items * group_sums(statistics) +
+         rows * summing_blocks(groups) * static_cast<int64_t>(sizeof(Partial) / sizeof(double));
 }
 
 int grouped_forward(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs,

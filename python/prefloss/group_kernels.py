@@ -11,7 +11,7 @@ from . import _core
 from .kernels import SUMS, Place, accumulation_dtype, place, threads
 
 # Groups of so many items take linear time on the CPU; in smaller ones it is quicker to visit each pair.
-LARGE = 2048
+LARGE = 1024
 
 
 class Groups(NamedTuple):
