@@ -221,8 +221,13 @@ class AllPairs {
     RankedItems<Real> own;
     own.copy_of(items_, leaf.begin, leaf.end);
     double sums[kGroupSums];
-    forward_group(own, options_, statistics_, sums);
-    leaf.sums = {sums[kTerms], sums[kPairLoss], sums[kPairLossSquared]};
+    forward_group(own, options_, false, sums);
+    leaf.sums.terms = sums[kTerms];
+    if (statistics_) {
+      for_ranges(own, options_, [&](const Range& range, const PairOptions<Real>& pairs, bool) {
+        add_losses(own, range, pairs, leaf.sums.losses, leaf.sums.squares);
+      });
+    }
     std::copy_n(own.slopes.begin(), leaf.size(), items_.slopes.begin() + leaf.begin);
   }
 

@@ -23,6 +23,13 @@ struct LaneSums {
   double terms[kTile] = {}, product[kTile] = {};
   int products = 0;
 
+  void move_to(LaneSums& others) {
+    for (int lane = 0; lane < kTile; lane++) {
+      others.terms[lane] += terms[lane];
+      terms[lane] = 0;
+    }
+  }
+
   // A product of so many pairs' losses has a limit.
   void flush() {
     for (int lane = 0; lane < kTile; lane++) {
@@ -122,10 +129,11 @@ void add_row(RankedItems<Real>& items, const Range& range, const PairOptions<Rea
   const Integer begin = static_cast<Integer>(range.begin), end = static_cast<Integer>(range.end);
   const Formula<Real> formula = options.formula;
   const Real a = items.rewards[static_cast<size_t>(range.i)], margin = options.margin, target = options.target;
-  double slope[kTile] = {}, terms[kTile] = {};
+  double slope[kTile] = {};
   for (Integer first = begin / kTile * kTile; first < end; first += kTile) {
     const Real* __restrict others = &items.rewards[static_cast<size_t>(first)];
     double* __restrict slopes = &items.slopes[static_cast<size_t>(first)];
+    double* __restrict terms = sums.terms;
 #pragma omp simd
     for (Integer lane = 0; lane < kTile; lane++) {
       const Integer j = first + lane;
@@ -140,23 +148,37 @@ void add_row(RankedItems<Real>& items, const Range& range, const PairOptions<Rea
   double total = 0;
   for (const double lane : slope) total += lane;
   items.slopes[static_cast<size_t>(range.i)] += total;
-  for (int lane = 0; lane < kTile; lane++) sums.terms[lane] += terms[lane];
+}
+
+// The sums of a range's losses and of their squares.
+template <typename Real>
+void add_losses(const RankedItems<Real>& items, const Range& range, const PairOptions<Real>& options, double& losses,
+                double& squares) {
+  const Real a = items.rewards[static_cast<size_t>(range.i)];
+  const Real* others = items.rewards.data();
+  double l1 = 0, l2 = 0;
+#pragma omp simd reduction(+ : l1, l2)
+  for (int j = range.begin; j < range.end; j++) {
+    const double loss = static_cast<double>(options.formula.loss(a, others[j], options.margin, options.target));
+    l1 += loss;
+    l2 += loss * loss;
+  }
+  losses += l1;
+  squares += l2;
 }
 
 // What PairStats wants to know of a range's pairs. Those of equal rank count half in each order.
 template <typename Real>
 void add_statistics(const RankedItems<Real>& items, const Range& range, const PairOptions<Real>& options, bool ties,
                     double* sums) {
+  add_losses(items, range, options, sums[kPairLoss], sums[kPairLossSquared]);
   const Real a = items.rewards[static_cast<size_t>(range.i)];
   const Real* others = items.rewards.data();
-  double l1 = 0, l2 = 0, above = 0, below = 0, d1 = 0, d2 = 0, b1 = 0, b2 = 0;
-#pragma omp simd reduction(+ : l1, l2, above, below, d1, d2, b1, b2)
+  double above = 0, below = 0, d1 = 0, d2 = 0, b1 = 0, b2 = 0;
+#pragma omp simd reduction(+ : above, below, d1, d2, b1, b2)
   for (int j = range.begin; j < range.end; j++) {
     const Real b = others[j];
-    const double loss = static_cast<double>(options.formula.loss(a, b, options.margin, options.target));
     const double d = static_cast<double>(a - b), y = static_cast<double>(b);
-    l1 += loss;
-    l2 += loss * loss;
     above += a > b ? 1.0 : 0.0;
     below += a < b ? 1.0 : 0.0;
     d1 += d;
@@ -167,8 +189,6 @@ void add_statistics(const RankedItems<Real>& items, const Range& range, const Pa
   double equal = 0;
   for (int j = range.begin; j < range.end; j++) equal += a == others[j] ? 1.0 : 0.0;
   const double x = static_cast<double>(a), count = range.end - range.begin, a1 = count * x, a2 = count * (x * x);
-  sums[kPairLoss] += l1;
-  sums[kPairLossSquared] += l2;
   sums[kPairsCorrect] += ties ? 0.5 * (above + below) : above;
   sums[kPairsTied] += equal;
   sums[kPairDifference] += ties ? 0.0 : d1;
@@ -221,14 +241,17 @@ void for_ranges(const RankedItems<Real>& items, const GroupOptions<Real>& option
 
 template <typename Real>
 void forward_group(RankedItems<Real>& items, const GroupOptions<Real>& options, bool statistics, double* sums) {
-  LaneSums lanes;
+  LaneSums lanes, row;
   std::fill(sums, sums + kGroupSums, 0.0);
   if (options.plain) {
     for (int top = 0; top < items.size; top += kRows) add_plain_rows(items, top, lanes);
   }
   for_ranges(items, options, [&](const Range& range, const PairOptions<Real>& pairs, bool ties) {
     sums[kPairs] += range.end - range.begin;
-    if (!options.plain || ties) add_row(items, range, pairs, lanes);
+    if (!options.plain || ties) {
+      add_row(items, range, pairs, row);
+      row.move_to(lanes);  // two short sums round less than a long one
+    }
     if (statistics) add_statistics(items, range, pairs, ties, sums);
   });
   lanes.flush();
