@@ -170,6 +170,43 @@ def in_another_fork(*case):
     return results_of_processes("fork", everything, [case])[0]
 
 
+def items():
+    """Fewer than torch gives threads to in operations of its own, which hang in a fork."""
+    random = np.random.default_rng(3)
+    given = torch.from_numpy(random.normal(size=30_000)).float()
+    ranks = torch.from_numpy(random.integers(0, 20_000, 30_000))
+    return given, ranks, torch.from_numpy(random.integers(0, 30_000, (2, LARGE)))
+
+
+def everything_of_items(given, ranks, indices):
+    """Loss, statistics and gradient of a long list, of many groups and of comparisons by index, as bytes."""
+    given = given.detach().requires_grad_()
+    results = []
+    for loss, stats in (
+        prefloss.bradley_terry_loss_grouped(given[None], ranks[None], ties="half", return_stats=True),
+        prefloss.bradley_terry_loss_grouped(given.view(-1, 10), ranks.view(-1, 10), return_stats=True),
+        prefloss.bradley_terry_loss_indexed(given, *indices, return_stats=True),
+    ):
+        results += [loss, stats.sums, *torch.autograd.grad(loss, given)]
+    return [tensor.detach().view(-1).view(torch.uint8).numpy().tobytes() for tensor in results]
+
+
+@needs_fork
+def test_losses_over_items_have_the_same_bits_in_forks_and_in_threads_of_python():
+    ((here, *elsewhere),) = results_of_processes("spawn", items_here_and_elsewhere, [items()])
+    assert len(elsewhere) == 6
+    assert elsewhere == [here] * 6
+
+
+def items_here_and_elsewhere(*case):
+    warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
+    torch.set_num_threads(4)
+    here = everything_of_items(*case)
+    children = results_of_processes("fork", everything_of_items, [case, case])
+    with ThreadPoolExecutor(4) as pool:
+        return [here, *children, *pool.map(lambda _: everything_of_items(*case), range(4))]
+
+
 class Losses(Dataset):
     """The loss of pairs far too many for one worker thread, computed where the worker loads them."""
 
