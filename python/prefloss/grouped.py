@@ -73,6 +73,10 @@ def bradley_terry_loss_grouped(
     l(beta (a - b) - margin) + c (a + b)^2 of `bradley_terry_loss`. With two ranks only, positives and negatives, the mean over the
     pairs is the logistic surrogate of 1 - AUC.
 
+    On the CPU a group of 1,024 items or more takes time and memory in proportion to its items, not to its pairs: their sum
+    factorises over cells of rewards and a tree of ranks. An entry of the gradient is then right to 2^-23 of the sum of the absolute
+    values of its terms (float64: 1e-14). On a GPU, and for second derivatives, each pair is visited.
+
     Args:
         rewards: (B, K), B groups of K items; or (N,) with ``group_sizes``. float64, float32, bfloat16 or float16.
         ranks: of the rewards' shape, on their device; any real dtype. Lower is better, equal is a tie; no NaN.
@@ -98,7 +102,8 @@ def bradley_terry_loss_grouped(
             among ranks fails an assertion there.
         NotImplementedError: a device without kernels.
 
-    Sources: Ouyang et al. 2022 (arXiv 2203.02155) eq. 1; Burges et al. 2005 (RankNet); Gao & Zhou 2015 (AUC surrogates).
+    Sources: Ouyang et al. 2022 (arXiv 2203.02155) eq. 1; Burges et al. 2005 (RankNet); Gao & Zhou 2015 (AUC surrogates); for
+    sums that factorise, Greengard & Rokhlin 1987 (the fast multipole method).
     """
     sizes = arguments.as_group_sizes(group_sizes)
     rewards, ranks = arguments.check_groups(rewards, ranks, group_sizes)
