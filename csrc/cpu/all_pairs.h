@@ -38,9 +38,8 @@ class AllPairs {
     number_cells();
     grow();
     const double range = keys_.back() - keys_.front();
-    ranked_.prepare(range, threads_);
-    if (options_.half_ties) tied_.prepare(range, threads_);
-    wide_ = ranked_.wide || tied_.wide;
+    ranked_.prepare(interpolation_, range, threads_);
+    if (options_.half_ties) tied_.prepare(interpolation_, range, threads_);
     visit_pairs();
     for_nodes(leaves_, [&](TreeNode& leaf) { start(leaf); });
     for (size_t depth = depths_.size(); depth-- > 0;) for_nodes(depths_[depth], [&](TreeNode& node) { gather(node); });
@@ -60,7 +59,8 @@ class AllPairs {
   int threads_;
   double beta_, center_;
   Relation<Real> ranked_, tied_;
-  bool wide_ = false;         // whether there are cells that are far below others
+  const Interpolation<kCount> interpolation_{};
+  const Series<Real> series_{interpolation_};
   std::vector<double> keys_;  // of the cells: the scores in [2 key, 2 key + 2) are in it
   std::vector<int> cell_;     // of each item
   int leaf_ = kLeaf;
@@ -218,7 +218,6 @@ class AllPairs {
   void start(TreeNode& leaf) {
     const std::vector<int> places = number_cells_of(leaf);
     leaf.moments.assign(leaf.cells.size() * kCount, 0.0);
-    if (wide_) leaf.far.assign(leaf.cells.size(), {});
     for (int i = leaf.begin; i < leaf.end; i++) {
       const double u = place(i);
       leaf.rewards.add(Powers::of(static_cast<double>(items_.rewards[static_cast<size_t>(i)])));
@@ -228,10 +227,6 @@ class AllPairs {
       const size_t c = static_cast<size_t>(places[static_cast<size_t>(i - leaf.begin)]);
       double* moments = &leaf.moments[c * kCount];
       for (int k = 0; k < kCount; k++) moments[k] += polynomials[k];
-      if (!wide_) continue;
-      const double rising = std::exp(u), falling = 1 / rising;
-      leaf.far[c].rising.add({rising, u * rising, rising * rising});
-      leaf.far[c].falling.add({falling, -u * falling, falling * falling});
     }
   }
 
@@ -263,7 +258,6 @@ class AllPairs {
     std::set_union(left.cells.begin(), left.cells.end(), right.cells.begin(), right.cells.end(),
                    std::back_inserter(node.cells));
     node.moments.assign(node.cells.size() * kCount, 0.0);
-    if (wide_) node.far.assign(node.cells.size(), {});
     for (const TreeNode* child : {&left, &right}) {
       node.rewards.add(child->rewards);
       node.scores.add(child->scores);
@@ -272,9 +266,6 @@ class AllPairs {
         const double* its = &child->moments[c * kCount];
         double* moments = &node.moments[n * kCount];
         for (int k = 0; k < kCount; k++) moments[k] += its[k];
-        if (!wide_) continue;
-        node.far[n].rising.add(child->far[c].rising);
-        node.far[n].falling.add(child->far[c].falling);
       }
     }
   }
@@ -290,13 +281,11 @@ class AllPairs {
       for (size_t c = 0, n = 0; c < child->cells.size(); c++) {
         while (node.cells[n] != child->cells[c]) n++;
         std::copy_n(&node.potentials[n * kCount], kCount, &child->potentials[c * kCount]);
-        if (!wide_) continue;
-        child->far[c].rising_potential = node.far[n].rising_potential;
-        child->far[c].falling_potential = node.far[n].falling_potential;
       }
     }
     node.potentials = {};
-    node.sums = Interaction<Real>{keys_, beta_, center_, statistics_}.run(node.tied ? tied_ : ranked_, left, right);
+    node.sums =
+        Interaction<Real>{keys_, series_, beta_, center_, statistics_}.run(node.tied ? tied_ : ranked_, left, right);
   }
 
   void finish(TreeNode& leaf) {
@@ -309,10 +298,6 @@ class AllPairs {
       chebyshev<kCount>(u, polynomials);
       const double* potential = &leaf.potentials[c * kCount];
       for (int k = 0; k < kCount; k++) slope += potential[k] * polynomials[k];
-      if (wide_) {
-        const double e = std::exp(u);
-        slope += leaf.far[c].rising_potential * e + leaf.far[c].falling_potential / e;
-      }
       items_.slopes[static_cast<size_t>(i)] +=
           beta_ * slope + leaf.constant + leaf.linear * static_cast<double>(items_.rewards[static_cast<size_t>(i)]);
     }

@@ -2,14 +2,15 @@
 // everything here has internal linkage.
 //
 // softplus and sigma are analytic in the strip |Im z| < pi. So on a pair of cells they are polynomials to the last bit;
-// and on cells far apart softplus is linear or an exponential. Either way the sum over the pairs of two cells' items
-// factorises into sums over the items of each.
+// and on cells far apart a few exponentials, besides what is linear. Either way the sum over the pairs of two cells'
+// items factorises into sums over the items of each.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
+#include "../elementary.h"
 #include "chunks.h"
 
 namespace prefloss::cpu {
@@ -17,12 +18,15 @@ namespace {
 
 constexpr double kPi = 3.14159265358979323846;
 
-// How many polynomials. From |w| = kSimpleFrom on, softplus(w) is w, or exp(w), and sigma(w) is 1, or exp(w), to the
-// last bit of Real.
+// How many polynomials. softplus(w) is max(w, 0) and a series in exp(-|w|), log(1 + x): from |w| = kSeriesFrom on, so
+// many terms of it, and one less of its derivative and its square, are exact to the last bit of Real.
 template <typename Real>
 constexpr int kPolynomials = sizeof(Real) == sizeof(double) ? 20 : 12;
+constexpr int kSeries = 8;
 template <typename Real>
-constexpr double kSimpleFrom = sizeof(Real) == sizeof(double) ? 38 : 18;
+constexpr double kSeriesFrom = (sizeof(Real) == sizeof(double) ? 38.0 : 18.0) / (kSeries - 1);
+// Cells no further apart than this need no series: there are too few of them.
+constexpr double kNearby = 8;
 
 // The Chebyshev polynomials of u in [-1, 1].
 template <int kCount>
@@ -40,6 +44,20 @@ double cosine(int n) {
   return n > kCount ? -std::cos((2 * kCount - n) * kPi / (2 * kCount)) : std::cos(n * kPi / (2 * kCount));
 }
 
+// From values at the zeros of T_kCount to coefficients over T_k.
+template <int kCount>
+struct Interpolation {
+  double nodes[kCount], transform[kCount][kCount];  // [k][n]
+
+  Interpolation() {
+    for (int n = 0; n < kCount; n++) nodes[n] = cosine<kCount>(2 * n + 1);
+    for (int k = 0; k < kCount; k++) {
+      for (int n = 0; n < kCount; n++)
+        transform[k][n] = (k == 0 ? 1.0 : 2.0) / kCount * cosine<kCount>(k * (2 * n + 1));
+    }
+  }
+};
+
 // The coefficients over T_k(u) T_l(v) of functions of w = center + v - u.
 template <int kCount>
 struct CellPair {
@@ -47,17 +65,11 @@ struct CellPair {
   double square[kCount][kCount];                                                     // [l][k]
 
   // softplus(w), sigma(w), and softplus(w)^2 - 2 wrong w softplus(w).
-  void set(double center, double wrong) {
-    double nodes[kCount], transform[kCount][kCount];
-    for (int n = 0; n < kCount; n++) nodes[n] = cosine<kCount>(2 * n + 1);
-    for (int k = 0; k < kCount; k++) {
-      for (int n = 0; n < kCount; n++)
-        transform[k][n] = (k == 0 ? 1.0 : 2.0) / kCount * cosine<kCount>(k * (2 * n + 1));
-    }
+  void set(const Interpolation<kCount>& interpolation, double center, double wrong) {
     double values[3][kCount][kCount];  // at u[m], v[n]
     for (int m = 0; m < kCount; m++) {
       for (int n = 0; n < kCount; n++) {
-        const double w = center + nodes[n] - nodes[m], e = std::exp(-std::abs(w));
+        const double w = center + interpolation.nodes[n] - interpolation.nodes[m], e = std::exp(-std::abs(w));
         const double softplus = std::log1p(e) + std::max(w, 0.0);
         values[0][m][n] = softplus;
         values[1][m][n] = (w < 0 ? e : 1) / (1 + e);
@@ -68,13 +80,13 @@ struct CellPair {
       double half[kCount][kCount] = {};  // over u: [k][n], then over v: [l][k]
       for (int k = 0; k < kCount; k++) {
         for (int m = 0; m < kCount; m++) {
-          for (int n = 0; n < kCount; n++) half[k][n] += transform[k][m] * value[m][n];
+          for (int n = 0; n < kCount; n++) half[k][n] += interpolation.transform[k][m] * value[m][n];
         }
       }
       for (int l = 0; l < kCount; l++) {
         for (int k = 0; k < kCount; k++) {
           coefficients[l][k] = 0;
-          for (int n = 0; n < kCount; n++) coefficients[l][k] += half[k][n] * transform[l][n];
+          for (int n = 0; n < kCount; n++) coefficients[l][k] += half[k][n] * interpolation.transform[l][n];
         }
       }
     };
@@ -87,6 +99,80 @@ struct CellPair {
   }
 };
 
+// Of numbers x: the sums of exp(m x) and of x exp(m x), with m = 1 at place 0.
+struct Exponentials {
+  double sum[kSeries] = {}, first[kSeries] = {};
+
+  void add(const Exponentials& other) {
+    for (int m = 0; m < kSeries; m++) {
+      sum[m] += other.sum[m];
+      first[m] += other.first[m];
+    }
+  }
+
+  // Of x + by, with by at most 0.
+  Exponentials shifted(double by) const {
+    const double e = exp_negative(-by).value;
+    Exponentials sums;
+    double power = e;
+    for (int m = 0; m < kSeries; m++, power *= e) {
+      sums.sum[m] = sum[m] * power;
+      sums.first[m] = (first[m] + by * sum[m]) * power;
+    }
+    return sums;
+  }
+};
+
+// log(1 + x), its derivative times x, and its square, in powers of x, with x at place 0; and the coefficients over
+// T_k(u) of exp(m u) and of u exp(m u).
+template <typename Real>
+struct Series {
+  static constexpr int kCount = kPolynomials<Real>;
+  double loss[kSeries], slope[kSeries], square[kSeries];
+  double exponential[kCount][kSeries] = {}, first[kCount][kSeries] = {};
+
+  explicit Series(const Interpolation<kCount>& interpolation) {
+    double harmonic = 0;  // 1 + 1/2 + ... + 1/(m - 1)
+    for (int m = 1; m <= kSeries; harmonic += 1.0 / m, m++) {
+      const double sign = m % 2 == 1 ? 1 : -1;
+      loss[m - 1] = sign / m;
+      slope[m - 1] = sign;
+      square[m - 1] = -sign * 2 * harmonic / m;
+      for (int n = 0; n < kCount; n++) {
+        const double u = interpolation.nodes[n], e = std::exp(m * u);
+        for (int k = 0; k < kCount; k++) {
+          exponential[k][m - 1] += interpolation.transform[k][n] * e;
+          first[k][m - 1] += interpolation.transform[k][n] * u * e;
+        }
+      }
+    }
+  }
+
+  // Of the u in a cell, or, turned, of the -u.
+  Exponentials of(const double* moments, bool turned) const {
+    Exponentials sums;
+    for (int k = 0; k < kCount; k++) {
+      const double moment = turned && k % 2 == 1 ? -moments[k] : moments[k];
+      for (int m = 0; m < kSeries; m++) {
+        sums.sum[m] += exponential[k][m] * moment;
+        sums.first[m] += first[k][m] * moment;
+      }
+    }
+    return sums;
+  }
+
+  // Adds the coefficients of `times` the slope's series, where its x^m is factors[m] exp(m u), or exp(-m u).
+  void add_slope(const double* factors, bool turned, double times, double* potential) const {
+    double powers[kSeries];
+    for (int m = 0; m < kSeries; m++) powers[m] = times * slope[m] * factors[m];
+    for (int k = 0; k < kCount; k++) {
+      double coefficient = 0;
+      for (int m = 0; m < kSeries; m++) coefficient += exponential[k][m] * powers[m];
+      potential[k] += turned && k % 2 == 1 ? -coefficient : coefficient;
+    }
+  }
+};
+
 // How the items of two sets are compared, and the matrices of those pairs of cells that are not far apart. With
 // distance d of their keys, w = x_worse - x_better + margin lies within 2 of 2d + margin. The loss is softplus(w) -
 // wrong w.
@@ -94,18 +180,19 @@ template <typename Real>
 struct Relation {
   double margin = 0, wrong = 0;
   double nearest = 0, furthest = -1;  // distances that have a matrix
-  bool wide = false;                  // whether there are cells that are further apart, below
+  bool wide = false;                  // whether there are others
   std::vector<CellPair<kPolynomials<Real>>> matrices;
 
   // `range`: the greatest distance there is.
-  void prepare(double range, int threads) {
-    nearest = std::max(-range, std::ceil((-kSimpleFrom<Real> - 2 - margin) / 2));
-    furthest = std::min(range, std::floor((kSimpleFrom<Real> + 2 - margin) / 2));
-    wide = nearest > -range;
+  void prepare(const Interpolation<kPolynomials<Real>>& interpolation, double range, int threads) {
+    wide = range > kNearby;
+    const double reach = wide ? kSeriesFrom<Real> + 2 : HUGE_VAL;
+    nearest = std::max(-range, std::ceil((-reach - margin) / 2));
+    furthest = std::min(range, std::floor((reach - margin) / 2));
     const int64_t count = furthest >= nearest ? static_cast<int64_t>(furthest - nearest) + 1 : 0;
     matrices.resize(static_cast<size_t>(count));
     for_chunks(count, threads, [&](int64_t n) {
-      matrices[static_cast<size_t>(n)].set(2 * (nearest + static_cast<double>(n)) + margin, wrong);
+      matrices[static_cast<size_t>(n)].set(interpolation, 2 * (nearest + static_cast<double>(n)) + margin, wrong);
     });
   }
 
@@ -137,23 +224,6 @@ struct Powers {
 inline double squares_of_differences(const Powers& x, const Powers& y) {
   return y.count * x.second - 2 * y.first * x.first + x.count * y.second;
 }
-
-// Of numbers x: the sums of exp(x), x exp(x) and exp(2x).
-struct Exponentials {
-  double sum = 0, first = 0, square = 0;
-
-  void add(const Exponentials& other) {
-    sum += other.sum;
-    first += other.first;
-    square += other.square;
-  }
-
-  Exponentials shifted(double by) const {
-    const double e = std::exp(by);
-    if (e == 0) return {};
-    return {sum * e, (first + by * sum) * e, square * (e * e)};
-  }
-};
 
 }  // namespace
 }  // namespace prefloss::cpu

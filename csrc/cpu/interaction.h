@@ -9,13 +9,6 @@
 namespace prefloss::cpu {
 namespace {
 
-// What a node's items have in a cell besides moments, for cells far above: with u the place in the cell, of all u, and
-// of all -u; and what exp(u) and exp(-u) of an item are multiplied by for its slope.
-struct FarCell {
-  Exponentials rising, falling;
-  double rising_potential = 0, falling_potential = 0;
-};
-
 // Sums over pairs: of the terms (loss + c (a + b)^2), the losses, and, where they are wanted, the squares of the
 // losses.
 struct PairSums {
@@ -34,7 +27,6 @@ struct TreeNode {
   bool tied = false;                        // all items have one rank
   std::vector<int> cells;                   // numbers of cells, ascending
   std::vector<double> moments, potentials;  // kCount a cell
-  std::vector<FarCell> far;                 // one a cell, where there are cells so far apart
   Powers rewards, scores;                   // of the items; scores from the origin on
   double constant = 0, linear = 0;          // what an item's slope gets, and what times its reward
   PairSums sums;
@@ -47,13 +39,15 @@ template <typename Real>
 struct Interaction {
   static constexpr int kCount = kPolynomials<Real>;
   const std::vector<double>& keys;  // of the cells
+  const Series<Real>& series;
   double beta, center;
   bool statistics;
 
   PairSums run(const Relation<Real>& relation, TreeNode& better, TreeNode& worse) const {
     PairSums sums = near(relation, better, worse);
-    sums.add(far_above(relation, better, worse));
-    if (relation.wide) sums.add(far_below(relation, better, worse));
+    if (relation.wide) {
+      for (const bool above : {false, true}) sums.add(far(relation, above, better, worse));
+    }
     if (relation.wrong != 0) sums.add(turned_round(relation, better, worse));
     sums.terms = sums.losses + centering(better, worse);
     return sums;
@@ -117,57 +111,80 @@ struct Interaction {
     return sums;
   }
 
-  // Cells further apart than `furthest`: softplus(w) is w and sigma 1.
-  PairSums far_above(const Relation<Real>& relation, TreeNode& better, TreeNode& worse) const {
+  // Pairs of cells without a matrix, with w above 0 or below, by the series in exp(-|w|).
+  PairSums far(const Relation<Real>& relation, bool above, TreeNode& better, TreeNode& worse) const {
+    const double near = above ? relation.furthest : -relation.nearest;
+    const double margin = above ? relation.margin : -relation.margin;
+    const double flat = above ? 2 - 2 * relation.wrong : 2 * relation.wrong;
     PairSums sums;
-    Powers above;  // of the worse cells from `first` on: of w where u = 0
-    for (size_t a = better.cells.size(), first = worse.cells.size(); a-- > 0;) {
-      if (a + 1 < better.cells.size()) above = above.shifted(2 * (key(better, a + 1) - key(better, a)));
-      for (; first > 0 && distance(better, a, worse, first - 1) > relation.furthest; first--)
-        above.add(powers(worse, first - 1).shifted(2 * distance(better, a, worse, first - 1) + relation.margin));
-      if (above.count == 0) continue;
-      const Powers its = powers(better, a);
-      sums.losses += its.count * above.first - above.count * its.first;
-      sums.squares += (1 - 2 * relation.wrong) * squares_of_differences(above, its);
-      better.potentials[a * kCount] -= above.count;
-    }
-    double count = 0;  // of the better cells before `last`
-    for (size_t b = 0, last = 0; b < worse.cells.size(); b++) {
-      while (last < better.cells.size() && distance(better, last, worse, b) > relation.furthest)
-        count += better.moments[last++ * kCount];
-      worse.potentials[b * kCount] += count;
-    }
+    for_beyond(better, worse, above, near, margin, [&](size_t a, const Beyond& beyond) {
+      const double* moments = &better.moments[a * kCount];
+      double* potential = &better.potentials[a * kCount];
+      const Exponentials its = series.of(moments, !above);
+      for (int m = 0; m < kSeries; m++) {
+        const double both = its.sum[m] * beyond.small.sum[m];
+        sums.losses += series.loss[m] * both;
+        if (!statistics) continue;
+        sums.squares += series.square[m] * both;
+        // |w| is the sum of what is negative in both exponents.
+        sums.squares -=
+            flat * series.loss[m] * (its.first[m] * beyond.small.sum[m] + its.sum[m] * beyond.small.first[m]);
+      }
+      series.add_slope(beyond.small.sum, !above, above ? 1 : -1, potential);
+      if (!above) return;
+      const Powers places = powers(moments);
+      sums.losses += places.count * beyond.large.first - beyond.large.count * places.first;
+      if (statistics) sums.squares += (1 - 2 * relation.wrong) * squares_of_differences(beyond.large, places);
+      potential[0] -= beyond.large.count;
+    });
+    for_beyond(worse, better, !above, near, margin, [&](size_t b, const Beyond& beyond) {
+      double* potential = &worse.potentials[b * kCount];
+      series.add_slope(beyond.small.sum, above, above ? -1 : 1, potential);
+      if (above) potential[0] += beyond.large.count;
+    });
     return sums;
+  }
+
+  // Of |w|, where an item lies in the midst of its cell and the others in cells beyond those near it.
+  struct Beyond {
+    Powers large;
+    Exponentials small;  // of -|w|
+
+    Beyond moved(double further) const { return {large.shifted(further), small.shifted(-further)}; }
+
+    void add(const Beyond& other) {
+      large.add(other.large);
+      small.add(other.small);
+    }
+  };
+
+  // Calls with each cell of a node, and what lies beyond those near it: upwards, or downwards.
+  template <typename Body>
+  void for_beyond(const TreeNode& node, const TreeNode& others, bool up, double near, double margin,
+                  const Body& body) const {
+    Beyond beyond;
+    const size_t count = node.cells.size(), other_count = others.cells.size();
+    double before = 0;
+    for (size_t n = 0, o = 0; n < count; n++) {
+      const size_t c = up ? count - 1 - n : n;
+      const double here = up ? -key(node, c) : key(node, c);
+      if (beyond.large.count > 0) beyond = beyond.moved(2 * (here - before));
+      before = here;
+      for (; o < other_count; o++) {
+        const size_t other = up ? other_count - 1 - o : o;
+        const double distance = here - (up ? -key(others, other) : key(others, other));
+        if (distance <= near) break;
+        const double* moments = &others.moments[other * kCount];
+        Powers places = powers(moments);
+        if (!up) places.first = -places.first;
+        beyond.add(Beyond{places, series.of(moments, up)}.moved(2 * distance + margin));
+      }
+      if (beyond.large.count > 0) body(c, beyond);
+    }
   }
 
   // Of the items' u in a cell.
-  static Powers powers(const TreeNode& node, size_t c) {
-    const double* moments = &node.moments[c * kCount];
-    return {moments[0], moments[1], (moments[0] + moments[2]) / 2};
-  }
-
-  // Cells nearer than `nearest`: both are exp(w).
-  PairSums far_below(const Relation<Real>& relation, TreeNode& better, TreeNode& worse) const {
-    PairSums sums;
-    Exponentials below;  // of the worse cells before `first`: of w where u = 0
-    for (size_t a = 0, first = 0; a < better.cells.size(); a++) {
-      if (a > 0) below = below.shifted(-2 * (key(better, a) - key(better, a - 1)));
-      for (; first < worse.cells.size() && distance(better, a, worse, first) < relation.nearest; first++)
-        below.add(worse.far[first].rising.shifted(2 * distance(better, a, worse, first) + relation.margin));
-      const Exponentials& its = better.far[a].falling;
-      sums.losses += its.sum * below.sum;
-      sums.squares += its.square * below.square - 2 * relation.wrong * (its.sum * below.first + its.first * below.sum);
-      better.far[a].falling_potential -= below.sum;
-    }
-    Exponentials above;  // of the better cells from `last` on: of w where v = 0
-    for (size_t b = worse.cells.size(), last = better.cells.size(); b-- > 0;) {
-      if (b + 1 < worse.cells.size()) above = above.shifted(-2 * (key(worse, b + 1) - key(worse, b)));
-      for (; last > 0 && distance(better, last - 1, worse, b) < relation.nearest; last--)
-        above.add(better.far[last - 1].falling.shifted(2 * distance(better, last - 1, worse, b) + relation.margin));
-      worse.far[b].rising_potential += above.sum;
-    }
-    return sums;
-  }
+  static Powers powers(const double* moments) { return {moments[0], moments[1], (moments[0] + moments[2]) / 2}; }
 };
 
 }  // namespace
