@@ -19,7 +19,7 @@ namespace prefloss::cpu {
 namespace {
 
 // A leaf has no more items than this. Where there are many cells, each has few of a node's items, and pairs cost less.
-constexpr int kLeaf = 128, kLeafOfManyCells = 768;
+constexpr int kLeaf = 128, kLeafOfManyCells = 384;
 constexpr size_t kManyCells = 40;
 
 template <typename Real>
@@ -168,7 +168,7 @@ class AllPairs {
     for (const int leaf : leaves_) {
       if (!node(leaf).tied || options_.half_ties) leaves.push_back(leaf);
     }
-    const bool in_lanes = options_.plain && !options_.half_ties && !statistics_ && leaf_ == kLeaf;
+    const bool in_lanes = options_.plain && !options_.half_ties && !statistics_;
     const int64_t count = static_cast<int64_t>(leaves.size()), unit = in_lanes ? kTile : 1,
                   units = (count + unit - 1) / unit, parts = std::min<int64_t>(units, 64);
     for_chunks(parts, threads_, [&](int64_t part) {
@@ -197,7 +197,7 @@ class AllPairs {
   }
 
   void visit_pairs_in_lanes(RankedLanes<Real>& lanes, const int* leaves, int count) {
-    lanes.clear(kLeaf);
+    lanes.clear(leaf_);
     for (int lane = 0; lane < count; lane++) {
       const TreeNode& leaf = node(leaves[lane]);
       lanes.put_size(lane, leaf.size());

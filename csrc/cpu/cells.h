@@ -99,77 +99,85 @@ struct CellPair {
   }
 };
 
+// product[column] += matrix[row][column] vector[row].
+template <int kRows, int kColumns>
+void add_product(const double (&matrix)[kRows][kColumns], const double* vector, double (&product)[kColumns]) {
+  for (int row = 0; row < kRows; row++) {
+#pragma omp simd
+    for (int column = 0; column < kColumns; column++)
+      product[column] = fused(matrix[row][column], vector[row], product[column]);
+  }
+}
+
+// exp(-m by), with m = 1 at place 0, of a distance that is often the one before.
+struct Decay {
+  double by = 0, powers[kSeries] = {1, 1, 1, 1, 1, 1, 1, 1};
+
+  void set(double distance) {
+    if (distance == by) return;
+    by = distance;
+#pragma omp simd
+    for (int m = 0; m < kSeries; m++) powers[m] = exp_negative((m + 1) * distance).value;
+  }
+};
+
 // Of numbers x: the sums of exp(m x) and of x exp(m x), with m = 1 at place 0.
 struct Exponentials {
   double sum[kSeries] = {}, first[kSeries] = {};
 
   void add(const Exponentials& other) {
+#pragma omp simd
     for (int m = 0; m < kSeries; m++) {
       sum[m] += other.sum[m];
       first[m] += other.first[m];
     }
   }
 
-  // Of x + by, with by at most 0.
-  Exponentials shifted(double by) const {
-    const double e = exp_negative(-by).value;
+  // Of x - decay.by.
+  Exponentials shifted(const Decay& decay) const {
     Exponentials sums;
-    double power = e;
-    for (int m = 0; m < kSeries; m++, power *= e) {
-      sums.sum[m] = sum[m] * power;
-      sums.first[m] = (first[m] + by * sum[m]) * power;
+#pragma omp simd
+    for (int m = 0; m < kSeries; m++) {
+      sums.sum[m] = decay.powers[m] * sum[m];
+      sums.first[m] = decay.powers[m] * (first[m] - decay.by * sum[m]);
     }
     return sums;
   }
 };
 
-// log(1 + x), its derivative times x, and its square, in powers of x, with x at place 0; and the coefficients over
-// T_k(u) of exp(m u) and of u exp(m u).
+// log(1 + x) and its square in powers of x, with x at place 0; the coefficients over T_k(u) of exp(m u) and of
+// u exp(m u); and those of the terms x / (1 + x) is the sum of, where x = exp(u). Each for u, and for -u.
 template <typename Real>
 struct Series {
   static constexpr int kCount = kPolynomials<Real>;
-  double loss[kSeries], slope[kSeries], square[kSeries];
-  double exponential[kCount][kSeries] = {}, first[kCount][kSeries] = {};
+  double loss[kSeries], square[kSeries];
+  double exponential[2][kCount][kSeries] = {}, first[2][kCount][kSeries] = {}, slope[2][kSeries][kCount];
 
   explicit Series(const Interpolation<kCount>& interpolation) {
     double harmonic = 0;  // 1 + 1/2 + ... + 1/(m - 1)
     for (int m = 1; m <= kSeries; harmonic += 1.0 / m, m++) {
       const double sign = m % 2 == 1 ? 1 : -1;
       loss[m - 1] = sign / m;
-      slope[m - 1] = sign;
       square[m - 1] = -sign * 2 * harmonic / m;
-      for (int n = 0; n < kCount; n++) {
-        const double u = interpolation.nodes[n], e = std::exp(m * u);
-        for (int k = 0; k < kCount; k++) {
-          exponential[k][m - 1] += interpolation.transform[k][n] * e;
-          first[k][m - 1] += interpolation.transform[k][n] * u * e;
+      for (const bool turned : {false, true}) {
+        for (int n = 0; n < kCount; n++) {
+          const double u = turned ? -interpolation.nodes[n] : interpolation.nodes[n], e = std::exp(m * u);
+          for (int k = 0; k < kCount; k++) {
+            exponential[turned][k][m - 1] += interpolation.transform[k][n] * e;
+            first[turned][k][m - 1] += interpolation.transform[k][n] * u * e;
+          }
         }
+        for (int k = 0; k < kCount; k++) slope[turned][m - 1][k] = sign * exponential[turned][k][m - 1];
       }
     }
   }
 
-  // Of the u in a cell, or, turned, of the -u.
-  Exponentials of(const double* moments, bool turned) const {
+  // Of the u in a cell, or, turned, of the -u; `first` where it is wanted.
+  Exponentials of(const double* moments, bool turned, bool with_first) const {
     Exponentials sums;
-    for (int k = 0; k < kCount; k++) {
-      const double moment = turned && k % 2 == 1 ? -moments[k] : moments[k];
-      for (int m = 0; m < kSeries; m++) {
-        sums.sum[m] += exponential[k][m] * moment;
-        sums.first[m] += first[k][m] * moment;
-      }
-    }
+    add_product(exponential[turned], moments, sums.sum);
+    if (with_first) add_product(this->first[turned], moments, sums.first);
     return sums;
-  }
-
-  // Adds the coefficients of `times` the slope's series, where its x^m is factors[m] exp(m u), or exp(-m u).
-  void add_slope(const double* factors, bool turned, double times, double* potential) const {
-    double powers[kSeries];
-    for (int m = 0; m < kSeries; m++) powers[m] = times * slope[m] * factors[m];
-    for (int k = 0; k < kCount; k++) {
-      double coefficient = 0;
-      for (int m = 0; m < kSeries; m++) coefficient += exponential[k][m] * powers[m];
-      potential[k] += turned && k % 2 == 1 ? -coefficient : coefficient;
-    }
   }
 };
 

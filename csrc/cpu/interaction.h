@@ -85,27 +85,21 @@ struct Interaction {
     for (size_t a = 0, first = 0; a < better.cells.size(); a++) {
       while (first < worse.cells.size() && distance(better, a, worse, first) < relation.nearest) first++;
       const double* its = &better.moments[a * kCount];
-      double* potential = &better.potentials[a * kCount];
       double loss[kCount] = {}, slope[kCount] = {}, square[kCount] = {};
       for (size_t b = first; b < worse.cells.size() && distance(better, a, worse, b) <= relation.furthest; b++) {
         const CellPair<kCount>& pair = relation.at(distance(better, a, worse, b));
         const double* others = &worse.moments[b * kCount];
-        double* other_potential = &worse.potentials[b * kCount];
-        for (int l = 0; l < kCount; l++) {
-          for (int k = 0; k < kCount; k++) {
-            loss[k] += pair.loss[l][k] * others[l];
-            slope[k] += pair.slope[l][k] * others[l];
-            other_potential[k] += pair.slope_turned[l][k] * its[l];
-          }
-        }
-        for (int l = 0; statistics && l < kCount; l++) {
-          for (int k = 0; k < kCount; k++) square[k] += pair.square[l][k] * others[l];
-        }
+        double slope_turned[kCount] = {};
+        add_product(pair.loss, others, loss);
+        add_product(pair.slope, others, slope);
+        add_product(pair.slope_turned, its, slope_turned);
+        if (statistics) add_product(pair.square, others, square);
+        for (int k = 0; k < kCount; k++) worse.potentials[b * kCount + k] += slope_turned[k];
       }
       for (int k = 0; k < kCount; k++) {
         sums.losses += loss[k] * its[k];
         sums.squares += square[k] * its[k];
-        potential[k] -= slope[k];
+        better.potentials[a * kCount + k] -= slope[k];
       }
     }
     return sums;
@@ -117,29 +111,34 @@ struct Interaction {
     const double margin = above ? relation.margin : -relation.margin;
     const double flat = above ? 2 - 2 * relation.wrong : 2 * relation.wrong;
     PairSums sums;
+    double both[kSeries] = {}, both_first[kSeries] = {};  // sums of exp(-m |w|) and of -|w| exp(-m |w|)
     for_beyond(better, worse, above, near, margin, [&](size_t a, const Beyond& beyond) {
       const double* moments = &better.moments[a * kCount];
-      double* potential = &better.potentials[a * kCount];
-      const Exponentials its = series.of(moments, !above);
+      const Exponentials its = series.of(moments, !above, statistics);
+#pragma omp simd
       for (int m = 0; m < kSeries; m++) {
-        const double both = its.sum[m] * beyond.small.sum[m];
-        sums.losses += series.loss[m] * both;
-        if (!statistics) continue;
-        sums.squares += series.square[m] * both;
-        // |w| is the sum of what is negative in both exponents.
-        sums.squares -=
-            flat * series.loss[m] * (its.first[m] * beyond.small.sum[m] + its.sum[m] * beyond.small.first[m]);
+        both[m] += its.sum[m] * beyond.small.sum[m];
+        both_first[m] += its.first[m] * beyond.small.sum[m] + its.sum[m] * beyond.small.first[m];
       }
-      series.add_slope(beyond.small.sum, !above, above ? 1 : -1, potential);
+      double slope[kCount] = {};
+      add_product(series.slope[!above], beyond.small.sum, slope);
+      double* potential = &better.potentials[a * kCount];
+      for (int k = 0; k < kCount; k++) potential[k] += above ? slope[k] : -slope[k];
       if (!above) return;
       const Powers places = powers(moments);
       sums.losses += places.count * beyond.large.first - beyond.large.count * places.first;
-      if (statistics) sums.squares += (1 - 2 * relation.wrong) * squares_of_differences(beyond.large, places);
+      sums.squares += (1 - 2 * relation.wrong) * squares_of_differences(beyond.large, places);
       potential[0] -= beyond.large.count;
     });
+    for (int m = 0; m < kSeries; m++) {
+      sums.losses += series.loss[m] * both[m];
+      sums.squares += series.square[m] * both[m] - flat * series.loss[m] * both_first[m];
+    }
     for_beyond(worse, better, !above, near, margin, [&](size_t b, const Beyond& beyond) {
+      double slope[kCount] = {};
+      add_product(series.slope[above], beyond.small.sum, slope);
       double* potential = &worse.potentials[b * kCount];
-      series.add_slope(beyond.small.sum, above, above ? -1 : 1, potential);
+      for (int k = 0; k < kCount; k++) potential[k] += above ? -slope[k] : slope[k];
       if (above) potential[0] += beyond.large.count;
     });
     return sums;
@@ -150,7 +149,7 @@ struct Interaction {
     Powers large;
     Exponentials small;  // of -|w|
 
-    Beyond moved(double further) const { return {large.shifted(further), small.shifted(-further)}; }
+    Beyond moved(const Decay& further) const { return {large.shifted(further.by), small.shifted(further)}; }
 
     void add(const Beyond& other) {
       large.add(other.large);
@@ -163,12 +162,16 @@ struct Interaction {
   void for_beyond(const TreeNode& node, const TreeNode& others, bool up, double near, double margin,
                   const Body& body) const {
     Beyond beyond;
+    Decay step, entry;
     const size_t count = node.cells.size(), other_count = others.cells.size();
     double before = 0;
     for (size_t n = 0, o = 0; n < count; n++) {
       const size_t c = up ? count - 1 - n : n;
       const double here = up ? -key(node, c) : key(node, c);
-      if (beyond.large.count > 0) beyond = beyond.moved(2 * (here - before));
+      if (beyond.large.count > 0) {
+        step.set(2 * (here - before));
+        beyond = beyond.moved(step);
+      }
       before = here;
       for (; o < other_count; o++) {
         const size_t other = up ? other_count - 1 - o : o;
@@ -177,7 +180,8 @@ struct Interaction {
         const double* moments = &others.moments[other * kCount];
         Powers places = powers(moments);
         if (!up) places.first = -places.first;
-        beyond.add(Beyond{places, series.of(moments, up)}.moved(2 * distance + margin));
+        entry.set(2 * distance + margin);
+        beyond.add(Beyond{places, series.of(moments, up, statistics)}.moved(entry));
       }
       if (beyond.large.count > 0) body(c, beyond);
     }
