@@ -7,7 +7,10 @@
 
 namespace prefloss {
 
-enum class Dtype : int { kFloat64, kFloat32, kBFloat16, kFloat16, kBool };
+// Rewards have one of the first four; options may be masks; indices and ranks are integers.
+enum class Dtype : int { kFloat64, kFloat32, kBFloat16, kFloat16, kBool, kInt64, kInt32, kInt16, kInt8, kUInt8 };
+constexpr int kDtypes = 10;
+constexpr int kBytes[kDtypes] = {8, 4, 2, 2, 1, 8, 4, 2, 1, 1};  // an entry of each
 
 // One entry a pair. Strides are in entries; `row_stride` leads to the next row of a batch (vmap). data == nullptr: not
 // given.
