@@ -36,9 +36,7 @@ int64_t scratch_of(const Pairs& pairs) { return cuda::scratch_size(pairs.chosen.
 
 #ifdef PREFLOSS_CUDA
 
-int64_t scratch_size(bool cuda, Dtype rewards, int64_t rows, int64_t count) {
-  return on_cuda(cuda) ? cuda::scratch_size(rewards, rows, count) : 0;
-}
+int64_t scratch_size(bool cuda, const Pairs& pairs) { return on_cuda(cuda) ? scratch_of(pairs) : 0; }
 
 int64_t grouped_scratch_size(bool cuda, int64_t rows, int64_t groups, int64_t items, bool statistics) {
   return on_cuda(cuda) ? cuda::grouped_scratch_size(rows, groups, items, statistics) : 0;
@@ -48,12 +46,12 @@ int current_cuda_device() { return cuda::current_device(); }
 
 #else
 
-int64_t scratch_size(bool cuda, Dtype, int64_t, int64_t) {
+int64_t scratch_size(bool cuda, const Pairs&) {
   if (cuda) without_cuda();
   return 0;
 }
 
-int64_t grouped_scratch_size(bool cuda, int64_t, int64_t, int64_t, bool) { return scratch_size(cuda, {}, 0, 0); }
+int64_t grouped_scratch_size(bool cuda, int64_t, int64_t, int64_t, bool) { return scratch_size(cuda, Pairs()); }
 
 int current_cuda_device() { return -1; }
 

@@ -5,6 +5,10 @@
 
 namespace prefloss {
 
+// From so many pairs on a second thread is worth its start.
+constexpr int64_t kParallelPairs = 32768;
+constexpr int kAllThreads = 1 << 16;  // as many as torch has
+
 // What a call may use.
 struct Place {
   bool cuda = false;
@@ -14,7 +18,7 @@ struct Place {
 };
 
 // Throws where this build has no CUDA kernels.
-int64_t scratch_size(bool cuda, Dtype rewards, int64_t rows, int64_t count);
+int64_t scratch_size(bool cuda, const Pairs&);
 int64_t grouped_scratch_size(bool cuda, int64_t rows, int64_t groups, int64_t items, bool statistics);
 
 void paired_forward(const Pairs&, const Divisor&, const ForwardOutputs&, const Place&);

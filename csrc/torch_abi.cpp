@@ -1,6 +1,7 @@
 #include "torch_abi.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 
 #ifdef _WIN32
@@ -163,10 +164,13 @@ std::vector<int64_t> Tensor::strides() const {
   return {strides, strides + dimensions};
 }
 
-Tensor Tensor::new_empty(const std::vector<int64_t>& sizes, Dtype dtype) const {
-  const bool cuda = is_cuda();
+Tensor Tensor::empty(const std::vector<int64_t>& sizes, Dtype dtype, bool cuda, int device_index) {
   return allocated(torch.empty_strided, sizes, dtype, cuda ? torch.device_cuda() : torch.device_cpu(),
-                   cuda ? device_index() : 0);
+                   cuda ? device_index : 0);
+}
+
+Tensor Tensor::new_empty(const std::vector<int64_t>& sizes, Dtype dtype) const {
+  return empty(sizes, dtype, is_cuda(), device_index());
 }
 
 Tensor Tensor::contiguous() const {
@@ -193,6 +197,12 @@ Tensor Arguments::optional_tensor() {
   Tensor tensor(reinterpret_cast<void*>(*value));
   delete value;  // as torch's own header does it: the callee owns it
   return tensor;
+}
+
+double Arguments::number() {
+  double number = 0;
+  std::memcpy(&number, next_++, sizeof number);
+  return number;
 }
 
 void register_kernel(const char* name, const char* device, Operator kernel) {

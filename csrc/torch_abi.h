@@ -46,7 +46,8 @@ class Tensor {
   std::vector<int64_t> sizes() const;
   std::vector<int64_t> strides() const;
 
-  // Without values, contiguous, on the same device.
+  // Without values, contiguous, on the host or on a CUDA device; or where this tensor is.
+  static Tensor empty(const std::vector<int64_t>& sizes, Dtype dtype, bool cuda, int device_index);
   Tensor new_empty(const std::vector<int64_t>& sizes, Dtype dtype) const;
   // Itself, with its entries copied to contiguous memory.
   Tensor contiguous() const;
@@ -64,6 +65,7 @@ class Arguments {
   Tensor tensor() { return Tensor(reinterpret_cast<void*>(*next_++)); }
   Tensor optional_tensor();
   int64_t integer() { return static_cast<int64_t>(*next_++); }
+  double number();
   bool boolean() { return *next_++ != 0; }
 
  private:

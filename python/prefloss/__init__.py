@@ -6,7 +6,7 @@ import importlib.util
 
 __version__ = "0.1.0"
 
-import torch  # before the kernels: they share its OpenMP runtime
+import torch  # before the kernels, which find its functions
 
 if importlib.util.find_spec("prefloss._core") is None:
     raise ImportError(
@@ -20,6 +20,10 @@ if _core.__version__ != __version__:
         f"prefloss {__version__} (Python files) found a compiled module of version {_core.__version__}. Rebuild it "
         "with `pip install --force-reinstall --no-deps .` from the repository's root, or reinstall the wheel."
     )
+
+from . import torch_internals
+
+torch_internals.connect()
 
 from . import reference
 from .grouped import bradley_terry_loss_grouped

@@ -13,22 +13,32 @@ import torch
 from torch import Tensor
 
 from . import _core
-from .kernels import REWARD_DTYPES
+from .pairs import DEFAULTS, REDUCTIONS, Numbers, Pairs, accumulation_dtype
+from .torch_internals import requires_gradient
 
+REWARD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Meta tensors have shapes and no values; the operators' fake kernels serve them. A torch for AMD calls its GPUs cuda too.
 _HAS_CUDA = _core.cuda is not None and torch.version.hip is None
 DEVICES = ("cpu", "cuda", "meta") if _HAS_CUDA else ("cpu", "meta")
-REDUCTIONS = ("mean", "sum", "none")
+_GREATEST = {torch.float64: torch.finfo(torch.float64).max, torch.float32: torch.finfo(torch.float32).max}
+
+
+def check_tensor(name: str, value: object, accepted: str) -> Tensor:
+    """A dense tensor of real numbers."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be {accepted}, got {_given(value)}")
+    if value.layout is not torch.strided or value.is_nested:
+        raise TypeError(
+            f"{name} must be a dense (strided) tensor, got a {_layout(value)} one; call .to_dense() or pad it first"
+        )
+    if value.is_complex():
+        raise TypeError(f"{name} must have a real dtype, got {_dtype(value)}")
+    return value
 
 
 def check_rewards(name: str, rewards: object) -> Tensor:
     """A strided tensor of a reward dtype on a device with kernels."""
-    if not isinstance(rewards, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor of rewards, got {type(rewards).__name__}")
-    if rewards.layout is not torch.strided or rewards.is_nested:
-        raise TypeError(
-            f"{name} must be a dense (strided) tensor, got a {_layout(rewards)} one; call .to_dense() or pad it first"
-        )
+    rewards = check_tensor(name, rewards, "a torch.Tensor of rewards")
     if rewards.dtype not in REWARD_DTYPES:
         raise TypeError(
             f"{name} must have dtype float64, float32, bfloat16 or float16, got {_dtype(rewards)}; cast it, for example "
@@ -61,18 +71,15 @@ def check_pair(chosen: object, rejected: object) -> tuple[Tensor, Tensor]:
     chosen, rejected = check_rewards("chosen", chosen), check_rewards("rejected", rejected)
     if chosen.shape != rejected.shape:
         raise ValueError(
-            f"chosen and rejected must have the same shape (nothing is broadcast), got {_shape(chosen)} and {_shape(rejected)}"
+            f"chosen and rejected must have the same shape (nothing is broadcast), got {_shape(chosen)} and {_shape(rejected)}; "
+            f"for example .squeeze(-1) takes a last dimension of 1 away"
         )
     if chosen.dtype != rejected.dtype:
         raise TypeError(
             f"chosen and rejected must have the same dtype, got {_dtype(chosen)} and {_dtype(rejected)}; cast one of them, "
             f"for example with rejected.to(chosen.dtype)"
         )
-    if chosen.device != rejected.device:
-        raise ValueError(
-            f"chosen and rejected must be on the same device, got {chosen.device} and {rejected.device}; "
-            f"move one of them with .to()"
-        )
+    _check_device("rejected", rejected, chosen, "chosen")
     return chosen, rejected
 
 
@@ -80,22 +87,19 @@ def check_scores(scores: object) -> Tensor:
     """One reward an item."""
     scores = check_rewards("scores", scores)
     if scores.dim() != 1:
-        raise ValueError(f"scores must have one entry an item, shape (n,), got {_shape(scores)}")
+        raise ValueError(f"scores must have one entry an item, shape (n,), got {_shape(scores)}; .flatten() makes it so")
     return scores
 
 
 def check_index(name: str, index: object, scores: Tensor | None = None) -> Tensor:
     """(P,), int64 or int32, on the device of the scores."""
-    if not isinstance(index, Tensor):
-        raise TypeError(f"{name} must be a tensor of int64 or int32 indices, got {_given(index)}")
-    if index.layout is not torch.strided or index.is_nested:
-        raise TypeError(f"{name} must be a dense (strided) tensor, got a {_layout(index)} one")
+    index = check_tensor(name, index, "a tensor of int64 or int32 indices")
     if index.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"{name} must have dtype int64 or int32, got {_dtype(index)}")
+        raise TypeError(f"{name} must have dtype int64 or int32, got {_dtype(index)}; {name}.long() converts it")
     if index.dim() != 1:
-        raise ValueError(f"{name} must have one entry a comparison, shape (P,), got {_shape(index)}")
-    if scores is not None and index.device != scores.device:
-        raise ValueError(f"{name} must be on the device of scores, {scores.device}, got {index.device}")
+        raise ValueError(f"{name} must have one entry a comparison, shape (P,), got {_shape(index)}; .flatten() makes it so")
+    if scores is not None:
+        _check_device(name, index, scores, "scores")
     return index
 
 
@@ -111,44 +115,39 @@ def check_index_pair(
         )
     if chosen.dtype != rejected.dtype:
         raise TypeError(
-            f"chosen_index and rejected_index must have the same dtype, got {_dtype(chosen)} and {_dtype(rejected)}"
+            f"chosen_index and rejected_index must have the same dtype, got {_dtype(chosen)} and {_dtype(rejected)}; "
+            f".long() converts them"
         )
-    if chosen.device != rejected.device:
-        raise ValueError(
-            f"chosen_index and rejected_index must be on the same device, got {chosen.device} and {rejected.device}"
-        )
+    _check_device("rejected_index", rejected, chosen, "chosen_index")
     return chosen, rejected
 
 
-def check_per_pair(
-    name: str,
-    value: object,
-    rewards: Tensor,
-    shape: torch.Size | None = None,
-    *,
-    mask: bool = False,
-    entry: str = "pair",
-) -> None:
-    """None, or one entry a pair (or group), on the rewards' device, float32 or the rewards' dtype (or bool: a mask).
+def per_pair(
+    name: str, value: object, rewards: Tensor, shape: torch.Size | None = None, *, mask: bool = False, entry: str = "pair"
+) -> Tensor | None:
+    """None, or one entry a pair (or group) as kernels take it: float32 or the rewards' dtype, or, for a mask, bool.
 
-    `shape`: the pairs', where it is not that of the rewards.
+    Any other real dtype is converted, so that a gradient finds its way back. A 0-dimensional tensor stands for all pairs.
+
+    Args:
+        shape: the pairs', where it is not that of the rewards.
+        mask: whether zeros and ones are a mask, so that a bool tensor stays one; then there is no number for all pairs.
     """
     if value is None:
-        return
+        return None
     shape = rewards.shape if shape is None else shape
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor with one entry a {entry}, got {_given(value)}")
-    if value.layout is not torch.strided or value.is_nested:
-        raise TypeError(f"{name} must be a dense (strided) tensor, got a {_layout(value)} one")
-    if value.shape != shape:
+    tensor = check_tensor(name, value, f"a tensor with one entry a {entry}" + ("" if mask else " or a number"))
+    if tensor.dim() == 0 and not mask:
+        tensor = tensor.expand(shape)
+    if tensor.shape != shape:
         raise ValueError(
-            f"{name} must have one entry a {entry}, shape {tuple(shape)} (nothing is broadcast), got {_shape(value)}"
+            f"{name} must have one entry a {entry}, shape {tuple(shape)} (nothing is broadcast), got {_shape(tensor)}; "
+            f".reshape() or .expand() makes it so"
         )
-    if not (value.dtype in (torch.float32, rewards.dtype) or (mask and value.dtype is torch.bool)):
-        accepted = f"float32 or the rewards' dtype ({_dtype(rewards)})" + (" or bool (a mask)" if mask else "")
-        raise TypeError(f"{name} must have dtype {accepted}, got {_dtype(value)}")
-    if value.device != rewards.device:
-        raise ValueError(f"{name} must be on the rewards' device, {rewards.device}, got {value.device}")
+    _check_device(name, tensor, rewards, "the rewards")
+    if tensor.dtype in (torch.float32, rewards.dtype) or (mask and tensor.dtype is torch.bool):
+        return tensor
+    return tensor.to(accumulation_dtype(rewards.dtype))
 
 
 def check_groups(rewards: object, ranks: object, group_sizes: object) -> tuple[Tensor, Tensor]:
@@ -160,64 +159,71 @@ def check_groups(rewards: object, ranks: object, group_sizes: object) -> tuple[T
         raise ValueError(f"rewards must have shape {shape}, got {_shape(rewards)}")
     if rewards.numel() >= 2**31:
         raise ValueError(f"rewards must have fewer than 2**31 entries, got {rewards.numel()}")
-    if not isinstance(ranks, Tensor):
-        raise TypeError(f"ranks must be a tensor of the rewards' shape, got {_given(ranks)}")
-    if ranks.layout is not torch.strided or ranks.is_nested:
-        raise TypeError(f"ranks must be a dense (strided) tensor, got a {_layout(ranks)} one")
-    if ranks.is_complex():
-        raise TypeError(f"ranks must have a real dtype, got {_dtype(ranks)}")
+    ranks = check_tensor("ranks", ranks, "a tensor of the rewards' shape")
     if ranks.shape != rewards.shape:
         raise ValueError(f"ranks must have the shape of rewards, {_shape(rewards)}, got {_shape(ranks)}")
-    if ranks.device != rewards.device:
-        raise ValueError(f"ranks must be on the rewards' device, {rewards.device}, got {ranks.device}")
+    _check_device("ranks", ranks, rewards, "the rewards")
     check_no_gradient("ranks", ranks)
     return rewards, ranks
 
 
 def as_group_sizes(group_sizes: object) -> Tensor | None:
     """(G,) int64, on the CPU. That they add up is checked where they are read."""
-    accepted = "group_sizes must be a sequence of ints, or a 1-dimensional int64 tensor on the CPU"
+    accepted = "group_sizes must be a sequence of ints, or a 1-dimensional tensor of integers on the CPU"
     if group_sizes is None:
         return None
     if isinstance(group_sizes, Tensor):
-        if group_sizes.dtype is not torch.int64 or group_sizes.dim() != 1 or not group_sizes.is_cpu:
+        integers = not group_sizes.is_floating_point() and not group_sizes.is_complex()
+        if not integers or group_sizes.dtype is torch.bool or group_sizes.dim() != 1 or not group_sizes.is_cpu:
             raise ValueError(
                 f"{accepted}, got one of {_dtype(group_sizes)}, shape {_shape(group_sizes)}, on {group_sizes.device}"
             )
-        return group_sizes
+        return group_sizes.to(torch.int64, copy=True)  # the caller's may be filled anew before backward
     if isinstance(group_sizes, str) or not isinstance(group_sizes, Sequence):
         raise TypeError(f"{accepted}, got {_given(group_sizes)}")
     for size in group_sizes:
         if isinstance(size, bool) or not isinstance(size, Integral):
             raise TypeError(f"{accepted}, got {_given(size)} among them")
+        if not 0 <= size < 2**31:
+            raise ValueError(f"group_sizes must be >= 0 and add up to the number of rewards, got {size} among them")
     return torch.tensor([int(size) for size in group_sizes], dtype=torch.int64, device="cpu")
 
 
-def check_to_be_merged(name: str, value: object, index: Tensor, *, mask: bool = False) -> None:
-    """None, or one floating-point entry (or bool: a mask) a comparison, on the indices' device."""
+def check_to_be_merged(name: str, value: object, index: Tensor) -> Tensor | None:
+    """None, or one real number a comparison, as float64, on the indices' device."""
     if value is None:
-        return
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor with one entry a comparison, got {_given(value)}")
-    if not (value.dtype in REWARD_DTYPES or (mask and value.dtype is torch.bool)):
-        raise TypeError(f"{name} must be floating-point{' or bool' if mask else ''}, got {_dtype(value)}")
-    if value.shape != index.shape:
-        raise ValueError(f"{name} must have one entry a comparison, shape {_shape(index)}, got {_shape(value)}")
-    if value.device != index.device:
-        raise ValueError(f"{name} must be on the indices' device, {index.device}, got {value.device}")
+        return None
+    tensor = check_tensor(name, value, "a tensor with one entry a comparison")
+    if tensor.shape != index.shape:
+        raise ValueError(f"{name} must have one entry a comparison, shape {_shape(index)}, got {_shape(tensor)}")
+    _check_device(name, tensor, index, "the indices")
+    check_no_gradient(name, tensor)
+    return tensor.detach().double()
 
 
 def check_no_gradient(name: str, value: object) -> None:
     """What the loss is not differentiated by must not ask for it: a gradient is never dropped in silence."""
-    if isinstance(value, Tensor) and value.requires_grad:
+    if isinstance(value, Tensor) and requires_gradient(value):
         raise ValueError(
             f"{name} must not require a gradient, got a tensor with requires_grad=True: the loss is differentiated by rewards "
             f"and margin only; pass {name}.detach()"
         )
 
 
-def check_number(name: str, value: object, accepted: str, low: float = -math.inf, high: float = math.inf) -> float:
-    """A finite number in [low, high], which `accepted` says in words."""
+def check_number(
+    name: str, value: object, accepted: str, low: float = -math.inf, high: float = math.inf
+) -> float:
+    """A finite number in [low, high], which `accepted` says in words; or a tensor of one entry on the CPU."""
+    if isinstance(value, Tensor):
+        check_no_gradient(name, value)
+        if value.numel() != 1 or not value.is_cpu:
+            raise TypeError(
+                f"{name} must be {accepted}, got a tensor of shape {_shape(value)} on {value.device}; {name}.item() is the "
+                f"number of one with one entry"
+            )
+        value = value.item()
+    if isinstance(value, torch.SymInt | torch.SymFloat):  # while exporting: a size, say
+        return value  # type: ignore[return-value]
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be {accepted}, got {_given(value)}")
     try:
@@ -229,43 +235,101 @@ def check_number(name: str, value: object, accepted: str, low: float = -math.inf
     return number
 
 
-def check_coefficients(
-    beta: object, label_smoothing: object, center_rewards_coefficient: object
-) -> tuple[float, float, float]:
-    return (
-        check_number("beta", beta, "a finite number"),
-        check_number("label_smoothing", label_smoothing, "a number in [0, 0.5]", 0, 0.5),
-        check_number("center_rewards_coefficient", center_rewards_coefficient, "a finite number >= 0", 0),
+def check_numbers(
+    margin: object,
+    target: object,
+    beta: object,
+    label_smoothing: object,
+    flip_rate: object,
+    center_rewards_coefficient: object,
+) -> Numbers:
+    """The options that are numbers; for each that is not given, or None, its default itself. Margin and target may be tensors."""
+    given = beta, label_smoothing, flip_rate, center_rewards_coefficient
+    off = DEFAULTS.beta, DEFAULTS.label_smoothing, DEFAULTS.label_smoothing, DEFAULTS.center_rewards_coefficient
+    tensors = (margin is None or isinstance(margin, Tensor)) and (target is None or isinstance(target, Tensor))
+    if tensors and all(value is default for value, default in zip(given, off, strict=True)):
+        return DEFAULTS
+    smoothing = DEFAULTS.label_smoothing
+    if label_smoothing is not None and label_smoothing is not DEFAULTS.label_smoothing:
+        smoothing = check_number("label_smoothing", label_smoothing, "a number in [0, 0.5]", 0, 0.5)
+    if flip_rate is not None and flip_rate is not DEFAULTS.label_smoothing:
+        rate = check_number("flip_rate", flip_rate, "a number in [0, 0.5)", 0, math.nextafter(0.5, 0))
+        if smoothing != 0 and rate != 0:
+            raise ValueError(
+                f"flip_rate and label_smoothing say opposite things, and only one can be given; got {flip_rate!r} and {label_smoothing!r}"
+            )
+        smoothing = -rate / (1 - 2 * rate) if rate else smoothing
+    return Numbers(
+        DEFAULTS.beta if beta is None or beta is DEFAULTS.beta else check_number("beta", beta, "a finite number"),
+        DEFAULTS.margin
+        if margin is None or isinstance(margin, Tensor)
+        else check_number("margin", margin, "a finite number or a tensor with one entry a pair"),
+        DEFAULTS.target
+        if target is None or isinstance(target, Tensor)
+        else check_number("target", target, "a number in [0, 1] or a tensor with one entry a pair", 0, 1),
+        smoothing,
+        DEFAULTS.center_rewards_coefficient
+        if center_rewards_coefficient is None or center_rewards_coefficient is DEFAULTS.center_rewards_coefficient
+        else check_number("center_rewards_coefficient", center_rewards_coefficient, "a finite number >= 0", 0),
     )
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if not (isinstance(value, str) and value in choices):
+def check_range(numbers: Numbers, rewards: Tensor) -> None:
+    """A number that overflows the type of the computation would be infinite there."""
+    greatest = _GREATEST[accumulation_dtype(rewards.dtype)]
+    for name, default, number in zip(Numbers._fields, DEFAULTS, numbers, strict=True):
+        if number is not default and isinstance(number, float) and not -greatest <= number <= greatest:
+            raise ValueError(
+                f"{name} must be finite in float32, in which the loss of {_dtype(rewards)} rewards is computed, got "
+                f"{number!r}; float64 rewards take it"
+            )
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def check_denominator(denominator: object, reduction: str, rewards: Tensor) -> None:
-    """None, a number > 0, or a 0-d integer or floating tensor on the rewards' device; with reduction "mean" only."""
+def check_reduction(reduction: object) -> int:
+    if reduction is None:
+        reduction = "mean"
+    check_choice("reduction", reduction, tuple(REDUCTIONS))
+    return REDUCTIONS[str(reduction)]
+
+
+def check_flag(name: str, value: object) -> None:
+    if value is not False and value is not True:
+        raise TypeError(f"{name} must be True or False, got {value!r} ({type(value).__name__})")
+
+
+def check_denominator(denominator: object, reduction: int, rewards: Tensor) -> float | Tensor | None:
+    """None, a number > 0, or a tensor of one entry on the rewards' device, which is a number where it can be read for nothing."""
     if denominator is None:
-        return
-    if reduction != "mean":
-        raise ValueError(
-            f"denominator takes the place of the mean's divisor; with reduction={reduction!r} it must be None"
-        )
-    accepted = "a number > 0, or a 0-dimensional integer or floating-point tensor on the rewards' device"
+        return None
+    if reduction != REDUCTIONS["mean"]:
+        name = next(name for name, code in REDUCTIONS.items() if code == reduction)
+        raise ValueError(f"denominator takes the place of the mean's divisor; with reduction={name!r} it must be None")
+    accepted = "a number > 0, or an integer or floating-point tensor of one entry on the rewards' device"
     if not isinstance(denominator, Tensor):
-        symbolic = isinstance(denominator, torch.SymInt | torch.SymFloat)  # while exporting: a size, say
-        if not symbolic and not check_number("denominator", denominator, accepted) > 0:
+        number = check_number("denominator", denominator, accepted)
+        if isinstance(number, float) and not number > 0:
             raise ValueError(f"denominator must be {accepted}, got {denominator!r}")
-        return
-    strided = denominator.layout is torch.strided and not denominator.is_nested
-    if not strided or denominator.dtype is torch.bool or denominator.is_complex():
-        raise TypeError(f"denominator must be {accepted}, got a {_layout(denominator)} tensor of {_dtype(denominator)}")
-    if denominator.dim() != 0:
-        raise ValueError(f"denominator must be {accepted}, got shape {_shape(denominator)}")
-    if denominator.device != rewards.device:
-        raise ValueError(f"denominator must be {accepted} ({rewards.device}), got one on {denominator.device}")
-    check_no_gradient("denominator", denominator)
+        return number
+    tensor = check_tensor("denominator", denominator, accepted)
+    if tensor.dtype is torch.bool:
+        raise TypeError(f"denominator must be {accepted}, got a tensor of bool")
+    if tensor.numel() != 1:
+        raise ValueError(f"denominator must be {accepted}, got shape {_shape(tensor)}; its .sum(), perhaps?")
+    _check_device("denominator", tensor, rewards, "the rewards")
+    check_no_gradient("denominator", tensor)
+    return tensor
+
+
+def _check_device(name: str, tensor: Tensor, other: Tensor, whose: str) -> None:
+    if tensor.device != other.device:
+        raise ValueError(
+            f"{name} must be on the same device as {whose}, {other.device}, got {tensor.device}; move it with .to()"
+        )
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from . import arguments, ops
-from .autograd import IndexedLoss
-from .indexing import take, widened
-from .kernels import Options
-from .paired import Reduction, Result, check_options
+from . import arguments
+from ._core import indexed_accepts, number_of
+from .eager import ACCEPTED, IndexedLoss, PairedCall
+from .operators.indexed import indexed_loss
+from .paired import Reduction, Result
+from .pairs import DEFAULTS, NONE, PAIRED, Numbers, Pairs, accumulation_dtype
 from .stats import PairStats
 from .torch_internals import is_watched
 
@@ -66,9 +67,10 @@ def bradley_terry_loss_indexed(
     margin: Tensor | float | None = None,
     weight: Tensor | None = None,
     target: Tensor | float | None = None,
-    beta: float = 1.0,
-    label_smoothing: float = 0.0,
-    center_rewards_coefficient: float = 0.0,
+    beta: float = DEFAULTS.beta,
+    label_smoothing: float = DEFAULTS.label_smoothing,
+    flip_rate: float = DEFAULTS.label_smoothing,
+    center_rewards_coefficient: float = DEFAULTS.center_rewards_coefficient,
     reduction: Reduction = "mean",
     denominator: Tensor | float | None = None,
     return_stats: bool = False,
@@ -96,33 +98,72 @@ def bradley_terry_loss_indexed(
 
     Sources: Bradley & Terry 1952; Zermelo 1929 (the same likelihood, for tournaments).
     """
-    numbers = check_options(margin, target, beta, label_smoothing, center_rewards_coefficient, reduction, return_stats)
+    numbers = arguments.check_numbers(margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient)
+    code = arguments.check_reduction(reduction)
+    arguments.check_flag("return_stats", return_stats)
     margin = margin if isinstance(margin, Tensor) else None
     target = target if isinstance(target, Tensor) else None
-    scores = arguments.check_scores(scores)
+    pairs = Pairs(scores, None, margin, weight, target)
+    eager = not is_compiling() and not is_watched() and code != NONE
+    given = chosen_index, rejected_index, numbers, code, denominator, return_stats
+    result = _eager_loss(pairs, *given) if eager else None
+    if result is None:
+        pairs = _checked(pairs, chosen_index, rejected_index)
+        arguments.check_range(numbers, pairs.chosen)
+        result = _eager_loss(pairs, *given) if eager else None
+    if result is None:
+        divisor = arguments.check_denominator(denominator, code, pairs.chosen)
+        result = indexed_loss(pairs, chosen_index, rejected_index, numbers, divisor, code, return_stats)
+    loss = result[0]
+    if pairs.chosen is not scores:
+        loss = loss.to(accumulation_dtype(scores.dtype))
+    return (loss, PairStats(result[1].detach())) if return_stats else loss
+
+
+def _checked(pairs: Pairs, chosen_index: Tensor, rejected_index: Tensor) -> Pairs:
+    """Scores and options, of right dtypes and shapes. float64 weights, as merged ones may be, make all of it float64."""
+    scores = arguments.check_scores(pairs.chosen)
     arguments.check_index_pair(chosen_index, rejected_index, scores)
-    for name, value in (("margin", margin), ("weight", weight), ("target", target)):
-        arguments.check_per_pair(name, value, scores, chosen_index.shape, mask=name == "weight")
+    arguments.check_no_gradient("weight", pairs.weight)
+    arguments.check_no_gradient("target", pairs.target)
+    if isinstance(pairs.weight, Tensor) and pairs.weight.dtype is torch.float64:
+        scores = scores.double()
+    shape = chosen_index.shape
+    return Pairs(
+        scores,
+        None,
+        arguments.per_pair("margin", pairs.margin, scores, shape),
+        arguments.per_pair("weight", pairs.weight, scores, shape, mask=True),
+        arguments.per_pair("target", pairs.target, scores, shape),
+    )
+
+
+def _eager_loss(
+    pairs: Pairs,
+    chosen_index: Tensor,
+    rejected_index: Tensor,
+    numbers: Numbers,
+    reduction: int,
+    denominator: Tensor | float | None,
+    return_stats: bool,
+) -> tuple[Tensor, Tensor] | None:
+    """(loss, sums) where all tensors are plain and on the CPU, and the margin asks for no gradient; else None."""
+    scores, _, margin, weight, target = pairs
+    if indexed_accepts(scores, chosen_index, rejected_index, margin, weight, target) != ACCEPTED:
+        return None
+    if margin is not None and margin.requires_grad and torch.is_grad_enabled():
+        return None
     arguments.check_no_gradient("weight", weight)
     arguments.check_no_gradient("target", target)
-    arguments.check_denominator(denominator, reduction, scores)
-    options = Options(*numbers, reduction, return_stats)
-    margin, weight, target = (widened(value) for value in (margin, weight, target))
-    if (
-        scores.is_cpu
-        and reduction != "none"
-        and not is_compiling()
-        and not is_watched()
-        and not (margin is not None and margin.requires_grad and torch.is_grad_enabled())
-    ):
-        loss, sums = IndexedLoss.apply(
-            scores, chosen_index, rejected_index, margin, weight, target, ops.as_tensor(denominator, scores), options
-        )
-    else:
-        wide = widened(scores)  # half precision is rounded once, after an item's slopes have been added up
-        chosen, rejected = take(wide, chosen_index, "chosen_index"), take(wide, rejected_index, "rejected_index")
-        loss, sums = ops.loss(chosen, rejected, margin, weight, target, denominator, options)
-    return (loss, PairStats(sums)) if return_stats else cast(Tensor, loss)
+    if numbers is not DEFAULTS:
+        arguments.check_range(numbers, scores)
+    divisor = arguments.check_denominator(denominator, reduction, scores)
+    if isinstance(divisor, Tensor):
+        divisor = number_of(divisor)
+        if divisor is None:
+            return None
+    call = PairedCall.of(PAIRED, numbers, reduction, divisor, return_stats)
+    return cast("tuple[Tensor, Tensor]", IndexedLoss.apply(scores, chosen_index, rejected_index, margin, weight, target, call))
 
 
 def merge_comparisons(
@@ -140,45 +181,48 @@ def merge_comparisons(
 
     Args:
         chosen_index, rejected_index: (P,) int64 or int32, >= 0.
-        weight: (P,), finite and >= 0: floating-point or bool. Not given: 1 each.
-        target: (P,), floating-point.
+        weight: (P,), finite and >= 0; any real dtype, or bool. Not given: 1 each.
+        target: (P,), any real dtype.
 
     Returns:
-        A dictionary of `bradley_terry_loss_indexed`'s arguments: both indices, sorted, weight (float32, or float64 where one
-        of those given is; those of sum 0 are left out) and target (or None, where none is given).
+        A dictionary of `bradley_terry_loss_indexed`'s arguments: both indices, sorted, weight (those of sum 0 are left out) and
+        target (or None, where none is given). These are float32, or float64 where one of those given is, or where float32
+        cannot hold a sum of weights.
 
     Raises:
         TypeError, ValueError: shapes, dtypes, devices, values that are not accepted. IndexError: a negative index.
     """
     arguments.check_index_pair(chosen_index, rejected_index)
     dtype = torch.float32
-    for name, value in (("weight", weight), ("target", target)):
-        arguments.check_to_be_merged(name, value, chosen_index, mask=name == "weight")
-        arguments.check_no_gradient(name, value)
-        dtype = dtype if value is None else torch.promote_types(dtype, value.dtype)
-    counts = torch.ones_like(chosen_index, dtype=torch.float64) if weight is None else weight.detach().double()
-    if chosen_index.numel() == 0:
-        return {
-            "chosen_index": chosen_index,
-            "rejected_index": rejected_index,
-            "weight": counts.to(dtype),
-            "target": target,
-        }
+    for value in (weight, target):
+        if isinstance(value, Tensor) and value.dtype is torch.float64:
+            dtype = torch.float64
+    counts = arguments.check_to_be_merged("weight", weight, chosen_index)
+    targets = arguments.check_to_be_merged("target", target, chosen_index)
+    if counts is None:
+        counts = torch.ones_like(chosen_index, dtype=torch.float64)
     if not bool((counts >= 0).all() & (counts < torch.inf).all()):
         raise ValueError("weight must be finite and >= 0 to be added up")
-    if bool((torch.minimum(chosen_index, rejected_index) < 0).any()):
+    if bool((chosen_index < 0).any() | (rejected_index < 0).any()):
         raise IndexError("chosen_index and rejected_index must be >= 0, got a negative one")
-    items = 1 + int(torch.maximum(chosen_index, rejected_index).max())
-    pairs, place = torch.unique(chosen_index.long() * items + rejected_index.long(), return_inverse=True)
+    # Items by their places among those that are there, so that a pair of them is one number, however large the indices are.
+    items, place = torch.unique(torch.cat((chosen_index, rejected_index)).long(), return_inverse=True)
+    chosen, rejected = place.chunk(2) if len(place) else (place, place)
+    pairs, place = torch.unique(chosen * len(items) + rejected, return_inverse=True)
     total = counts.new_zeros(pairs.shape).index_add_(0, place, counts)
+    if not bool((total < torch.inf).all()):
+        raise ValueError("weight must have finite sums: those of comparisons of the same two items add up to inf")
     kept = total > 0
+    pairs, weights = pairs[kept], total[kept]
+    if not torch.equal(weights.float().double(), weights):
+        dtype = torch.float64
     merged: Comparisons = {
-        "chosen_index": (pairs // items)[kept].to(chosen_index.dtype),
-        "rejected_index": (pairs % items)[kept].to(rejected_index.dtype),
-        "weight": total[kept].to(dtype),
+        "chosen_index": items[pairs // max(len(items), 1)].to(chosen_index.dtype),
+        "rejected_index": items[pairs % max(len(items), 1)].to(rejected_index.dtype),
+        "weight": weights.to(dtype),
         "target": None,
     }
-    if target is not None:
-        weighted = counts.new_zeros(pairs.shape).index_add_(0, place, counts * target.detach().double())
-        merged["target"] = (weighted / total)[kept].to(dtype)
+    if targets is not None:
+        products = torch.where(counts == 0, 0.0, counts * targets)  # one that counts nothing may be NaN
+        merged["target"] = (counts.new_zeros(total.shape).index_add_(0, place, products)[kept] / weights).to(dtype)
     return merged

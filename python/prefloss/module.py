@@ -7,37 +7,44 @@ from torch import Tensor
 
 from . import arguments
 from .paired import Reduction, Result, bradley_terry_loss
+from .pairs import DEFAULTS
 
 
 class BradleyTerryLoss(torch.nn.Module):
     """`bradley_terry_loss` with its fixed options set once; no parameters, no state.
 
     Args:
-        beta, label_smoothing, center_rewards_coefficient, reduction: as in `bradley_terry_loss`, and checked here.
+        beta, label_smoothing, flip_rate, center_rewards_coefficient, reduction: as in `bradley_terry_loss`, and checked here.
 
-    The module is called with (chosen, rejected) and the options that change from batch to batch.
+    The module is called with (chosen, rejected), or (chosen, rejected, margin), and the options that change from batch to batch.
+
+    >>> criterion = BradleyTerryLoss(beta=0.1)
+    >>> criterion(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 3.0]), torch.tensor([0.5, 0.0]))
+    tensor(0.7073)
     """
 
     def __init__(
         self,
         *,
-        beta: float = 1.0,
-        label_smoothing: float = 0.0,
-        center_rewards_coefficient: float = 0.0,
+        beta: float = DEFAULTS.beta,
+        label_smoothing: float = DEFAULTS.label_smoothing,
+        flip_rate: float = DEFAULTS.label_smoothing,
+        center_rewards_coefficient: float = DEFAULTS.center_rewards_coefficient,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        coefficients = arguments.check_coefficients(beta, label_smoothing, center_rewards_coefficient)
-        arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
-        self.beta, self.label_smoothing, self.center_rewards_coefficient = coefficients
+        arguments.check_numbers(None, None, beta, label_smoothing, flip_rate, center_rewards_coefficient)
+        arguments.check_reduction(reduction)
+        self.beta, self.label_smoothing, self.flip_rate = beta, label_smoothing, flip_rate
+        self.center_rewards_coefficient = center_rewards_coefficient
         self.reduction: Reduction = reduction
 
     def forward(
         self,
         chosen: Tensor,
         rejected: Tensor,
-        *,
         margin: Tensor | float | None = None,
+        *,
         weight: Tensor | None = None,
         target: Tensor | float | None = None,
         denominator: Tensor | float | None = None,
@@ -52,6 +59,7 @@ class BradleyTerryLoss(torch.nn.Module):
             target=target,
             beta=self.beta,
             label_smoothing=self.label_smoothing,
+            flip_rate=self.flip_rate,
             center_rewards_coefficient=self.center_rewards_coefficient,
             reduction=self.reduction,
             denominator=denominator,
@@ -60,6 +68,6 @@ class BradleyTerryLoss(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"beta={self.beta}, label_smoothing={self.label_smoothing}, "
+            f"beta={self.beta}, label_smoothing={self.label_smoothing}, flip_rate={self.flip_rate}, "
             f"center_rewards_coefficient={self.center_rewards_coefficient}, reduction={self.reduction!r}"
         )

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Literal, TypedDict, cast, overload
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from . import arguments, ops
-from ._core import tensors_accept
-from .autograd import HALVES, INTERLEAVED, PAIRED, DefaultLoss, EagerLoss, unstack
-from .kernels import Numbers, Options
+from . import arguments
+from ._core import number_of, paired_accepts
+from .eager import ACCEPTED, ACCEPTED_AS_COPY, REFUSED, DefaultLoss, PairedCall, PairedLoss
+from .operators.paired import paired_loss
+from .pairs import DEFAULTS, HALVES, INTERLEAVED, PAIRED, Numbers, Pairs, unstack
 from .stats import PairStats
 from .torch_internals import is_watched
 
@@ -21,7 +22,6 @@ Reduction = Literal["mean", "sum", "none"]
 Layout = Literal["halves", "interleaved"]
 Result = Tensor | tuple[Tensor, PairStats]
 
-_ONE, _ZERO = 1.0, 0.0  # defaults by identity: one comparison tells "not given"
 _LAYOUTS = {"halves": HALVES, "interleaved": INTERLEAVED}
 
 
@@ -33,6 +33,7 @@ class PairedOptions(TypedDict, total=False):
     target: Tensor | float | None
     beta: float
     label_smoothing: float
+    flip_rate: float
     center_rewards_coefficient: float
     reduction: Reduction
     denominator: Tensor | float | None
@@ -57,9 +58,10 @@ def bradley_terry_loss(
     margin: Tensor | float | None = None,
     weight: Tensor | None = None,
     target: Tensor | float | None = None,
-    beta: float = _ONE,
-    label_smoothing: float = _ZERO,
-    center_rewards_coefficient: float = _ZERO,
+    beta: float = DEFAULTS.beta,
+    label_smoothing: float = DEFAULTS.label_smoothing,
+    flip_rate: float = DEFAULTS.label_smoothing,
+    center_rewards_coefficient: float = DEFAULTS.center_rewards_coefficient,
     reduction: Reduction = "mean",
     denominator: Tensor | float | None = None,
     return_stats: bool = False,
@@ -111,19 +113,22 @@ def bradley_terry_loss(
         margin is None
         and weight is None
         and target is None
-        and beta is _ONE
-        and label_smoothing is _ZERO
-        and center_rewards_coefficient is _ZERO
+        and beta is DEFAULTS.beta
+        and label_smoothing is DEFAULTS.label_smoothing
+        and flip_rate is DEFAULTS.label_smoothing
+        and center_rewards_coefficient is DEFAULTS.center_rewards_coefficient
         and reduction == "mean"
         and denominator is None
         and return_stats is False
         and not is_compiling()
         and not is_watched()
-        and tensors_accept(chosen, rejected, PAIRED, None, None, None)
+        and paired_accepts(chosen, rejected, PAIRED, None, None, None) == ACCEPTED
     ):
         return cast(Tensor, DefaultLoss.apply(chosen, rejected))
-    numbers = check_options(margin, target, beta, label_smoothing, center_rewards_coefficient, reduction, return_stats)
-    return _loss(chosen, rejected, PAIRED, margin, weight, target, numbers, denominator, reduction, return_stats)
+    numbers = arguments.check_numbers(
+        margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient
+    )
+    return loss_of(Pairs(chosen, rejected, margin, weight, target), PAIRED, numbers, reduction, denominator, return_stats)
 
 
 @overload
@@ -149,9 +154,10 @@ def bradley_terry_loss_stacked(
     margin: Tensor | float | None = None,
     weight: Tensor | None = None,
     target: Tensor | float | None = None,
-    beta: float = _ONE,
-    label_smoothing: float = _ZERO,
-    center_rewards_coefficient: float = _ZERO,
+    beta: float = DEFAULTS.beta,
+    label_smoothing: float = DEFAULTS.label_smoothing,
+    flip_rate: float = DEFAULTS.label_smoothing,
+    center_rewards_coefficient: float = DEFAULTS.center_rewards_coefficient,
     reduction: Reduction = "mean",
     denominator: Tensor | float | None = None,
     return_stats: bool = False,
@@ -167,73 +173,74 @@ def bradley_terry_loss_stacked(
     is missing or odd, or ``layout`` unknown.
     """
     arguments.check_choice("layout", layout, tuple(_LAYOUTS))
-    numbers = check_options(margin, target, beta, label_smoothing, center_rewards_coefficient, reduction, return_stats)
-    return _loss(rewards, None, _LAYOUTS[layout], margin, weight, target, numbers, denominator, reduction, return_stats)
+    numbers = arguments.check_numbers(
+        margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient
+    )
+    pairs = Pairs(rewards, None, margin, weight, target)
+    return loss_of(pairs, _LAYOUTS[layout], numbers, reduction, denominator, return_stats)
 
 
-def check_options(
-    margin: object,
-    target: object,
-    beta: float,
-    label_smoothing: float,
-    center_rewards_coefficient: float,
-    reduction: str,
-    return_stats: bool,
-) -> Numbers:
-    """The options that are numbers, checked: for each that is not given, what stands for it."""
-    margin_number, target_number = 0.0, 1.0
-    if margin is not None and not isinstance(margin, Tensor):
-        margin_number = arguments.check_number("margin", margin, "a finite number or a tensor with one entry a pair")
-    if target is not None and not isinstance(target, Tensor):
-        target_number = arguments.check_number(
-            "target", target, "a number in [0, 1] or a tensor with one entry a pair", 0, 1
-        )
-    if beta is not _ONE or label_smoothing is not _ZERO or center_rewards_coefficient is not _ZERO:
-        beta, label_smoothing, center_rewards_coefficient = arguments.check_coefficients(
-            beta, label_smoothing, center_rewards_coefficient
-        )
-    arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
-    if return_stats is not False and return_stats is not True:
-        raise TypeError(f"return_stats must be True or False, got {return_stats!r} ({type(return_stats).__name__})")
-    return beta, margin_number, target_number, label_smoothing, center_rewards_coefficient
-
-
-def _loss(
-    rewards: Tensor,
-    rejected: Tensor | None,
-    layout: int,
-    margin: Tensor | float | None,
-    weight: Tensor | None,
-    target: Tensor | float | None,
-    numbers: Numbers,
-    denominator: Tensor | float | None,
-    reduction: str,
-    return_stats: bool,
+def loss_of(
+    pairs: Pairs, layout: int, numbers: Numbers, reduction: str, denominator: Tensor | float | None, return_stats: bool
 ) -> Result:
-    """`EagerLoss` of tensors that it takes as they are; of others, once they are known to be right, the operators."""
-    margin = margin if isinstance(margin, Tensor) else None
-    target = target if isinstance(target, Tensor) else None
-    arguments.check_no_gradient("weight", weight)
-    arguments.check_no_gradient("target", target)
-    if (
-        not is_compiling()
-        and not is_watched()
-        and not isinstance(denominator, Tensor)
-        and tensors_accept(rewards, rejected, layout, margin, weight, target)
-    ):
-        arguments.check_denominator(denominator, reduction, rewards)
-        result = EagerLoss.apply(
-            rewards, rejected, layout, margin, weight, target, numbers, denominator, reduction, return_stats
-        )
-        return (result[0], PairStats(result[1])) if return_stats else cast(Tensor, result)
-    if rejected is None and layout != PAIRED:
-        chosen, rejected = unstack(arguments.check_stacked(rewards), layout)
+    """The loss of pairs whose options are not checked yet: eager where the tensors are plain, else by the operators."""
+    code = arguments.check_reduction(reduction)
+    arguments.check_flag("return_stats", return_stats)
+    chosen, rejected, margin, weight, target = pairs
+    # Numbers are among the numbers already.
+    pairs = Pairs(
+        chosen,
+        rejected,
+        margin if isinstance(margin, Tensor) else None,
+        weight,
+        target if isinstance(target, Tensor) else None,
+    )
+    eager = not is_compiling() and not is_watched()
+    result = _eager_loss(pairs, layout, numbers, code, denominator, return_stats) if eager else None
+    if result is None:
+        pairs, layout = _checked(pairs, layout), PAIRED
+        arguments.check_range(numbers, pairs.chosen)
+        result = _eager_loss(pairs, layout, numbers, code, denominator, return_stats) if eager else None
+    if result is None:
+        divisor = arguments.check_denominator(denominator, code, pairs.chosen)
+        result = paired_loss(pairs, numbers, divisor, code, return_stats)
+    return (result[0], PairStats(result[1].detach())) if return_stats else result[0]
+
+
+def _checked(pairs: Pairs, layout: int) -> Pairs:
+    """Two tensors and their options, of right dtypes and shapes."""
+    if layout == PAIRED:
+        chosen, rejected = arguments.check_pair(pairs.chosen, pairs.rejected)
     else:
-        chosen, rejected = arguments.check_pair(rewards, rejected)
-    arguments.check_per_pair("margin", margin, chosen)
-    arguments.check_per_pair("weight", weight, chosen, mask=True)
-    arguments.check_per_pair("target", target, chosen)
-    arguments.check_denominator(denominator, reduction, chosen)
-    options = Options(*numbers, reduction, return_stats)
-    loss, sums = ops.loss(chosen, rejected, margin, weight, target, denominator, options)
-    return (loss, PairStats(sums)) if return_stats else loss
+        chosen, rejected = unstack(arguments.check_stacked(pairs.chosen), layout)
+    arguments.check_no_gradient("weight", pairs.weight)
+    arguments.check_no_gradient("target", pairs.target)
+    return Pairs(
+        chosen,
+        rejected,
+        arguments.per_pair("margin", pairs.margin, chosen),
+        arguments.per_pair("weight", pairs.weight, chosen, mask=True),
+        arguments.per_pair("target", pairs.target, chosen),
+    )
+
+
+def _eager_loss(
+    pairs: Pairs, layout: int, numbers: Numbers, reduction: int, denominator: Tensor | float | None, return_stats: bool
+) -> tuple[Tensor, ...] | None:
+    """(loss,), or (loss, sums), where all tensors are plain; else None."""
+    fit = paired_accepts(pairs.chosen, pairs.rejected, layout, pairs.margin, pairs.weight, pairs.target)
+    if fit == REFUSED:
+        return None
+    rewards = pairs.chosen
+    arguments.check_no_gradient("weight", pairs.weight)
+    arguments.check_no_gradient("target", pairs.target)
+    if numbers is not DEFAULTS:
+        arguments.check_range(numbers, rewards)
+    divisor = arguments.check_denominator(denominator, reduction, rewards)
+    if isinstance(divisor, Tensor):
+        divisor = number_of(divisor)
+        if divisor is None:
+            return None
+    copied = fit == ACCEPTED_AS_COPY
+    result = PairedLoss.apply(*pairs, PairedCall.of(layout, numbers, reduction, divisor, return_stats, copied))
+    return result if return_stats else (result,)

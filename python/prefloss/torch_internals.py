@@ -2,27 +2,70 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 from torch.nn import Parameter
+from torch.utils._python_dispatch import _disable_current_modes
 
 from . import _core
 
 _functorch_depth = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+_FUNCTIONALIZE = torch._C._functorch.TransformType.Functionalize
 
 
-# Eager calls read tensors through DLPack, where torch has its C exchange API (2.10 and later); else they go through the operators.
-if hasattr(Tensor, "__dlpack_c_exchange_api__"):
-    _core.set_torch(Tensor, Parameter, Tensor.__dlpack_c_exchange_api__)
+def connect() -> None:
+    """Gives the compiled module torch's tensors and its stable C ABI (torch >= 2.10)."""
+    name = {"linux": "libtorch_cpu.so", "darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}[sys.platform]
+    library = os.path.join(os.path.dirname(torch.__file__), "lib", name)
+    try:
+        _core.set_torch(Tensor, Parameter, Tensor.__dlpack_c_exchange_api__, library)
+    except (AttributeError, RuntimeError) as error:
+        raise ImportError(
+            f"prefloss needs torch's stable C ABI, which torch 2.10 and later have; this is torch {torch.__version__}, "
+            f"{library}: {error}"
+        ) from error
+
+
+def real_tensors() -> AbstractContextManager[Any]:
+    """In it tensors are real ones, even where the first import of the package is under a FakeTensorMode."""
+    return _disable_current_modes()
 
 
 def in_transform() -> bool:
-    """Whether tensors may carry more than values: a `torch.func` transform, batched autograd, or forward-mode tangents."""
-    return bool(_functorch_depth()) or forward_ad._current_level >= 0
+    """Whether functorch, batched autograd or forward mode must find a derivative: `torch.func.functionalize` alone needs none."""
+    if forward_ad._current_level >= 0:
+        return True
+    if not _functorch_depth():
+        return False
+    return is_compiling() or torch._C._functorch.peek_interpreter_stack().key() != _FUNCTIONALIZE
 
 
 def is_watched() -> bool:
     """Whether a transform or a dispatch mode (fake tensors, make_fx, a logger) must see every operation."""
     return bool(_functorch_depth()) or _dispatch_modes() > 0 or forward_ad._current_level >= 0
+
+
+def requires_gradient(tensor: Tensor) -> bool:
+    """Also of a tensor that `torch.vmap` has wrapped, which hides it."""
+    while not is_compiling() and not tensor.requires_grad and torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor.requires_grad
+
+
+def will_run(ctx: Any, places: Iterable[int]) -> bool:
+    """Whether the gradient of one of these arguments is asked for, in the backward pass that is running now.
+
+    `ctx.tensor_places`: the places of the arguments that are tensors; these have an edge each.
+    """
+    edges = dict(zip(ctx.tensor_places, ctx.next_functions, strict=True))
+    functions = [edges[place][0] for place in places if place in edges]
+    return any(torch._C._will_engine_execute_node(function) for function in functions if function is not None)

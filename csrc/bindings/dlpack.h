@@ -8,7 +8,7 @@
 namespace prefloss::dlpack {
 
 constexpr int32_t kCpu = 1, kCuda = 2;
-constexpr uint8_t kFloat = 2, kBFloat = 4, kBool = 6;
+constexpr uint8_t kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4, kBool = 6;
 constexpr uint32_t kMajorVersion = 1;
 constexpr const char* kCapsuleName = "dlpack_exchange_api";
 

@@ -1,0 +1,356 @@
+// The paired loss for Python: eager calls over tensors as they are, and the operators prefloss::paired_forward,
+// paired_backward, paired_double_backward. Names, reading of arguments, where results go; no arithmetic.
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <optional>
+#include <stdexcept>
+#include <utility>
+
+#include "views.h"
+
+namespace prefloss {
+namespace {
+
+using torch_abi::Arguments;
+using torch_abi::Tensor;
+using torch_abi::Value;
+
+// How the rewards hold the pairs: two tensors, or one. python/prefloss/kernels.py names them too.
+enum Layout : int { kPaired, kHalves, kInterleaved };
+enum Reduction : int { kMean, kSum, kNone };
+
+// What an eager call says beside its tensors.
+struct PairedCall {
+  int layout = kPaired;
+  Options options;
+  int reduction = kMean;
+  std::optional<double> denominator;
+  bool statistics = false;
+};
+
+Dtype accumulation_dtype(Dtype rewards) { return rewards == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32; }
+
+Divisor mean_of(const Pairs& pairs) { return {pairs.count > 0 ? static_cast<double>(pairs.count) : 1.0}; }
+
+// `weights`: the total weight of each row, `stride` apart; forward, which computes them, has none.
+Divisor divisor_of(const PairedCall& call, const Pairs& pairs, const double* weights) {
+  if (call.reduction != kMean) return {};
+  if (call.denominator) return {*call.denominator};
+  return pairs.weight ? Divisor{1, weights, kSums, true} : mean_of(pairs);
+}
+
+// ---- Eager calls ----
+
+// The two parts of a tensor; none where no stride leads from pair to pair.
+Fit split(const View& rewards, int layout, Column& chosen, Column& rejected) {
+  if (rewards.dimensions == 0 || rewards.sizes[0] % 2 != 0) return Fit::kNo;
+  if (layout == kInterleaved && rewards.count() != rewards.sizes[0]) return Fit::kNo;
+  const Fit fit = as_column(rewards, 0, chosen);
+  rejected = chosen;
+  const int64_t second = chosen.stride * (layout == kInterleaved ? 1 : rewards.count() / 2);
+  if (layout == kInterleaved) chosen.stride = rejected.stride = 2 * chosen.stride;
+  if (rewards.count() > 0)
+    rejected.data = static_cast<char*>(chosen.data) + second * kBytes[static_cast<int>(rewards.dtype)];
+  return fit;
+}
+
+struct EagerPairs {
+  View rewards;
+  Pairs pairs;
+
+  Fit read_from(py::handle given, py::handle rejected, int layout, py::handle margin, py::handle weight,
+                py::handle target) {
+    if (!read(given, rewards) || !rewards.is_floating()) return Fit::kNo;
+    const auto is_option = [&](const View& view) {
+      return (view.dtype == rewards.dtype || view.dtype == Dtype::kFloat32) && has_shape(view, layout);
+    };
+    const auto is_weight = [&](const View& view) {
+      return is_option(view) || (view.dtype == Dtype::kBool && has_shape(view, layout));
+    };
+    const auto is_like = [&](const View& view) { return view.dtype == rewards.dtype && view.has_shape_of(rewards); };
+    pairs.count = layout == kPaired ? rewards.count() : rewards.count() / 2;
+    Fit fit = layout != kPaired ? split(rewards, layout, pairs.chosen, pairs.rejected)
+              : rejected.is_none()
+                  ? Fit::kNo
+                  : both(as_column(rewards, 0, pairs.chosen), read_column(rejected, rewards, is_like, pairs.rejected));
+    fit = both(fit, read_column(margin, rewards, is_option, pairs.margin));
+    fit = both(fit, read_column(weight, rewards, is_weight, pairs.weight));
+    return both(fit, read_column(target, rewards, is_option, pairs.target));
+  }
+
+  // Where a gradient goes, if it is wanted: one column, or the two parts of a stacked one.
+  bool read_output(py::handle handle, int layout, Column& first, Column& second) const {
+    View view;
+    if (handle.is_none()) return true;
+    if (!read(handle, view) || view.cuda != rewards.cuda) return false;
+    return (layout == kPaired ? as_column(view, 0, first) : split(view, layout, first, second)) == Fit::kYes;
+  }
+
+  // The float64 sums of a call, if there are any.
+  bool read_sums(py::handle handle, double*& sums) const {
+    View view;
+    if (handle.is_none()) return true;
+    if (!read(handle, view) || view.cuda != rewards.cuda || view.count() != kSums || view.dtype != Dtype::kFloat64)
+      return false;
+    return sums = static_cast<double*>(view.data), view.strides[0] == 1;
+  }
+
+ private:
+  // That of the pairs: the rewards', with half as many along dimension 0 where two are stacked.
+  bool has_shape(const View& view, int layout) const {
+    if (layout == kPaired) return view.has_shape_of(rewards);
+    return view.dimensions == rewards.dimensions && rewards.dimensions > 0 && view.sizes[0] == rewards.sizes[0] / 2 &&
+           std::equal(view.sizes + 1, view.sizes + view.dimensions, rewards.sizes + 1);
+  }
+};
+
+Fit accepts(py::handle rewards, py::handle rejected, int layout, py::handle margin, py::handle weight,
+            py::handle target) {
+  return EagerPairs().read_from(rewards, rejected, layout, margin, weight, target);
+}
+
+void forward(py::handle rewards, py::handle rejected, py::handle margin, py::handle weight, py::handle target,
+             const PairedCall& call, py::handle loss, py::handle sums) {
+  EagerPairs given;
+  Pairs& pairs = given.pairs;
+  ForwardOutputs outputs;
+  Column result;
+  const auto is_loss = [&](const View& view) {
+    return view.dtype == accumulation_dtype(given.rewards.dtype) &&
+           view.count() == (call.reduction == kNone ? pairs.count : 1);
+  };
+  if (given.read_from(rewards, rejected, call.layout, margin, weight, target) != Fit::kYes ||
+      read_column(loss, given.rewards, is_loss, result) != Fit::kYes || !given.read_sums(sums, outputs.sums))
+    throw std::invalid_argument("paired_forward was given what paired_accepts refuses");
+  pairs.options = call.options;
+  if (call.reduction == kNone)
+    outputs.terms = result;
+  else
+    outputs.loss = result.data;
+  outputs.statistics = call.statistics;
+  Place place = place_of(given.rewards.cuda, given.rewards.device_index, pairs.count);
+  const Tensor scratch = scratch_for(place, given.rewards.device_index, scratch_size(place.cuda, pairs));
+  run_without_gil(pairs.count,
+                  [&] { prefloss::paired_forward(pairs, divisor_of(call, pairs, nullptr), outputs, place); });
+}
+
+// False, with nothing written, where the tensors given now (hooks and `.data` may have changed them) are not what
+// `accepts` accepts.
+bool backward(py::handle grad, py::handle rewards, py::handle rejected, py::handle margin, py::handle weight,
+              py::handle target, py::handle sums, const PairedCall& call, py::handle grad_rewards,
+              py::handle grad_rejected, py::handle grad_margin) {
+  EagerPairs given;
+  Pairs& pairs = given.pairs;
+  Column upstream;
+  Gradients gradients;
+  double* totals = nullptr;
+  const auto is_upstream = [&](const View& view) {
+    return view.dtype == accumulation_dtype(given.rewards.dtype) &&
+           view.count() == (call.reduction == kNone ? pairs.count : 1);
+  };
+  if (given.read_from(rewards, rejected, call.layout, margin, weight, target) != Fit::kYes ||
+      read_column(grad, given.rewards, is_upstream, upstream) != Fit::kYes || !given.read_sums(sums, totals) ||
+      !given.read_output(grad_rewards, call.layout, gradients.chosen, gradients.rejected) ||
+      !given.read_output(grad_margin, kPaired, gradients.margin, gradients.margin))
+    return false;
+  if (call.layout == kPaired && !given.read_output(grad_rejected, kPaired, gradients.rejected, gradients.rejected))
+    return false;
+  pairs.options = call.options;
+  if (call.reduction != kNone) upstream.stride = 0;
+  const Divisor by = divisor_of(call, pairs, totals ? totals + kWeight : nullptr);
+  if (by.total_weight && totals == nullptr) return false;
+  const Place place = place_of(given.rewards.cuda, given.rewards.device_index, pairs.count);
+  run_without_gil(pairs.count, [&] { prefloss::paired_backward(pairs, by, upstream, gradients, place); });
+  return true;
+}
+
+// ---- Operators ----
+
+// The arguments that the three operators share, in the order of their schema (python/prefloss/operators/paired.py).
+class PairedOperator {
+ public:
+  Pairs pairs;
+  Divisor divisor;
+  bool statistics = false;
+
+  // `sums`: whether those of the forward pass are among them.
+  PairedOperator(Arguments& arguments, bool sums) {
+    Tensor chosen = arguments.tensor(), rejected = arguments.tensor(), margin = arguments.optional_tensor(),
+           weight = arguments.optional_tensor(), target = arguments.optional_tensor(),
+           denominator = arguments.optional_tensor(), numbers = arguments.optional_tensor(),
+           totals = sums ? arguments.optional_tensor() : Tensor();
+    Options& options = pairs.options;
+    for (double* number : {&options.beta, &options.margin, &options.target, &options.label_smoothing,
+                           &options.center_rewards_coefficient})
+      *number = arguments.number();
+    if (numbers) {  // those that change from call to call under a compiler
+      const double* given = static_cast<const double*>(numbers.data());
+      options = {given[0], given[1], given[2], given[3], given[4]};
+    }
+    reduction_ = static_cast<int>(arguments.integer());
+    statistics = arguments.boolean();
+    const int64_t batch = arguments.integer();
+    columns_ = Columns(batch);
+    chosen_ = &columns_.keep(std::move(chosen));
+    guard_.emplace(*chosen_);
+    shape_ = chosen_->sizes();
+    rows_.assign(shape_.begin(), shape_.begin() + batch);
+    pairs.rows = product(rows_);
+    pairs.count = product({shape_.begin() + batch, shape_.end()});
+    pairs.chosen = columns_.of(*chosen_, "chosen");
+    pairs.rejected = columns_.of(std::move(rejected), "rejected");
+    pairs.margin = columns_.of(std::move(margin), "margin");
+    pairs.weight = columns_.of(std::move(weight), "weight");
+    pairs.target = columns_.of(std::move(target), "target");
+    if (reduction_ != kMean) return;
+    if (denominator) {
+      const Column by = columns_.of(std::move(denominator), "denominator");
+      divisor = {1, static_cast<const double*>(by.data), by.row_stride};
+    } else if (pairs.weight) {
+      const double* by = totals ? static_cast<const double*>(columns_.keep(totals.contiguous()).data()) : nullptr;
+      divisor = {1, by ? by + kWeight : nullptr, kSums, true};
+    } else {
+      divisor = mean_of(pairs);
+    }
+  }
+
+  bool per_pair() const { return reduction_ == kNone; }
+  Place place() const { return place_of(chosen_->is_cuda(), chosen_->device_index(), pairs.rows * pairs.count); }
+  Tensor scratch(Place& place) const {
+    return scratch_for(place, chosen_->device_index(), scratch_size(place.cuda, pairs));
+  }
+
+  // Results: one entry a loss; the sums of each row; one entry a pair.
+  Tensor new_loss() const {
+    return chosen_->new_empty(per_pair() ? shape_ : rows_, accumulation_dtype(pairs.chosen.dtype));
+  }
+  Tensor new_sums() const {
+    std::vector<int64_t> sizes = rows_;
+    sizes.push_back(kSums);
+    return chosen_->new_empty(sizes, Dtype::kFloat64);
+  }
+  Tensor new_gradient(Dtype dtype) const { return chosen_->new_empty(shape_, dtype); }
+  // An operator returns tensors only: where there is no margin, its gradient is one without entries.
+  Tensor new_margin_gradient() const {
+    if (pairs.margin) return new_gradient(pairs.margin.dtype);
+    std::vector<int64_t> sizes = rows_;
+    sizes.push_back(0);
+    return chosen_->new_empty(sizes, pairs.chosen.dtype);
+  }
+
+  // One entry a pair.
+  Column per_pair(Tensor&& tensor, const char* name) { return columns_.of(std::move(tensor), name); }
+  Column per_pair(const Tensor& result) { return columns_.of(result, "a result"); }
+  // One entry a loss.
+  Column per_loss(Column column) const {
+    if (!per_pair()) column.stride = 0;
+    return column;
+  }
+
+ private:
+  Columns columns_{0};
+  std::optional<torch_abi::DeviceGuard> guard_;
+  const Tensor* chosen_ = nullptr;
+  int reduction_ = kMean;
+  std::vector<int64_t> shape_, rows_;  // the pairs', and its first dimensions, each entry of which is a loss of its own
+};
+
+
+void forward_operator(Value* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  PairedOperator call(arguments, false);
+  Tensor loss = call.new_loss(), sums = call.new_sums();
+  ForwardOutputs outputs;
+  outputs.sums = static_cast<double*>(sums.data());
+  outputs.statistics = call.statistics;
+  if (call.per_pair())
+    outputs.terms = call.per_pair(loss);
+  else
+    outputs.loss = loss.data();
+  Place place = call.place();
+  const Tensor scratch = call.scratch(place);
+  prefloss::paired_forward(call.pairs, call.divisor, outputs, place);
+  stack[0] = loss.release();
+  stack[1] = sums.release();
+}
+
+void backward_operator(Value* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  Tensor grad = arguments.tensor();
+  PairedOperator call(arguments, true);
+  const Column upstream = call.per_loss(call.per_pair(std::move(grad), "the upstream gradient"));
+  const Pairs& pairs = call.pairs;
+  Tensor chosen = call.new_gradient(pairs.chosen.dtype), rejected = call.new_gradient(pairs.chosen.dtype),
+         margin = call.new_margin_gradient();
+  const Gradients gradients{call.per_pair(chosen), call.per_pair(rejected),
+                            pairs.margin ? call.per_pair(margin) : Column{}};
+  prefloss::paired_backward(pairs, call.divisor, upstream, gradients, call.place());
+  stack[2] = margin.release();
+  stack[0] = chosen.release();
+  stack[1] = rejected.release();
+}
+
+void double_backward_operator(Value* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  Tensor towards_chosen = arguments.optional_tensor(), towards_rejected = arguments.optional_tensor(),
+         towards_margin = arguments.optional_tensor(), grad = arguments.tensor();
+  PairedOperator call(arguments, true);
+  const Pairs& pairs = call.pairs;
+  const Gradients directions{call.per_pair(std::move(towards_chosen), "the direction towards chosen"),
+                             call.per_pair(std::move(towards_rejected), "the direction towards rejected"),
+                             call.per_pair(std::move(towards_margin), "the direction towards margin")};
+  const Column upstream = call.per_loss(call.per_pair(std::move(grad), "the upstream gradient"));
+  Tensor along = call.new_loss(), chosen = call.new_gradient(pairs.chosen.dtype),
+         rejected = call.new_gradient(pairs.chosen.dtype),
+         margin = call.new_margin_gradient();
+  const Gradients gradients{call.per_pair(chosen), call.per_pair(rejected),
+                            pairs.margin ? call.per_pair(margin) : Column{}};
+  Place place = call.place();
+  const Tensor scratch = call.scratch(place);
+  prefloss::paired_double_backward(pairs, call.divisor, upstream, directions, call.per_loss(call.per_pair(along)),
+                                   gradients, place);
+  stack[3] = margin.release();
+  stack[0] = along.release();
+  stack[1] = chosen.release();
+  stack[2] = rejected.release();
+}
+
+}  // namespace
+
+void add_paired(py::module_& module) {
+  py::class_<PairedCall>(module, "PairedCall")
+      .def(py::init([](int layout, double beta, double margin, double target, double label_smoothing,
+                       double center_rewards_coefficient, int reduction, std::optional<double> denominator,
+                       bool statistics) {
+             return PairedCall{layout,
+                               {beta, margin, target, label_smoothing, center_rewards_coefficient},
+                               reduction,
+                               denominator,
+                               statistics};
+           }),
+           py::arg("layout"), py::arg("beta"), py::arg("margin"), py::arg("target"), py::arg("label_smoothing"),
+           py::arg("center_rewards_coefficient"), py::arg("reduction"), py::arg("denominator"), py::arg("statistics"));
+  module.def(
+      "paired_accepts",
+      [](py::handle rewards, py::handle rejected, int layout, py::handle margin, py::handle weight, py::handle target) {
+        return static_cast<int>(accepts(rewards, rejected, layout, margin, weight, target));
+      },
+      py::arg("rewards"), py::arg("rejected"), py::arg("layout"), py::arg("margin"), py::arg("weight"),
+      py::arg("target"));
+  module.def("paired_forward", &forward, py::arg("rewards"), py::arg("rejected"), py::arg("margin"), py::arg("weight"),
+             py::arg("target"), py::arg("call"), py::arg("loss"), py::arg("sums"));
+  module.def("paired_backward", &backward, py::arg("grad"), py::arg("rewards"), py::arg("rejected"), py::arg("margin"),
+             py::arg("weight"), py::arg("target"), py::arg("sums"), py::arg("call"), py::arg("grad_rewards"),
+             py::arg("grad_rejected"), py::arg("grad_margin"));
+}
+
+void register_paired() {
+  for (const char* device : {"CPU", "CUDA"}) {
+    torch_abi::register_kernel("paired_forward", device, forward_operator);
+    torch_abi::register_kernel("paired_backward", device, backward_operator);
+    torch_abi::register_kernel("paired_double_backward", device, double_backward_operator);
+  }
+}
+
+}  // namespace prefloss

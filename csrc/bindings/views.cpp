@@ -1,0 +1,192 @@
+#include "views.h"
+
+#include <functional>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+
+#include "../storage.h"
+#include "dlpack.h"
+
+namespace prefloss {
+namespace {
+
+// Set once, at import.
+struct {
+  const dlpack::ExchangeApi* api = nullptr;
+  PyTypeObject *tensor = nullptr, *parameter = nullptr;
+  PyObject* is_neg = nullptr;
+} torch;
+
+bool dtype_of(const dlpack::DataType& type, Dtype& dtype) {
+  switch (type.code << 8 | type.bits) {
+    case dlpack::kFloat << 8 | 64:
+      return dtype = Dtype::kFloat64, true;
+    case dlpack::kFloat << 8 | 32:
+      return dtype = Dtype::kFloat32, true;
+    case dlpack::kFloat << 8 | 16:
+      return dtype = Dtype::kFloat16, true;
+    case dlpack::kBFloat << 8 | 16:
+      return dtype = Dtype::kBFloat16, true;
+    case dlpack::kBool << 8 | 8:
+      return dtype = Dtype::kBool, true;
+    case dlpack::kInt << 8 | 64:
+      return dtype = Dtype::kInt64, true;
+    case dlpack::kInt << 8 | 32:
+      return dtype = Dtype::kInt32, true;
+    case dlpack::kInt << 8 | 16:
+      return dtype = Dtype::kInt16, true;
+    case dlpack::kInt << 8 | 8:
+      return dtype = Dtype::kInt8, true;
+    case dlpack::kUInt << 8 | 8:
+      return dtype = Dtype::kUInt8, true;
+    default:
+      return false;
+  }
+}
+
+// The one stride at which the entries of the dimensions [begin, end) follow each other, if there is one.
+bool one_stride(const int64_t* sizes, const int64_t* strides, int64_t begin, int64_t end, int64_t& stride) {
+  int64_t count = 1;
+  bool first = true;
+  for (int64_t d = end - 1; d >= begin; d--) {
+    if (sizes[d] == 1) continue;
+    if (first)
+      stride = strides[d], first = false;
+    else if (strides[d] != stride * count)
+      return false;
+    count *= sizes[d];
+  }
+  return true;
+}
+
+double number_at(const void* data, Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat64:
+      return *static_cast<const double*>(data);
+    case Dtype::kFloat32:
+      return static_cast<double>(*static_cast<const float*>(data));
+    case Dtype::kBFloat16:
+      return static_cast<double>(widen(*static_cast<const BFloat16*>(data)));
+    case Dtype::kFloat16:
+      return static_cast<double>(widen(*static_cast<const Float16*>(data)));
+    case Dtype::kInt64:
+      return static_cast<double>(*static_cast<const int64_t*>(data));
+    case Dtype::kInt32:
+      return *static_cast<const int32_t*>(data);
+    case Dtype::kInt16:
+      return *static_cast<const int16_t*>(data);
+    case Dtype::kInt8:
+      return *static_cast<const int8_t*>(data);
+    case Dtype::kBool:
+    case Dtype::kUInt8:
+      return *static_cast<const uint8_t*>(data);
+  }
+  return 0;
+}
+
+}  // namespace
+
+int64_t View::count(int64_t from) const {
+  return std::accumulate(sizes + from, sizes + dimensions, int64_t{1}, std::multiplies<int64_t>());
+}
+
+bool View::has_shape_of(const View& other) const {
+  return dimensions == other.dimensions && std::equal(sizes, sizes + dimensions, other.sizes);
+}
+
+void set_torch(const py::type& tensor, const py::type& parameter, const py::object& exchange_api,
+               const std::string& library) {
+  if (torch.api != nullptr) return;
+  const auto* api =
+      static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(exchange_api.ptr(), dlpack::kCapsuleName));
+  if (api == nullptr) throw py::error_already_set();
+  if (api->header.major != dlpack::kMajorVersion)
+    throw std::runtime_error("it has another version of DLPack's exchange API: " + std::to_string(api->header.major));
+  torch_abi::load(library);
+  register_paired();
+  torch.tensor = reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr());
+  torch.parameter = reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr());
+  torch.is_neg = PyUnicode_InternFromString("is_neg");
+  torch.api = api;
+}
+
+// DLPack refuses what has no memory of its own (sparse, nested, meta, functorch's wrappers); the type tells subclasses,
+// and the null pointer zero tensors. A negative-bit view it does not see: torch is asked.
+bool read(py::handle handle, View& view) {
+  PyObject* object = handle.ptr();
+  if (Py_TYPE(object) != torch.tensor && Py_TYPE(object) != torch.parameter) return false;
+  dlpack::Tensor tensor;
+  if (torch.api->tensor_from_py_object(object, &tensor) != 0) return PyErr_Clear(), false;
+  view.cuda = tensor.device.type == dlpack::kCuda;
+  if (tensor.device.type != dlpack::kCpu && (!view.cuda || tensor.device.id != current_cuda_device())) return false;
+  if (!dtype_of(tensor.dtype, view.dtype)) return false;
+  view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  view.device_index = tensor.device.id;
+  view.dimensions = tensor.dimensions;
+  view.sizes = tensor.shape;
+  view.strides = tensor.strides;
+  if (tensor.data == nullptr && view.count() > 0) return false;
+  PyObject* negative = PyObject_CallMethodNoArgs(object, torch.is_neg);
+  if (negative == nullptr) return PyErr_Clear(), false;
+  Py_DECREF(negative);
+  return negative == Py_False;
+}
+
+Fit as_column(const View& view, int64_t batch, Column& column) {
+  column = {view.data, view.dtype, 1, 0};
+  if (view.count() == 0) return Fit::kYes;
+  const bool fits = one_stride(view.sizes, view.strides, batch, view.dimensions, column.stride) &&
+                    one_stride(view.sizes, view.strides, 0, batch, column.row_stride);
+  return fits ? Fit::kYes : Fit::kAfterCopy;
+}
+
+py::object number_of(py::handle tensor) {
+  View view;
+  if (!read(tensor, view) || view.cuda || view.count() != 1) return py::none();
+  return py::float_(number_at(view.data, view.dtype));
+}
+
+const torch_abi::Tensor& Columns::keep(torch_abi::Tensor&& tensor) {
+  alive_.push_back(std::move(tensor));
+  return alive_.back();
+}
+
+Column Columns::of(torch_abi::Tensor&& tensor, const char* name) {
+  return tensor ? of(keep(std::move(tensor)), name) : Column{};
+}
+
+Column Columns::of(const torch_abi::Tensor& kept, const char* name) {
+  const std::vector<int64_t> sizes = kept.sizes(), strides = kept.strides();
+  View view;
+  view.data = kept.data();
+  view.dtype = kept.dtype();
+  view.dimensions = static_cast<int64_t>(sizes.size());
+  view.sizes = sizes.data();
+  view.strides = strides.data();
+  if (view.data == nullptr && view.count() > 0)
+    throw std::invalid_argument(std::string(name) + " has no memory (a null pointer); a plain dense tensor is needed");
+  Column column;
+  return as_column(view, batch_, column) == Fit::kYes ? column : of(kept.contiguous(), name);
+}
+
+Place place_of(bool cuda, int device_index, int64_t entries) {
+  // Fewer pairs are done before a second thread would have started.
+  Place place{cuda, entries < kParallelPairs ? 1 : kAllThreads};
+  if (cuda && torch.api->current_work_stream(dlpack::kCuda, device_index, &place.stream) != 0)
+    throw std::runtime_error("torch has no current stream for a CUDA device");
+  return place;
+}
+
+torch_abi::Tensor scratch_for(Place& place, int device_index, int64_t sums) {
+  if (sums == 0) return torch_abi::Tensor();
+  torch_abi::Tensor memory = torch_abi::Tensor::empty({sums}, Dtype::kFloat64, place.cuda, device_index);
+  place.scratch = static_cast<double*>(memory.data());
+  return memory;
+}
+
+int64_t product(const std::vector<int64_t>& sizes) {
+  return std::accumulate(sizes.begin(), sizes.end(), int64_t{1}, std::multiplies<int64_t>());
+}
+
+}  // namespace prefloss

@@ -1,0 +1,109 @@
+// Tensors as the kernels see them, from Python (eager calls) or from torch's C ABI (operators). This is the one place
+// that takes a pointer from a tensor.
+//
+// With so few pairs as a batch of preferences has, what costs is not the kernel but asking Python for an address, a
+// dtype, a shape. DLPack's exchange API answers all of it in 20 ns a tensor.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <deque>
+#include <vector>
+
+#include "../device.h"
+#include "../torch_abi.h"
+
+namespace prefloss {
+
+namespace py = pybind11;
+
+struct View {
+  void* data = nullptr;
+  Dtype dtype = Dtype::kFloat32;
+  bool cuda = false;
+  int device_index = 0;
+  int64_t dimensions = 0;
+  const int64_t *sizes = nullptr, *strides = nullptr;  // borrowed from the tensor
+
+  int64_t count(int64_t from = 0) const;  // of the entries of the dimensions from this one on
+  bool is_floating() const { return dtype <= Dtype::kFloat16; }
+  bool has_shape_of(const View& other) const;
+};
+
+// What to recognise a plain tensor by, and the path of libtorch_cpu, with which the operators are registered. Once in a
+// process. Throws std::runtime_error, saying what this torch lacks.
+void set_torch(const py::type& tensor, const py::type& parameter, const py::object& exchange_api,
+               const std::string& library);
+
+// False for whatever is not certainly a plain strided tensor in the memory of the host or of the current CUDA device:
+// no tensor, a subclass of it, one without memory, a view with the negative bit, a dtype that no kernel takes.
+bool read(py::handle handle, View& view);
+
+// How a call may take its tensors: not at all (the operators do, or say what they cannot), as they are, or once they
+// are contiguous.
+enum class Fit : int { kNo, kYes, kAfterCopy };
+
+// The worst of several.
+inline Fit both(Fit first, Fit second) {
+  if (first == Fit::kNo || second == Fit::kNo) return Fit::kNo;
+  return first == Fit::kYes ? second : first;
+}
+
+// The view's entries as a column, where one stride leads through them (and another one through the rows, the first
+// `batch` dimensions).
+Fit as_column(const View& view, int64_t batch, Column& column);
+
+// None, or a tensor beside the rewards, on their device. `accepts(view)`: its dtype and its shape.
+template <typename Accepts>
+Fit read_column(py::handle handle, const View& rewards, const Accepts& accepts, Column& column) {
+  if (handle.is_none()) return Fit::kYes;
+  View view;
+  if (!read(handle, view) || view.cuda != rewards.cuda || !accepts(view)) return Fit::kNo;
+  return as_column(view, 0, column);
+}
+
+// A number from a plain tensor of one entry on the host, of any real dtype; None for any other.
+py::object number_of(py::handle tensor);
+
+// An operator's tensors, which are kept alive, as columns of `rows` sets, the first `batch` dimensions. What no stride
+// leads through is copied.
+class Columns {
+ public:
+  explicit Columns(int64_t batch) : batch_(batch) {}
+  const torch_abi::Tensor& keep(torch_abi::Tensor&& tensor);
+  Column of(torch_abi::Tensor&& tensor, const char* name);  // an empty one where there is no tensor
+  Column of(const torch_abi::Tensor& kept, const char* name);
+
+ private:
+  int64_t batch_;
+  std::deque<torch_abi::Tensor> alive_;
+};
+
+// Where a kernel runs over so many entries: the current stream of the device, or torch's threads.
+Place place_of(bool cuda, int device_index, int64_t entries);
+
+// Memory for so many partial sums, where a GPU needs it; `place` learns where it is.
+torch_abi::Tensor scratch_for(Place& place, int device_index, int64_t sums);
+
+// The product of sizes.
+int64_t product(const std::vector<int64_t>& sizes);
+
+// Releasing the GIL costs more than a kernel over so few pairs.
+template <typename Kernel>
+void run_without_gil(int64_t pairs, const Kernel& kernel) {
+  constexpr int64_t kRelease = 4096;
+  if (pairs < kRelease) return kernel();
+  const py::gil_scoped_release released;
+  kernel();
+}
+
+// The functions of a layout, for eager calls.
+void add_paired(py::module_& module);
+void add_grouped(py::module_& module);
+void add_indexed(py::module_& module);
+
+// The operators of a layout.
+void register_paired();
+
+}  // namespace prefloss

@@ -1,0 +1,212 @@
+"""Gradients in eager mode, for every layout: what forward saves and what backward returns. No checks: what comes here is accepted.
+
+Each call of the compiled module reads the tensors where they lie (csrc/bindings/views.cpp), or refuses: backward does, where
+saved-tensor hooks or `.data` have changed them. That, and whatever needs more than plain gradients (a graph of the gradients,
+batched ones), goes through the operators.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from . import _core
+from .arguments import REWARD_DTYPES
+from .operators.indexed import check_indices, indexed_loss
+from .operators.paired import as_tensor, paired_backward
+from .pairs import DEFAULTS, MEAN, NONE, PAIRED, Numbers, Pairs, accumulation_dtype, stack, unstack
+from .stats import Sum
+from .torch_internals import is_watched, real_tensors
+
+REFUSED, ACCEPTED, ACCEPTED_AS_COPY = 0, 1, 2  # Fit in csrc/bindings/views.h
+
+# What a loss and the sums look like on the CPU: copying a likeness is the quickest way to allocate.
+with real_tensors():
+    _SCALARS = {dtype: torch.empty((), dtype=accumulation_dtype(dtype), device="cpu") for dtype in REWARD_DTYPES}
+    _SUMS = torch.empty(len(Sum), dtype=torch.float64, device="cpu")
+
+
+class PairedCall(NamedTuple):
+    """What a call of the paired loss says beside its tensors; `plain` says it to the compiled module."""
+
+    layout: int
+    numbers: Numbers
+    reduction: int
+    denominator: float | None
+    return_stats: bool
+    copied: bool  # no stride leads from pair to pair: contiguous copies are read, and kept
+    plain: Any
+
+    @classmethod
+    def of(
+        cls,
+        layout: int,
+        numbers: Numbers,
+        reduction: int,
+        denominator: float | None,
+        return_stats: bool,
+        copied: bool = False,
+    ) -> PairedCall:
+        plain = _core.PairedCall(layout, *numbers, reduction, denominator, return_stats)
+        return cls(layout, numbers, reduction, denominator, return_stats, copied, plain)
+
+    def gradients(
+        self,
+        grad: Tensor,
+        rewards: Tensor,
+        rejected: Tensor | None,
+        margin: Tensor | None,
+        weight: Tensor | None,
+        target: Tensor | None,
+        sums: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """By the operators: of the rewards, one tensor or two, and of the margin."""
+        chosen, other = (rewards, rejected) if self.layout == PAIRED else unstack(rewards, self.layout)
+        denominator = as_tensor(self.denominator, rewards)
+        options = (*self.numbers, self.reduction, False, 0)
+        first, second, third = paired_backward(
+            grad, chosen, other, margin, weight, target, denominator, None, sums, *options
+        )
+        if self.layout == PAIRED:
+            return first, second, third
+        return stack(first, second, self.layout), None, third
+
+
+_DEFAULT = PairedCall.of(PAIRED, DEFAULTS, MEAN, None, False)
+
+
+class DefaultLoss(Function):
+    """The default call and nothing else: every statement here is paid for in each training step."""
+
+    @staticmethod
+    def forward(ctx: Any, chosen: Tensor, rejected: Tensor) -> Tensor:
+        ctx.save_for_backward(chosen, rejected)
+        loss = new_scalar(chosen)
+        _core.paired_forward(chosen, rejected, None, None, None, _DEFAULT.plain, loss, None)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        chosen, rejected = ctx.saved_tensors
+        if not torch.is_grad_enabled() and not is_watched():
+            wants_chosen, wants_rejected = ctx.needs_input_grad
+            grad_chosen = torch.empty_like(chosen) if wants_chosen else None
+            grad_rejected = torch.empty_like(rejected) if wants_rejected else None
+            if _core.paired_backward(
+                grad, chosen, rejected, None, None, None, None, _DEFAULT.plain, grad_chosen, grad_rejected, None
+            ):
+                return grad_chosen, grad_rejected
+        return _DEFAULT.gradients(grad, chosen, rejected, None, None, None, None)[:2]
+
+
+class PairedLoss(Function):
+    """Every option: the loss, or with `return_stats` (loss, sums)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rewards: Tensor,
+        rejected: Tensor | None,
+        margin: Tensor | None,
+        weight: Tensor | None,
+        target: Tensor | None,
+        call: PairedCall,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        if call.copied:
+            rewards, rejected, margin, weight, target = (
+                tensor if tensor is None else tensor.contiguous() for tensor in (rewards, rejected, margin, weight, target)
+            )
+        if call.reduction == NONE:
+            loss = torch.empty_like(
+                rewards if call.layout == PAIRED else unstack(rewards, call.layout)[0],
+                dtype=accumulation_dtype(rewards.dtype),
+                memory_format=torch.contiguous_format,
+            )
+        else:
+            loss = new_scalar(rewards)
+        divides = weight is not None and call.reduction == MEAN and call.denominator is None
+        sums = None
+        if call.return_stats or divides:
+            sums = torch.empty_like(_SUMS) if rewards.is_cpu else rewards.new_empty(len(Sum), dtype=torch.float64)
+        _core.paired_forward(rewards, rejected, margin, weight, target, call.plain, loss, sums)
+        ctx.save_for_backward(rewards, rejected, margin, weight, target, sums if divides else None)
+        ctx.call = call
+        if not call.return_stats:
+            return loss
+        given = sums.clone() if divides else sums  # backward divides by its own, whatever becomes of the caller's
+        ctx.mark_non_differentiable(given)
+        ctx.set_materialize_grads(False)
+        return loss, given
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad
+        if grad is None:
+            return (None,) * 6
+        rewards, rejected, margin, *others = ctx.saved_tensors
+        if not torch.is_grad_enabled() and not is_watched():
+            grad_rewards = torch.empty_like(rewards) if needs[0] else None
+            grad_rejected = torch.empty_like(rejected) if needs[1] else None
+            grad_margin = torch.empty_like(margin) if needs[2] else None
+            if _core.paired_backward(
+                grad, rewards, rejected, margin, *others, ctx.call.plain, grad_rewards, grad_rejected, grad_margin
+            ):
+                return grad_rewards, grad_rejected, grad_margin, None, None, None
+        gradients = ctx.call.gradients(grad, rewards, rejected, margin, *others)
+        kept = (gradient if needed else None for gradient, needed in zip(gradients, needs, strict=False))
+        return *kept, None, None, None
+
+
+def new_scalar(rewards: Tensor) -> Tensor:
+    """Where the loss of these rewards goes."""
+    if rewards.is_cpu:
+        return torch.empty_like(_SCALARS[rewards.dtype])
+    return rewards.new_empty((), dtype=accumulation_dtype(rewards.dtype))
+
+
+class IndexedLoss(Function):
+    """(loss, sums) of comparisons of items by index: forward keeps what backward needs, one slope an item.
+
+    A mean or a sum, on the CPU, of a margin that asks for no gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        scores: Tensor,
+        chosen_index: Tensor,
+        rejected_index: Tensor,
+        margin: Tensor | None,
+        weight: Tensor | None,
+        target: Tensor | None,
+        call: PairedCall,
+    ) -> tuple[Tensor, Tensor | None]:
+        loss, slopes = new_scalar(scores), None
+        if ctx.needs_input_grad[0]:
+            slopes = torch.empty_like(scores, dtype=loss.dtype, memory_format=torch.contiguous_format)
+        sums = torch.empty_like(_SUMS) if call.return_stats else None
+        tensors = scores, chosen_index, rejected_index, margin, weight, target
+        if not _core.indexed_forward(*tensors, call.plain, loss, slopes, sums):
+            for name, index in (("chosen_index", chosen_index), ("rejected_index", rejected_index)):
+                check_indices(name, index, scores.shape[0])
+        ctx.save_for_backward(slopes, *tensors)
+        ctx.call = call
+        if sums is not None:
+            ctx.mark_non_differentiable(sums)
+        return loss, sums
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: object) -> tuple[Tensor | None, ...]:
+        slopes, scores, chosen_index, rejected_index, *options = ctx.saved_tensors
+        if torch.is_grad_enabled() or is_watched():
+            call = ctx.call
+            with torch.enable_grad():
+                pairs = Pairs(scores, None, *options)
+                loss, _ = indexed_loss(pairs, chosen_index, rejected_index, call.numbers, call.denominator, call.reduction, False)
+                (result,) = torch.autograd.grad(loss, scores, grad, create_graph=True)
+        else:
+            result = (slopes * grad).to(scores.dtype)
+        return result, None, None, None, None, None, None

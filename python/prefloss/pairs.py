@@ -1,0 +1,65 @@
+"""What a call is made of: the tensors with one entry a pair, and the options that are numbers. Mirrors csrc/pairs.h."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+# How the pairs lie in the rewards (csrc/bindings/paired.cpp): in two tensors, or stacked in one.
+PAIRED, HALVES, INTERLEAVED = 0, 1, 2
+MEAN, SUM, NONE = 0, 1, 2
+REDUCTIONS = {"mean": MEAN, "sum": SUM, "none": NONE}
+
+
+class Numbers(NamedTuple):
+    """The options that are numbers, in the order of csrc/pairs.h. By identity, the defaults tell what is not given."""
+
+    beta: float = 1.0
+    margin: float = 0.0
+    target: float = 1.0
+    label_smoothing: float = 0.0
+    center_rewards_coefficient: float = 0.0
+
+    def for_operator(self) -> tuple[Tensor | None, Numbers]:
+        """The numbers as an operator takes them. Under a compiler those that are given may change from call to call: they are a
+        tensor then, so that a new value does not mean a new graph."""
+        if not is_compiling() or all(mine is default for mine, default in zip(self, DEFAULTS, strict=True)):
+            return None, self
+        one = torch.ones((), dtype=torch.float64, device="cpu")
+        return torch.stack([one * number for number in self]), DEFAULTS
+
+
+DEFAULTS = Numbers()
+
+
+class Pairs(NamedTuple):
+    """The tensors with one entry a pair. `rejected` is None where `chosen` holds both, stacked."""
+
+    chosen: Tensor
+    rejected: Tensor | None
+    margin: Tensor | None = None
+    weight: Tensor | None = None
+    target: Tensor | None = None
+
+
+def accumulation_dtype(rewards: torch.dtype) -> torch.dtype:
+    """The loss's dtype: float64 for float64 rewards, float32 for all others."""
+    return torch.float64 if rewards is torch.float64 else torch.float32
+
+
+def unstack(rewards: Tensor, layout: int) -> tuple[Tensor, Tensor]:
+    """The chosen and the rejected rewards of one tensor, as views."""
+    if layout == INTERLEAVED:
+        return rewards[0::2], rewards[1::2]
+    half = rewards.shape[0] // 2
+    return rewards[:half], rewards[half:]
+
+
+def stack(chosen: Tensor, rejected: Tensor, layout: int) -> Tensor:
+    """The inverse of `unstack`."""
+    if layout == INTERLEAVED:
+        return torch.stack((chosen, rejected), 1).reshape(2 * chosen.shape[0], *chosen.shape[1:])
+    return torch.cat((chosen, rejected))
