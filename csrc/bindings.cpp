@@ -11,6 +11,7 @@
 #include "cpu/kernels.h"
 #include "device.h"
 #include "tensors.h"
+#include "torch_abi.h"
 #ifdef PREFLOSS_CUDA
 #include "cuda/kernels.h"
 #endif
@@ -127,7 +128,7 @@ bool indexed_forward(const py::tuple& items, const py::tuple& inputs, const py::
   auto* const totals = static_cast<double*>(address(slopes));
   bool in_range = false;
   run_without_gil(pairs.count, [&] {
-    in_range = cpu::kernels().indexed_forward(comparisons, pairs, by, outputs, totals, cpu::usable_threads(threads));
+    in_range = cpu::kernels().indexed_forward(comparisons, pairs, by, outputs, totals, threads);
   });
   return in_range;
 }
@@ -228,11 +229,6 @@ PYBIND11_MODULE(_core, module) {
   module.attr("__version__") = PREFLOSS_VERSION;
   module.attr("compiler") = compiler();
   module.attr("cpu") = cpu::kernels().name;
-#ifdef _OPENMP
-  module.attr("openmp") = true;
-#else
-  module.attr("openmp") = false;
-#endif
   module.attr("cuda") = cuda_build();
   module.def("cuda_unusable", &cuda_unusable);
   module.def(
@@ -241,6 +237,7 @@ PYBIND11_MODULE(_core, module) {
         return scratch_size(cuda, static_cast<Dtype>(rewards), rows, count);
       },
       py::arg("cuda"), py::arg("rewards"), py::arg("rows"), py::arg("count"));
+  module.def("load_torch", &torch_abi::load, py::arg("library"));
   module.def("set_torch", &set_torch, py::arg("tensor"), py::arg("parameter"), py::arg("exchange_api"));
   module.def("tensors_accept", &tensors_accept, py::arg("rewards"), py::arg("rejected"), py::arg("layout"),
              py::arg("margin"), py::arg("weight"), py::arg("target"));

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -12,6 +14,13 @@ from . import _core
 _functorch_depth = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 
+
+def _libtorch_cpu() -> str:
+    folder = Path(torch.__file__).parent / "lib"
+    return str(next(path for path in folder.iterdir() if path.name.split(".")[0] in ("libtorch_cpu", "torch_cpu")))
+
+
+_core.load_torch(_libtorch_cpu())
 
 # Eager calls read tensors through DLPack, where torch has its C exchange API (2.10 and later); else they go through the operators.
 if hasattr(Tensor, "__dlpack_c_exchange_api__"):
