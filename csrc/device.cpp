@@ -59,7 +59,7 @@ int current_cuda_device() { return -1; }
 
 void paired_forward(const Pairs& pairs, const Divisor& divisor, const ForwardOutputs& outputs, const Place& place) {
   if (!on_cuda(place.cuda))
-    return cpu::kernels().paired_forward(pairs, divisor, outputs, cpu::usable_threads(place.threads));
+    return cpu::kernels().paired_forward(pairs, divisor, outputs, place.threads);
 #ifdef PREFLOSS_CUDA
   cuda::check(cuda::paired_forward(pairs, divisor, outputs, launch_of(place, scratch_of(pairs))), "the forward pass");
 #else
@@ -70,7 +70,7 @@ void paired_forward(const Pairs& pairs, const Divisor& divisor, const ForwardOut
 void paired_backward(const Pairs& pairs, const Divisor& divisor, const Column& upstream, const Gradients& gradients,
                      const Place& place) {
   if (!on_cuda(place.cuda))
-    return cpu::kernels().paired_backward(pairs, divisor, upstream, gradients, cpu::usable_threads(place.threads));
+    return cpu::kernels().paired_backward(pairs, divisor, upstream, gradients, place.threads);
 #ifdef PREFLOSS_CUDA
   cuda::check(cuda::paired_backward(pairs, divisor, upstream, gradients, launch_of(place, 0)), "the backward pass");
 #else
@@ -83,7 +83,7 @@ void paired_double_backward(const Pairs& pairs, const Divisor& divisor, const Co
                             const Place& place) {
   if (!on_cuda(place.cuda))
     return cpu::kernels().paired_double_backward(pairs, divisor, upstream, directions, upstream_gradient, gradients,
-                                                 cpu::usable_threads(place.threads));
+                                                 place.threads);
 #ifdef PREFLOSS_CUDA
   cuda::check(cuda::paired_double_backward(pairs, divisor, upstream, directions, upstream_gradient, gradients,
                                            launch_of(place, scratch_of(pairs))),
@@ -96,7 +96,7 @@ void paired_double_backward(const Pairs& pairs, const Divisor& divisor, const Co
 void grouped_forward(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs,
                      const Place& place) {
   if (!on_cuda(place.cuda))
-    return cpu::kernels().grouped_forward(groups, average, outputs, cpu::usable_threads(place.threads));
+    return cpu::kernels().grouped_forward(groups, average, outputs, place.threads);
 #ifdef PREFLOSS_CUDA
   const int64_t scratch = cuda::grouped_scratch_size(groups.rows, groups.groups, groups.items, outputs.statistics);
   cuda::check(cuda::grouped_forward(groups, average, outputs, launch_of(place, scratch)), "the forward pass of groups");
@@ -109,7 +109,7 @@ void grouped_backward(const Groups& groups, const void* slopes, const double* fa
                       void* result, const Place& place) {
   if (!on_cuda(place.cuda))
     return cpu::kernels().grouped_backward(groups, slopes, factors, upstream, result,
-                                           cpu::usable_threads(place.threads));
+                                           place.threads);
 #ifdef PREFLOSS_CUDA
   cuda::check(cuda::grouped_backward(groups, slopes, factors, upstream, result, launch_of(place, 0)),
               "the backward pass of groups");
@@ -120,7 +120,7 @@ void grouped_backward(const Groups& groups, const void* slopes, const double* fa
 
 void grouped_double_backward(const Groups& groups, const void* direction, void* result, const Place& place) {
   if (!on_cuda(place.cuda))
-    return cpu::kernels().grouped_double_backward(groups, direction, result, cpu::usable_threads(place.threads));
+    return cpu::kernels().grouped_double_backward(groups, direction, result, place.threads);
 #ifdef PREFLOSS_CUDA
   cuda::check(cuda::grouped_double_backward(groups, direction, result, launch_of(place, 0)),
               "the double backward pass of groups");

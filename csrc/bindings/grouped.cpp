@@ -100,7 +100,6 @@ void add_grouped(py::module_& module) {
   module.def("grouped_forward", &old_grouped_forward);
   module.def("grouped_backward", &old_grouped_backward);
   module.def("grouped_double_backward", &old_grouped_double_backward);
-  module.def("grouped_scratch_size", &grouped_scratch_size);
 }
 
 }  // namespace prefloss

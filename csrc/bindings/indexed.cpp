@@ -63,7 +63,7 @@ bool old_indexed_forward(const py::tuple& items, const py::tuple& inputs, const 
   auto* const totals = static_cast<double*>(address(slopes));
   bool in_range = false;
   run_without_gil(pairs.count, [&] {
-    in_range = cpu::kernels().indexed_forward(comparisons, pairs, by, outputs, totals, cpu::usable_threads(threads));
+    in_range = cpu::kernels().indexed_forward(comparisons, pairs, by, outputs, totals, threads);
   });
   return in_range;
 }

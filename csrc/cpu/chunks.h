@@ -89,19 +89,6 @@ void for_blocks(int64_t chunk, int64_t count, const Body& body) {
     body(begin, static_cast<int>(std::min<int64_t>(kBlock, end - begin)));
 }
 
-// Calls body(chunk) for every chunk of a row. One thread does not enter OpenMP at all.
-template <typename Body>
-void for_chunks(int64_t chunks, int threads, const Body& body) {
-#ifdef _OPENMP
-  if (threads > 1 && chunks > 1) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t chunk = 0; chunk < chunks; chunk++) body(chunk);
-    return;
-  }
-#endif
-  for (int64_t chunk = 0; chunk < chunks; chunk++) body(chunk);
-}
-
 // The terms of the default loss, one a pair.
 template <typename Real>
 void plain_terms(const Pairs& pairs, const Column& terms, int64_t row, int64_t chunk) {

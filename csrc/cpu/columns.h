@@ -91,9 +91,8 @@ const Real* load(const Column& column, int64_t row, int64_t begin, int count, Bu
     case Dtype::kFloat16:
       gather(column.entry<Float16>(row, begin), column.stride, count, values);
       break;
-    case Dtype::kBool:
+    default:  // a mask: rewards and options have no other dtype
       gather(column.entry<bool>(row, begin), column.stride, count, values);
-      break;
   }
   return values;
 }

@@ -1,15 +1,11 @@
-// Which kernels run on this processor, and how many threads they may use.
+// Which kernels run on this processor.
 #include "kernels.h"
 
-#include <atomic>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#ifndef _WIN32
-#include <pthread.h>
-#endif
 #if defined(PREFLOSS_X86) && defined(_MSC_VER)
 #include <immintrin.h>
 #include <intrin.h>
@@ -27,22 +23,22 @@ std::vector<const Kernels*> supported() {
   __cpuidex(leaf7, 7, 0);
   const bool fma_f16c_osxsave = bits_set(leaf1[2], (1 << 12) | (1 << 29) | (1 << 27));
   const uint64_t saved = fma_f16c_osxsave ? _xgetbv(0) : 0;
-  std::vector<const Kernels*> list{&kBaseline};
-  if ((saved & 0x6) == 0x6 && bits_set(leaf7[1], 1 << 5)) list.push_back(&kAvx2);
+  std::vector<const Kernels*> list{&baseline::kKernels};
+  if ((saved & 0x6) == 0x6 && bits_set(leaf7[1], 1 << 5)) list.push_back(&avx2::kKernels);
   if (list.size() == 2 && (saved & 0xe6) == 0xe6 && bits_set(leaf7[1], (1 << 16) | (1 << 17) | (1 << 30) | (1 << 31)))
-    list.push_back(&kAvx512);
+    list.push_back(&avx512::kKernels);
   return list;
 }
 #else
 std::vector<const Kernels*> supported() {
-  std::vector<const Kernels*> list{&kBaseline};
+  std::vector<const Kernels*> list{&baseline::kKernels};
 #ifdef PREFLOSS_X86
   // The half-precision conversions (F16C) are older than AVX2, and GCC before 11 cannot ask for them.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    list.push_back(&kAvx2);
+    list.push_back(&avx2::kKernels);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))
-      list.push_back(&kAvx512);
+      list.push_back(&avx512::kKernels);
   }
 #endif
   return list;
@@ -62,21 +58,11 @@ const Kernels& choose() {
                            "'; this processor accepts " + names);
 }
 
-std::atomic<bool> in_forked_child{false};
-
-#ifndef _WIN32
-// A child of a process in which no thread pool had started could use threads, but nobody can ask libgomp whether one
-// has.
-const int fork_handler = pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
-#endif
-
 }  // namespace
 
 const Kernels& kernels() {
   static const Kernels& chosen = choose();
   return chosen;
 }
-
-int usable_threads(int wanted) { return in_forked_child ? 1 : wanted; }
 
 }  // namespace prefloss::cpu

@@ -5,7 +5,7 @@
 
 namespace prefloss::cpu {
 
-// `threads`: at most so many OpenMP threads; the results are the same bits for any number.
+// `threads`: one, or torch's; the results are the same bits for any number.
 //
 // indexed_forward: `pairs` has the options of the comparisons, and neither chosen nor rejected. `slopes`, one an item,
 // where they are wanted: the sum of the derivatives of its terms, not divided. False where an index is out of range.
@@ -23,17 +23,20 @@ struct Kernels {
   void (*grouped_double_backward)(const Groups&, const void* direction, void* result, int threads);
 };
 
-extern const Kernels kBaseline;
+namespace baseline {
+extern const Kernels kKernels;
+}
 #ifdef PREFLOSS_X86
-extern const Kernels kAvx2, kAvx512;
+namespace avx2 {
+extern const Kernels kKernels;
+}
+namespace avx512 {
+extern const Kernels kKernels;
+}
 #endif
 
 // The kernels in use: the best that this processor runs, or those that the environment variable PREFLOSS_CPU names.
 // Throws std::runtime_error, naming what is accepted, where that is unknown here.
 const Kernels& kernels();
-
-// `wanted`, or 1 in a forked child: OpenMP's worker threads do not survive a fork, and libgomp would wait for them for
-// ever.
-int usable_threads(int wanted);
 
 }  // namespace prefloss::cpu

@@ -1,12 +1,10 @@
-// The paired loss on the CPU: forward, backward, double backward. Compiled once per instruction set (PREFLOSS_CPU_PATH,
-// PREFLOSS_CPU_KERNELS).
+// The paired loss on the CPU: forward, backward, double backward. Compiled once per instruction set.
 #include <algorithm>
 #include <vector>
 
 #include "chunks.h"
-#include "grouped.h"
-#include "indexed.h"
-#include "kernels.h"
+#include "instruction_set.h"
+#include "threads.h"
 
 namespace prefloss::cpu {
 namespace {
@@ -63,6 +61,10 @@ void double_backward(const Pairs& pairs, const Divisor& divisor, const Column& u
 
 bool in_double(const Pairs& pairs) { return pairs.chosen.dtype == Dtype::kFloat64; }
 
+}  // namespace
+
+namespace PREFLOSS_CPU_PATH {
+
 void paired_forward(const Pairs& pairs, const Divisor& divisor, const ForwardOutputs& outputs, int threads) {
   in_double(pairs) ? forward<double>(pairs, divisor, outputs, threads)
                    : forward<float>(pairs, divisor, outputs, threads);
@@ -82,33 +84,5 @@ void paired_double_backward(const Pairs& pairs, const Divisor& divisor, const Co
       : double_backward<float>(pairs, divisor, upstream, directions, upstream_gradient, gradients, threads);
 }
 
-bool indexed_forward(const Comparisons& comparisons, const Pairs& pairs, const Divisor& divisor,
-                     const ForwardOutputs& outputs, double* slopes, int threads) {
-  return comparisons.scores.dtype == Dtype::kFloat64
-             ? indexed<double>(comparisons, pairs, divisor, outputs, slopes, threads)
-             : indexed<float>(comparisons, pairs, divisor, outputs, slopes, threads);
-}
-
-void grouped_forward(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs, int threads) {
-  groups.wide ? grouped<double>(groups, average, outputs, threads) : grouped<float>(groups, average, outputs, threads);
-}
-
-void grouped_backward(const Groups& groups, const void* slopes, const double* factors, const GroupUpstream& upstream,
-                      void* result, int threads) {
-  groups.wide ? scale_slopes(groups, static_cast<const double*>(slopes), factors, upstream,
-                             static_cast<double*>(result), threads)
-              : scale_slopes(groups, static_cast<const float*>(slopes), factors, upstream, static_cast<float*>(result),
-                             threads);
-}
-
-void grouped_double_backward(const Groups& groups, const void* direction, void* result, int threads) {
-  groups.wide ? grouped_second(groups, static_cast<const double*>(direction), static_cast<double*>(result), threads)
-              : grouped_second(groups, static_cast<const float*>(direction), static_cast<float*>(result), threads);
-}
-
-}  // namespace
-
-const Kernels PREFLOSS_CPU_KERNELS = {PREFLOSS_CPU_PATH, paired_forward,  paired_backward,  paired_double_backward,
-                                      indexed_forward,   grouped_forward, grouped_backward, grouped_double_backward};
-
+}  // namespace PREFLOSS_CPU_PATH
 }  // namespace prefloss::cpu

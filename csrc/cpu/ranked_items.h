@@ -1,17 +1,20 @@
-// The items of a group in the order of their ranks. Compiled once per instruction set, so everything here has internal
-// linkage.
+// The items of a group in the order of their ranks.
 #pragma once
 
 #include <algorithm>
 #include <vector>
 
 #include "../groups.h"
-#include "chunks.h"
+#include "threads.h"
 
 namespace prefloss::cpu {
 namespace {
 
 constexpr int kTile = 16;  // items that loops work on together
+
+}  // namespace
+
+namespace PREFLOSS_CPU_PATH {
 
 // A group's items from best to worst, with room for whole tiles.
 template <typename Real>
@@ -145,5 +148,8 @@ struct RankedItems {
   }
 };
 
-}  // namespace
+}  // namespace PREFLOSS_CPU_PATH
+
+using namespace PREFLOSS_CPU_PATH;
+
 }  // namespace prefloss::cpu

@@ -8,7 +8,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "ranked_items.h"
+#include "../pair_math.h"
+#include "instruction_set.h"
 
 namespace prefloss::cpu {
 namespace {

@@ -49,7 +49,7 @@ def build_info() -> dict[str, object]:
     """What was built and what is in use here, for bug reports.
 
     Keys: version; compiler; cpu (the instruction set of the kernels in use: baseline, avx2 or avx512; the environment
-    variable PREFLOSS_CPU forces one); openmp (whether kernels use threads); cuda (the toolkit and architectures of the
+    variable PREFLOSS_CPU forces one); cuda (the toolkit and architectures of the
     CUDA kernels, or why there are none); gpu (the GPUs that they can use, or why none can); torch; torch_cuda (the CUDA
     that torch was built with, or None). Asking for the GPUs starts the CUDA driver in this process.
     """
@@ -60,7 +60,6 @@ def build_info() -> dict[str, object]:
         "version": __version__,
         "compiler": _core.compiler,
         "cpu": _core.cpu,
-        "openmp": _core.openmp,
         "cuda": cuda,
         "gpu": _gpu(),
         "torch": torch.__version__,

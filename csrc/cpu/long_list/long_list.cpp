@@ -1,7 +1,5 @@
 // A large group: its pairs in linear time, whatever the rewards are, and what PairStats wants to know of them. Compiled
-// once per instruction set, so everything here has internal linkage.
-#pragma once
-
+// once per instruction set.
 #include <algorithm>
 #include <limits>
 #include <vector>
@@ -11,18 +9,6 @@
 
 namespace prefloss::cpu {
 namespace {
-
-// Scores beyond this, of float64 alone, would overflow when they are squared.
-constexpr double kGreatest = 1e150;
-
-template <typename Real>
-bool is_large(const RankedItems<Real>& items, const GroupOptions<Real>& options) {
-  if (items.size < options.large) return false;
-  if constexpr (sizeof(Real) == sizeof(float)) return true;
-  const double most = kGreatest / std::max(1.0, std::abs(static_cast<double>(options.ranked.formula.beta)));
-  return std::none_of(items.rewards.begin(), items.rewards.end(),
-                      [=](Real x) { return std::abs(x) > most && std::abs(x) <= std::numeric_limits<Real>::max(); });
-}
 
 // Rewards that are not finite have no cell. What a pair with one has does not depend on a finite reward.
 enum RewardClass : int { kFinite, kInfinite, kNegativeInfinite, kNotANumber, kClasses };
@@ -175,4 +161,16 @@ void forward_large_group(RankedItems<Real>& items, const GroupOptions<Real>& opt
 }
 
 }  // namespace
+
+namespace PREFLOSS_CPU_PATH {
+
+void forward_long_list(RankedItems<float>& items, const Groups& groups, bool statistics, double* sums, int threads) {
+  forward_large_group(items, GroupOptions<float>(groups), statistics, sums, threads);
+}
+
+void forward_long_list(RankedItems<double>& items, const Groups& groups, bool statistics, double* sums, int threads) {
+  forward_large_group(items, GroupOptions<double>(groups), statistics, sums, threads);
+}
+
+}  // namespace PREFLOSS_CPU_PATH
 }  // namespace prefloss::cpu

@@ -10,8 +10,8 @@
 #include <cmath>
 #include <vector>
 
-#include "../elementary.h"
-#include "chunks.h"
+#include "../../elementary.h"
+#include "../threads.h"
 
 namespace prefloss::cpu {
 namespace {

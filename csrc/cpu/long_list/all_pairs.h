@@ -12,7 +12,7 @@
 #include <iterator>
 #include <vector>
 
-#include "group_rows.h"
+#include "../group_rows.h"
 #include "interaction.h"
 
 namespace prefloss::cpu {

@@ -1,19 +1,31 @@
-// All pairs of different rank of each group: forward, backward, double backward. Compiled once per instruction set, so
-// everything here has internal linkage.
+// All pairs of different rank of each group: forward, backward, double backward. Compiled once per instruction set.
 //
 // Threads share groups, and the nodes of a long list's tree, each of which is one thread's; so the bits do not depend
 // on their number.
-#pragma once
-
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <vector>
 
 #include "group_lanes.h"
 #include "group_rows.h"
-#include "large_group.h"
+#include "instruction_set.h"
+#include "threads.h"
 
 namespace prefloss::cpu {
 namespace {
+
+// Scores beyond this, of float64 alone, would overflow when they are squared.
+constexpr double kGreatest = 1e150;
+
+template <typename Real>
+bool is_large(const RankedItems<Real>& items, const GroupOptions<Real>& options) {
+  if (items.size < options.large) return false;
+  if constexpr (sizeof(Real) == sizeof(float)) return true;
+  const double most = kGreatest / std::max(1.0, std::abs(static_cast<double>(options.ranked.formula.beta)));
+  return std::none_of(items.rewards.begin(), items.rewards.end(),
+                      [=](Real x) { return std::abs(x) > most && std::abs(x) <= std::numeric_limits<Real>::max(); });
+}
 
 // Fewer pairs than this are done before a second thread would have started.
 inline int useful_threads(const Groups& groups, int threads) {
@@ -76,7 +88,7 @@ void forward_groups(const Groups& groups, const GroupOptions<Real>& options, con
     }
     items.take(groups, group, threads);
     if (is_large(items, options))
-      forward_large_group(items, options, outputs.statistics, its_sums, threads);
+      forward_long_list(items, groups, outputs.statistics, its_sums, threads);
     else
       forward_group(items, options, outputs.statistics, its_sums);
     std::copy_n(its_sums, stride, sums);
@@ -143,4 +155,25 @@ void grouped_second(const Groups& groups, const Real* direction, Real* result, i
 }
 
 }  // namespace
+
+namespace PREFLOSS_CPU_PATH {
+
+void grouped_forward(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs, int threads) {
+  groups.wide ? grouped<double>(groups, average, outputs, threads) : grouped<float>(groups, average, outputs, threads);
+}
+
+void grouped_backward(const Groups& groups, const void* slopes, const double* factors, const GroupUpstream& upstream,
+                      void* result, int threads) {
+  groups.wide ? scale_slopes(groups, static_cast<const double*>(slopes), factors, upstream,
+                             static_cast<double*>(result), threads)
+              : scale_slopes(groups, static_cast<const float*>(slopes), factors, upstream, static_cast<float*>(result),
+                             threads);
+}
+
+void grouped_double_backward(const Groups& groups, const void* direction, void* result, int threads) {
+  groups.wide ? grouped_second(groups, static_cast<const double*>(direction), static_cast<double*>(result), threads)
+              : grouped_second(groups, static_cast<const float*>(direction), static_cast<float*>(result), threads);
+}
+
+}  // namespace PREFLOSS_CPU_PATH
 }  // namespace prefloss::cpu

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "chunks.h"
+#include "../threads.h"
 
 namespace prefloss::cpu {
 namespace {

@@ -1,17 +1,17 @@
 // Pairs that are comparisons of items by index: the loss, and the slopes of the items, in one pass. Compiled once per
-// instruction set, so everything here has internal linkage.
+// instruction set.
 //
 // A chunk's scores are gathered into contiguous memory, which the loops over pairs then take for any other chunk. The
 // slopes of an item are the sum over its comparisons. The comparisons are cut into stripes, by the sizes alone; each
 // adds into float64 sums of its own, one an item, and those are added in order: no atomics, and the same bits for any
 // number of threads.
-#pragma once
-
 #include <algorithm>
 #include <atomic>
 #include <vector>
 
 #include "chunks.h"
+#include "instruction_set.h"
+#include "threads.h"
 
 namespace prefloss::cpu {
 namespace {
@@ -41,7 +41,6 @@ const Real* contiguous(const Comparisons& comparisons, std::vector<Real>& copy) 
 
 // An optional column of the pairs from `begin` on.
 Column from(Column column, int64_t begin) {
-  constexpr int64_t kBytes[] = {8, 4, 2, 2, 1};  // of a Dtype
   if (column)
     column.data = static_cast<char*>(column.data) + begin * column.stride * kBytes[static_cast<int>(column.dtype)];
   return column;
@@ -144,4 +143,15 @@ bool indexed(const Comparisons& comparisons, const Pairs& pairs, const Divisor& 
 }
 
 }  // namespace
+
+namespace PREFLOSS_CPU_PATH {
+
+bool indexed_forward(const Comparisons& comparisons, const Pairs& pairs, const Divisor& divisor,
+                     const ForwardOutputs& outputs, double* slopes, int threads) {
+  return comparisons.scores.dtype == Dtype::kFloat64
+             ? indexed<double>(comparisons, pairs, divisor, outputs, slopes, threads)
+             : indexed<float>(comparisons, pairs, divisor, outputs, slopes, threads);
+}
+
+}  // namespace PREFLOSS_CPU_PATH
 }  // namespace prefloss::cpu
