@@ -205,10 +205,13 @@ double Arguments::number() {
   return number;
 }
 
-void register_kernel(const char* name, const char* device, Operator kernel) {
-  void* library = nullptr;  // kept: what it registers lives as long as it does
-  check(torch.library_init_impl("prefloss", device, __FILE__, __LINE__, &library), "open the library of operators");
-  check(torch.library_impl(library, name, kernel), "register an operator");
+void register_kernel(const std::string& name, Operator kernel) {
+  for (const char* device : {"CPU", "CUDA"}) {
+    void* library = nullptr;  // kept: what it registers lives as long as it does
+    check(torch.library_init_impl("prefloss", device, __FILE__, __LINE__, &library), "open the library of operators");
+    for (const std::string& each : {name, "plain_" + name})
+      check(torch.library_impl(library, each.c_str(), kernel), "register an operator");
+  }
 }
 
 DeviceGuard::DeviceGuard(const Tensor& tensor) {

@@ -74,8 +74,9 @@ class Arguments {
 
 using Operator = void (*)(Value* stack, uint64_t inputs, uint64_t outputs);
 
-// Registers the kernel of the operator prefloss::`name` for "CPU" or "CUDA", for as long as the process lives.
-void register_kernel(const char* name, const char* device, Operator kernel);
+// Registers the kernel of the operators prefloss::`name` and prefloss::plain_`name`, on the CPU and on CUDA, for as
+// long as the process lives.
+void register_kernel(const std::string& name, Operator kernel);
 
 // The device of a tensor as the current one, for as long as this lives.
 class DeviceGuard {

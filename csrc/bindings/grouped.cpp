@@ -63,7 +63,7 @@ Groups groups_of(const py::tuple& tuple) {
 
 // `average`: (address of the weights or 0, whether over pairs, whether one loss a group, divisor)
 void old_grouped_forward(const py::tuple& inputs, const py::tuple& average, uintptr_t loss, uintptr_t factors,
-                     uintptr_t sums, uintptr_t slopes, bool statistics, const py::tuple& where) {
+                         uintptr_t sums, uintptr_t slopes, bool statistics, const py::tuple& where) {
   const Groups groups = groups_of(inputs);
   require_memory(groups.ranks, groups.items, "ranks");
   const GroupAverage how{static_cast<const double*>(address(average[0].cast<uintptr_t>())), average[1].cast<bool>(),
@@ -76,7 +76,7 @@ void old_grouped_forward(const py::tuple& inputs, const py::tuple& average, uint
 
 // `upstream`: (its address, whether one a group)
 void old_grouped_backward(const py::tuple& inputs, uintptr_t slopes, uintptr_t factors, const py::tuple& upstream,
-                      uintptr_t gradient, const py::tuple& where) {
+                          uintptr_t gradient, const py::tuple& where) {
   const Groups groups = groups_of(inputs);
   const GroupUpstream grad{address(upstream[0].cast<uintptr_t>()), upstream[1].cast<bool>()};
   const auto* const its_factors = static_cast<const double*>(address(factors));
@@ -86,7 +86,8 @@ void old_grouped_backward(const py::tuple& inputs, uintptr_t slopes, uintptr_t f
   });
 }
 
-void old_grouped_double_backward(const py::tuple& inputs, uintptr_t direction, uintptr_t result, const py::tuple& where) {
+void old_grouped_double_backward(const py::tuple& inputs, uintptr_t direction, uintptr_t result,
+                                 const py::tuple& where) {
   const Groups groups = groups_of(inputs);
   require_memory(groups.ranks, groups.items, "ranks");
   const Place place = place_of(where);

@@ -55,16 +55,15 @@ Divisor divisor_of(const py::tuple& tuple) {
 
 // False where an index is out of range.
 bool old_indexed_forward(const py::tuple& items, const py::tuple& inputs, const py::tuple& divisor, uintptr_t loss,
-                     uintptr_t sums, bool statistics, uintptr_t slopes, int threads) {
+                         uintptr_t sums, bool statistics, uintptr_t slopes, int threads) {
   const Pairs pairs = columns_of(inputs);
   const Comparisons comparisons = comparisons_of(items, pairs);
   const Divisor by = divisor_of(divisor);
   const ForwardOutputs outputs{address(loss), {}, static_cast<double*>(address(sums)), statistics};
   auto* const totals = static_cast<double*>(address(slopes));
   bool in_range = false;
-  run_without_gil(pairs.count, [&] {
-    in_range = cpu::kernels().indexed_forward(comparisons, pairs, by, outputs, totals, threads);
-  });
+  run_without_gil(pairs.count,
+                  [&] { in_range = cpu::kernels().indexed_forward(comparisons, pairs, by, outputs, totals, threads); });
   return in_range;
 }
 

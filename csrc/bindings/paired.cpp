@@ -256,7 +256,6 @@ class PairedOperator {
   std::vector<int64_t> shape_, rows_;  // the pairs', and its first dimensions, each entry of which is a loss of its own
 };
 
-
 void forward_operator(Value* stack, uint64_t, uint64_t) {
   Arguments arguments(stack);
   PairedOperator call(arguments, false);
@@ -302,8 +301,7 @@ void double_backward_operator(Value* stack, uint64_t, uint64_t) {
                              call.per_pair(std::move(towards_margin), "the direction towards margin")};
   const Column upstream = call.per_loss(call.per_pair(std::move(grad), "the upstream gradient"));
   Tensor along = call.new_loss(), chosen = call.new_gradient(pairs.chosen.dtype),
-         rejected = call.new_gradient(pairs.chosen.dtype),
-         margin = call.new_margin_gradient();
+         rejected = call.new_gradient(pairs.chosen.dtype), margin = call.new_margin_gradient();
   const Gradients gradients{call.per_pair(chosen), call.per_pair(rejected),
                             pairs.margin ? call.per_pair(margin) : Column{}};
   Place place = call.place();
@@ -346,11 +344,9 @@ void add_paired(py::module_& module) {
 }
 
 void register_paired() {
-  for (const char* device : {"CPU", "CUDA"}) {
-    torch_abi::register_kernel("paired_forward", device, forward_operator);
-    torch_abi::register_kernel("paired_backward", device, backward_operator);
-    torch_abi::register_kernel("paired_double_backward", device, double_backward_operator);
-  }
+  torch_abi::register_kernel("paired_forward", forward_operator);
+  torch_abi::register_kernel("paired_backward", backward_operator);
+  torch_abi::register_kernel("paired_double_backward", double_backward_operator);
 }
 
 }  // namespace prefloss

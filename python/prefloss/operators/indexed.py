@@ -59,8 +59,8 @@ take = Operator(
     "take(Tensor items, Tensor index, str name) -> Tensor",
     kernel=_take_kernel,
     fake=lambda items, index, name: items.new_empty((*items.shape[:-1], index.shape[-1])),
-    save=lambda arguments, output: (arguments[0], arguments[1]),
-    backward=lambda ctx, grad: _take_derivative(ctx, grad),
+    save=lambda tensors, options, output: tensors,
+    derivative=lambda ctx, grad: _take_derivative(ctx, grad),
 )
 
 
@@ -73,8 +73,8 @@ accumulate = Operator(
     "accumulate(Tensor values, Tensor index, SymInt items) -> Tensor",
     kernel=_accumulate_kernel,
     fake=lambda values, index, items: values.new_empty((*values.shape[:-1], items)),
-    save=lambda arguments, output: (arguments[1],),
-    backward=lambda ctx, grad: (None if grad is None else take(grad, ctx.saved_tensors[0], "index"),),
+    save=lambda tensors, options, output: tensors,
+    derivative=lambda ctx, grad: (None if grad is None else take(grad, ctx.saved_tensors[1], "index"),),
 )
 
 

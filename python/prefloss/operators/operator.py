@@ -1,4 +1,4 @@
-"""An operator of torch, registered once: schema, kernel, fake kernel, vmap rule, derivative, and its form under `torch.func`."""
+"""An operator of torch, registered once: schema, kernel, fake kernel, vmap rule, and derivative, under `torch.func` too."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from ..torch_internals import in_transform
 
 _library = torch.library.Library("prefloss", "FRAGMENT")
 
-# (ctx, *gradients of the outputs) to the gradients of the first arguments; those after them have none.
-Backward = Callable[..., Sequence["Tensor | None"]]
+
+class Options(tuple[Any, ...]):
+    """An operator's arguments that are not tensors. Not a plain tuple: functorch must not look into it."""
 
 
 class Operator:
-    """prefloss::`name`. Calling it is the operator's call, or, where functorch must see the derivative, its Function's.
+    """prefloss::`name`, and prefloss::plain_`name`, the same without a derivative.
+
+    The derivative is a Function's, which calls the plain operator. So a compiled graph has the plain one, whose call never
+    enters Python; functorch, which cannot differentiate an operator, is given the Function.
 
     Args:
-        schema: as torch.library takes it. With a last argument ``int batch``, that is the number of leading dimensions which are
-            reduced one by one; without, they are known from the shapes.
+        schema: as torch.library takes it, tensors first. With a last argument ``int batch``, that is the number of leading
+            dimensions which are reduced one by one; without, they are known from the shapes.
         fake: the outputs' shapes and dtypes, from the arguments.
-        save: (arguments, outputs) to the tensors that `backward` needs, `ctx.saved_tensors`. It also has `ctx.options`, the
-            arguments that are not tensors.
-        backward: the derivative.
+        save: (tensors, options, outputs) to the tensors that `derivative` needs, `ctx.saved_tensors`. It also has `ctx.options`.
+        derivative: (ctx, *gradients of the outputs, or None) to those of the first arguments; the others have none.
         kernel: for operators whose kernel is not a C function (csrc/bindings/): the Python function.
         constant: places of the outputs without a derivative.
         shared: names of the tensors that all rows of a vmap have in common.
@@ -38,72 +41,71 @@ class Operator:
         schema: str,
         *,
         fake: Callable[..., Any],
-        save: Callable[[tuple[Any, ...], Any], Sequence[Tensor | None]],
-        backward: Backward,
+        save: Callable[[tuple[Any, ...], Options, Any], Sequence[Tensor | None]],
+        derivative: Callable[..., Sequence[Tensor | None]],
         kernel: Callable[..., Any] | None = None,
         constant: Sequence[int] = (),
         shared: Sequence[str] = (),
     ) -> None:
-        _library.define(schema)
-        self.name = "prefloss::" + schema.partition("(")[0]
-        self.operator = getattr(torch.ops.prefloss, schema.partition("(")[0]).default
-        arguments = self.operator._schema.arguments
+        name, _, rest = schema.partition("(")
+        for each in (name, f"plain_{name}"):
+            _library.define(f"{each}({rest}")
+            for device in ("CPU", "CUDA") if kernel is not None else ():
+                _library.impl(each, kernel, device)
+            torch.library.register_fake(f"prefloss::{each}", fake, lib=_library)
+            torch.library.register_vmap(f"prefloss::{each}", self._vmap, lib=_library)
+        _library.impl(name, self._autograd, "Autograd")
+        _library.impl(f"plain_{name}", torch.library.fallthrough_kernel, "Autograd")
+        self.operator = getattr(torch.ops.prefloss, name).default
+        self.plain = getattr(torch.ops.prefloss, f"plain_{name}").default
+        self._names = [argument.name for argument in self.operator._schema.arguments]
+        self._tensors = sum("Tensor" in str(argument.type) for argument in self.operator._schema.arguments)
         self._shared = set(shared)
-        self._names = [argument.name for argument in arguments]
-        self._is_tensor = [isinstance(argument.type, torch.TensorType) or "Tensor" in str(argument.type) for argument in arguments]
-        if kernel is not None:
-            for device in ("CPU", "CUDA"):
-                _library.impl(self.name, kernel, device)
-        torch.library.register_fake(self.name, fake, lib=_library)
-        torch.library.register_vmap(self.name, self._vmap, lib=_library)
-
-        def set_up(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            outputs = output if isinstance(output, tuple) else (output,)
-            ctx.save_for_backward(*save(inputs, output))
-            ctx.options = tuple(value for value, is_tensor in zip(inputs, self._is_tensor, strict=True) if not is_tensor)
-            ctx.tensor_places = [place for place, value in enumerate(inputs) if isinstance(value, Tensor)]
-            ctx.mark_non_differentiable(*(outputs[place] for place in constant))
-            ctx.set_materialize_grads(False)
-
-        def gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-            wanted = backward(ctx, *grads)
-            kept = (value if needed else None for value, needed in zip(wanted, ctx.needs_input_grad, strict=False))
-            return *kept, *(None,) * (len(arguments) - len(wanted))
-
-        self._function = type(
-            "".join(word.title() for word in schema.partition("(")[0].split("_")),
-            (Function,),
-            {
-                "forward": staticmethod(self._below_autograd),
-                "setup_context": staticmethod(set_up),
-                "backward": staticmethod(gradients),
-                "vmap": staticmethod(self._function_vmap),
-            },
-        )
-
-        _library.impl(self.name, self._autograd, "Autograd")
+        self._function = self._make_function(name, save, derivative, constant)
 
     def __call__(self, *arguments: Any) -> Any:
-        transformed = in_transform() and not is_compiling()
-        return self._function.apply(*arguments) if transformed else self.operator(*arguments)
+        if in_transform() and not is_compiling():
+            return self._apply(*arguments)
+        return self.operator(*arguments)
 
-    def _below_autograd(self, *arguments: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return self.operator(*arguments)
+    def _apply(self, *arguments: Any) -> Any:
+        return self._function.apply(*arguments[: self._tensors], Options(arguments[self._tensors :]))
 
     def _autograd(self, *arguments: Any) -> Any:
-        """Outside of functorch, which takes the Function at once, but for a compiler, which cannot follow it there."""
-        if not any(isinstance(value, Tensor) and value.requires_grad for value in arguments):
-            return self._below_autograd(*arguments)
+        if not torch._C._any_requires_grad(*arguments) or not torch.is_grad_enabled():
+            return self.plain(*arguments)
         if in_transform():
             raise NotImplementedError(
                 "torch.compile cannot take derivatives by torch.func of prefloss's operators into a graph: let it break the "
                 "graph there (fullgraph=False), or compile what is around"
             )
-        return self._function.apply(*arguments)
+        return self._apply(*arguments)
 
-    def _function_vmap(self, info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        return self._batched(self, info, in_dims, arguments)
+    def _make_function(self, name: str, save: Any, derivative: Any, constant: Sequence[int]) -> Any:
+        def forward(*arguments: Any) -> Any:
+            *tensors, options = arguments
+            return self.plain(*tensors, *options)
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            *tensors, ctx.options = inputs
+            ctx.save_for_backward(*save(tuple(tensors), ctx.options, output))
+            ctx.tensor_places = [place for place, tensor in enumerate(tensors) if tensor is not None]
+            outputs = output if isinstance(output, tuple) else (output,)
+            ctx.mark_non_differentiable(*(outputs[place] for place in constant))
+            ctx.set_materialize_grads(False)
+
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+            found = derivative(ctx, *grads)
+            kept = (value if needed else None for value, needed in zip(found, ctx.needs_input_grad, strict=False))
+            return *kept, *(None,) * (self._tensors + 1 - len(found))
+
+        def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+            *tensors, options = arguments
+            return self._batched(self, info, (*in_dims[:-1], *(None,) * len(options)), (*tensors, *options))
+
+        methods = {"forward": forward, "setup_context": setup_context, "backward": backward, "vmap": vmap}
+        title = "".join(word.title() for word in name.split("_"))
+        return type(title, (Function,), {key: staticmethod(method) for key, method in methods.items()})
 
     def _vmap(self, info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
         return self._batched(self.operator, info, in_dims, arguments)
@@ -121,4 +123,3 @@ class Operator:
                 batched[place] = value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
         outputs = call(*batched)
         return outputs, (0,) * len(outputs) if isinstance(outputs, tuple) else 0
-

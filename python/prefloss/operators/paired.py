@@ -11,7 +11,7 @@ from torch import Tensor
 from ..pairs import MEAN, NONE, Numbers, Pairs, accumulation_dtype
 from ..stats import Sum
 from ..torch_internals import will_run
-from .operator import Operator
+from .operator import Operator, Options
 
 _PAIRS = (
     "Tensor chosen, Tensor rejected, Tensor? margin, Tensor? weight, Tensor? target, Tensor? denominator, Tensor? numbers"
@@ -34,10 +34,12 @@ def _forward_fake(chosen: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     return loss, chosen.new_empty((*chosen.shape[:batch], len(Sum)), dtype=torch.float64)
 
 
-def _save_forward(arguments: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> Sequence[Tensor | None]:
-    *_, weight, _, denominator, _ = arguments[:_TENSORS]
-    is_divisor = arguments[-3] == MEAN and weight is not None and denominator is None
-    return *arguments[:_TENSORS], outputs[1] if is_divisor else None
+def _save_forward(
+    tensors: tuple[Any, ...], options: Options, outputs: tuple[Tensor, Tensor]
+) -> Sequence[Tensor | None]:
+    *_, weight, _, denominator, _ = tensors
+    divides = options[-3] == MEAN and weight is not None and denominator is None
+    return *tensors, outputs[1].clone() if divides else None  # a copy: the caller may add up his own in place
 
 
 def _forward_derivative(ctx: Any, grad: Tensor | None, _: object) -> Sequence[Tensor | None]:
@@ -50,7 +52,7 @@ paired_forward = Operator(
     f"paired_forward({_PAIRS}, {_OPTIONS}) -> (Tensor, Tensor)",
     fake=_forward_fake,
     save=_save_forward,
-    backward=_forward_derivative,
+    derivative=_forward_derivative,
     constant=(1,),
 )
 
@@ -72,8 +74,8 @@ def _backward_derivative(ctx: Any, *towards: Tensor | None) -> Sequence[Tensor |
 paired_backward = Operator(
     f"paired_backward(Tensor grad, {_PAIRS}, Tensor? sums, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
     fake=_backward_fake,
-    save=lambda arguments, outputs: arguments[: _TENSORS + 2],
-    backward=_backward_derivative,
+    save=lambda tensors, options, outputs: tensors,
+    derivative=_backward_derivative,
 )
 
 
@@ -91,7 +93,7 @@ def _double_backward_derivative(
         raise NotImplementedError(
             "the Bradley-Terry loss of prefloss has first and second derivatives; a third was asked for"
         )
-    saved = ctx.saved_tensors
+    saved = ctx.saved_tensors[_GRADIENTS:]
     result: list[Tensor | None] = [None] * _GRADIENTS
     if any(direction is not None for direction in (chosen, rejected, margin)):
         margin = margin if saved[3] is not None else None
@@ -106,8 +108,8 @@ paired_double_backward = Operator(
     "paired_double_backward(Tensor? towards_chosen, Tensor? towards_rejected, Tensor? towards_margin, Tensor grad, "
     f"{_PAIRS}, Tensor? sums, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
     fake=_double_backward_fake,
-    save=lambda arguments, outputs: arguments[_GRADIENTS : _GRADIENTS + _TENSORS + 2],
-    backward=_double_backward_derivative,
+    save=lambda tensors, options, outputs: tensors,
+    derivative=_double_backward_derivative,
 )
 
 
