@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
 from torch.nn import Parameter
 from torch.utils._python_dispatch import _disable_current_modes
@@ -40,6 +42,12 @@ def real_tensors() -> AbstractContextManager[Any]:
     return _disable_current_modes()
 
 
+# functorch calls an operator's autograd kernel once for each of its levels, from the innermost to the outermost, as it does those
+# of torch's own operators. There the derivative is recorded by a Function of that level alone.
+Function = _SingleLevelFunction
+at_this_level = enable_single_level_autograd_function
+
+
 def in_transform() -> bool:
     """Whether functorch, batched autograd or forward mode must find a derivative: `torch.func.functionalize` alone needs none."""
     if forward_ad._current_level >= 0:
@@ -61,11 +69,7 @@ def requires_gradient(tensor: Tensor) -> bool:
     return tensor.requires_grad
 
 
-def will_run(ctx: Any, places: Iterable[int]) -> bool:
-    """Whether the gradient of one of these arguments is asked for, in the backward pass that is running now.
-
-    `ctx.tensor_places`: the places of the arguments that are tensors; these have an edge each.
-    """
-    edges = dict(zip(ctx.tensor_places, ctx.next_functions, strict=True))
-    functions = [edges[place][0] for place in places if place in edges]
+def will_run(node: Any, places: Iterable[int]) -> bool:
+    """Whether the gradient of one of a Function's inputs is asked for, in the backward pass that is running now."""
+    functions = [node.next_functions[place][0] for place in places if place < len(node.next_functions)]
     return any(torch._C._will_engine_execute_node(function) for function in functions if function is not None)

@@ -7,16 +7,31 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
-from torch.compiler import is_compiling
 
-from ..torch_internals import in_transform
+from ..torch_internals import Function, at_this_level
 
 _library = torch.library.Library("prefloss", "FRAGMENT")
 
 
 class Options(tuple[Any, ...]):
-    """An operator's arguments that are not tensors. Not a plain tuple: functorch must not look into it."""
+    """An operator's arguments that are not tensors, and which tensors are given.
+
+    A Function of few arguments is what counts under functorch, which looks into each of them again and again: so tensors that
+    are not given are left out, and this is no plain tuple.
+    """
+
+    is_given: tuple[bool, ...]
+
+    @classmethod
+    def split(cls, arguments: Sequence[Any], tensors: int) -> tuple[list[Tensor], Options]:
+        options = cls(arguments[tensors:])
+        options.is_given = tuple(value is not None for value in arguments[:tensors])
+        return [value for value in arguments[:tensors] if value is not None], options
+
+    def all_tensors(self, given: Sequence[Any]) -> tuple[Any, ...]:
+        """With None, for those that are not given."""
+        rest = iter(given)
+        return tuple(next(rest) if is_given else None for is_given in self.is_given)
 
 
 class Operator:
@@ -64,46 +79,33 @@ class Operator:
         self._function = self._make_function(name, save, derivative, constant)
 
     def __call__(self, *arguments: Any) -> Any:
-        if in_transform() and not is_compiling():
-            return self._apply(*arguments)
         return self.operator(*arguments)
-
-    def _apply(self, *arguments: Any) -> Any:
-        return self._function.apply(*arguments[: self._tensors], Options(arguments[self._tensors :]))
 
     def _autograd(self, *arguments: Any) -> Any:
         if not torch._C._any_requires_grad(*arguments) or not torch.is_grad_enabled():
             return self.plain(*arguments)
-        if in_transform():
-            raise NotImplementedError(
-                "torch.compile cannot take derivatives by torch.func of prefloss's operators into a graph: let it break the "
-                "graph there (fullgraph=False), or compile what is around"
-            )
-        return self._apply(*arguments)
+        given, options = Options.split(arguments, self._tensors)
+        with at_this_level():
+            return self._function.apply(*given, options)
 
     def _make_function(self, name: str, save: Any, derivative: Any, constant: Sequence[int]) -> Any:
         def forward(*arguments: Any) -> Any:
-            *tensors, options = arguments
-            return self.plain(*tensors, *options)
+            *given, options = arguments
+            return self.plain(*options.all_tensors(given), *options)
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            *tensors, ctx.options = inputs
-            ctx.save_for_backward(*save(tuple(tensors), ctx.options, output))
-            ctx.tensor_places = [place for place, tensor in enumerate(tensors) if tensor is not None]
+            *given, ctx.options = inputs
+            ctx.save_for_backward(*save(ctx.options.all_tensors(given), ctx.options, output))
             outputs = output if isinstance(output, tuple) else (output,)
             ctx.mark_non_differentiable(*(outputs[place] for place in constant))
             ctx.set_materialize_grads(False)
 
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-            found = derivative(ctx, *grads)
-            kept = (value if needed else None for value, needed in zip(found, ctx.needs_input_grad, strict=False))
-            return *kept, *(None,) * (self._tensors + 1 - len(found))
+            found = (*derivative(ctx, *grads), *(None,) * self._tensors)
+            kept = [value for value, is_given in zip(found, ctx.options.is_given, strict=False) if is_given]
+            return *(value if needed else None for value, needed in zip(kept, ctx.needs_input_grad, strict=False)), None
 
-        def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-            *tensors, options = arguments
-            return self._batched(self, info, (*in_dims[:-1], *(None,) * len(options)), (*tensors, *options))
-
-        methods = {"forward": forward, "setup_context": setup_context, "backward": backward, "vmap": vmap}
+        methods = {"forward": forward, "setup_context": setup_context, "backward": backward}
         title = "".join(word.title() for word in name.split("_"))
         return type(title, (Function,), {key: staticmethod(method) for key, method in methods.items()})
 

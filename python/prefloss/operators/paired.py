@@ -89,7 +89,8 @@ def _double_backward_derivative(
     ctx: Any, along: Tensor | None, chosen: Tensor | None, rejected: Tensor | None, margin: Tensor | None
 ) -> Sequence[Tensor | None]:
     """By the directions, in which the second derivative is linear and symmetric: what a Hessian-vector product needs."""
-    if will_run(ctx, range(_GRADIENTS, _GRADIENTS + 4)):
+    directions = sum(ctx.options.is_given[:_GRADIENTS])
+    if will_run(ctx, range(directions, directions + 4)):
         raise NotImplementedError(
             "the Bradley-Terry loss of prefloss has first and second derivatives; a third was asked for"
         )
