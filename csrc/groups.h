@@ -2,27 +2,47 @@
 // a group adds to a row.
 #pragma once
 
+#include "storage.h"
 #include "sums.h"
 
 namespace prefloss {
 
-// Rewards are contiguous, float64 (`wide`) or float32; lower ranks are preferred. Group g has the items offsets[g] ...
-// offsets[g + 1] - 1, or, where there are no offsets, `size` items from g * size on.
+// A single entry of a column of floating point or bool.
+PREFLOSS_HOST_DEVICE double entry_of(const Column& column, int64_t row, int64_t index) {
+  switch (column.dtype) {
+    case Dtype::kFloat64:
+      return *column.entry<double>(row, index);
+    case Dtype::kFloat32:
+      return static_cast<double>(*column.entry<float>(row, index));
+    case Dtype::kBFloat16:
+      return static_cast<double>(widen(*column.entry<BFloat16>(row, index)));
+    case Dtype::kFloat16:
+      return static_cast<double>(widen(*column.entry<Float16>(row, index)));
+    default:
+      return *column.entry<bool>(row, index) ? 1.0 : 0.0;
+  }
+}
+
+// Lower ranks are preferred. `rewards` and `ranks` have an entry an item, of `items` / `rows` a row. Group g has the items
+// offsets[g] ... offsets[g + 1] - 1, counted through all rows, or, where there are no offsets, `size` items from
+// g * size on. The CUDA kernels take contiguous rewards of the type that they are computed in, and int64 ranks.
 struct Groups {
-  const void* rewards = nullptr;
-  const int64_t* ranks = nullptr;
-  bool wide = false;
+  Column rewards, ranks;
   int64_t rows = 1, groups = 0, size = 0, items = 0;  // so many groups a row, of `size` items each; items in all
   const int64_t* offsets = nullptr;
   Options options;         // target: of pairs of different rank
   bool half_ties = false;  // pairs of equal rank count too, with target 1/2 and no margin
   int64_t large = 0;       // groups of so many items take linear time on the CPU
 
+  PREFLOSS_HOST_DEVICE bool wide() const { return rewards.dtype == Dtype::kFloat64; }
   PREFLOSS_HOST_DEVICE int64_t count() const { return rows * groups; }
   PREFLOSS_HOST_DEVICE int64_t begin(int64_t group) const { return offsets ? offsets[group] : group * size; }
   PREFLOSS_HOST_DEVICE int64_t size_of(int64_t group) const {
     return offsets ? offsets[group + 1] - offsets[group] : size;
   }
+  PREFLOSS_HOST_DEVICE int64_t row_of(int64_t group) const { return group / groups; }
+  // An item counted through all rows, counted from the beginning of its row.
+  PREFLOSS_HOST_DEVICE int64_t in_row(int64_t item, int64_t row) const { return item - row * (items / rows); }
 };
 
 // The sums over a group's pairs, unweighted. A pair of equal rank counts half in each order. Without statistics only
@@ -49,14 +69,15 @@ PREFLOSS_HOST_DEVICE constexpr int group_sums(bool statistics) { return statisti
 
 // How the groups' sums become a loss: one number a row, or (`per_group`) one a group.
 struct GroupAverage {
-  const double* weight = nullptr;  // one a group
-  bool over_pairs = false;         // each pair counts the same, instead of each group
+  Column weight;            // one a group
+  bool over_pairs = false;  // each pair counts the same, instead of each group
   bool per_group = false;
   Divisor divisor;  // with `total_weight`, what the shares of all pairs add up to
 };
 
-// `loss` is of the rewards' type. `factors`, one a group: what its sum, and so its slopes, are multiplied by. `slopes`:
-// the derivatives of a group's kTerms, one an item, of the rewards' type. `sums` has those of PairStats, kSums a row.
+// `loss` is of the type that rewards are computed in. `factors`, one a group, where they are wanted: what the sum of a
+// group's pairs is multiplied by. `slopes`, where they are wanted: the derivatives of the loss, one an item, contiguous,
+// rounded once to that type, exactly 0 in a group that counts nothing. `sums` has those of PairStats, kSums a row.
 struct GroupOutputs {
   void* loss = nullptr;
   double *factors = nullptr, *sums = nullptr;
@@ -64,22 +85,28 @@ struct GroupOutputs {
   bool statistics = false;
 };
 
-// The upstream gradient of the loss, of the rewards' type.
-struct GroupUpstream {
-  const void* data = nullptr;
-  bool per_group = false;  // else one a row
+enum class GroupStatus { kDone, kNanRank };
 
-  template <typename Real>
+// The upstream gradient of the loss.
+struct GroupUpstream {
+  Column column;           // an entry a group, or one a row
+  bool per_group = false;
+
   PREFLOSS_HOST_DEVICE double of(const Groups& groups, int64_t group) const {
-    return static_cast<double>(static_cast<const Real*>(data)[per_group ? group : group / groups.groups]);
+    const int64_t row = groups.row_of(group);
+    return entry_of(column, row, per_group ? group - row * groups.groups : 0);
   }
 };
 
 // What each pair of a group weighs. A group without pairs, or of weight 0, counts nothing, whatever its rewards are.
-PREFLOSS_HOST_DEVICE double share_of(const GroupAverage& average, int64_t group, double pairs) {
-  const double weight = average.weight ? average.weight[group] : 1;
+PREFLOSS_HOST_DEVICE double share_of(const GroupAverage& average, const Groups& groups, int64_t group, double pairs) {
+  const int64_t row = groups.row_of(group);
+  const double weight = average.weight ? entry_of(average.weight, row, group - row * groups.groups) : 1;
   return pairs == 0 ? 0 : average.over_pairs ? weight : weight / pairs;
 }
+
+// An item's gradient: in a group that counts nothing its slope is 0, and no upstream gradient makes that NaN.
+PREFLOSS_HOST_DEVICE double times_upstream(double slope, double upstream) { return slope == 0 ? 0 : slope * upstream; }
 
 // A group's loss.
 PREFLOSS_HOST_DEVICE double group_loss(const double* group, double share) {

@@ -72,29 +72,29 @@ bool is_in_place(const Column& column) {
   return column && column.dtype == kDtypeOf<Real> && column.stride == 1;
 }
 
-// The entries [begin, begin + count) of a row as contiguous Real: in place where they are that already, else in
-// `buffer`.
+// The entries [begin, begin + count) of a row, as Real.
+template <typename Real>
+void read_entries(const Column& column, int64_t row, int64_t begin, int count, Real* values) {
+  switch (column.dtype) {
+    case Dtype::kFloat64:
+      return gather(column.entry<double>(row, begin), column.stride, count, values);
+    case Dtype::kFloat32:
+      return gather(column.entry<float>(row, begin), column.stride, count, values);
+    case Dtype::kBFloat16:
+      return gather(column.entry<BFloat16>(row, begin), column.stride, count, values);
+    case Dtype::kFloat16:
+      return gather(column.entry<Float16>(row, begin), column.stride, count, values);
+    default:  // a mask: rewards and options have no other dtype
+      return gather(column.entry<bool>(row, begin), column.stride, count, values);
+  }
+}
+
+// The same as contiguous Real: in place where they are that already, else in `buffer`.
 template <typename Real>
 const Real* load(const Column& column, int64_t row, int64_t begin, int count, Buffer<Real>& buffer) {
   if (is_in_place<Real>(column)) return column.entry<Real>(row, begin);
-  Real* values = buffer.values;
-  switch (column.dtype) {
-    case Dtype::kFloat64:
-      gather(column.entry<double>(row, begin), column.stride, count, values);
-      break;
-    case Dtype::kFloat32:
-      gather(column.entry<float>(row, begin), column.stride, count, values);
-      break;
-    case Dtype::kBFloat16:
-      gather(column.entry<BFloat16>(row, begin), column.stride, count, values);
-      break;
-    case Dtype::kFloat16:
-      gather(column.entry<Float16>(row, begin), column.stride, count, values);
-      break;
-    default:  // a mask: rewards and options have no other dtype
-      gather(column.entry<bool>(row, begin), column.stride, count, values);
-  }
-  return values;
+  read_entries(column, row, begin, count, buffer.values);
+  return buffer.values;
 }
 
 // An optional column: a number fills its buffer once, before the blocks.
@@ -118,18 +118,21 @@ Real* result(const Column& column, int64_t row, int64_t begin, Buffer<Real>& buf
   return is_in_place<Real>(column) ? column.entry<Real>(row, begin) : buffer.values;
 }
 
+// Values to the entries [begin, begin + count) of a row.
+template <typename Real>
+void write_entries(const Real* values, const Column& column, int64_t row, int64_t begin, int count) {
+  if (column.dtype == Dtype::kFloat32) scatter(values, count, column.stride, column.entry<float>(row, begin));
+  if constexpr (sizeof(Real) == sizeof(double)) {
+    if (column.dtype == Dtype::kFloat64) scatter(values, count, column.stride, column.entry<double>(row, begin));
+  } else {
+    if (column.dtype == Dtype::kBFloat16) scatter(values, count, column.stride, column.entry<BFloat16>(row, begin));
+    if (column.dtype == Dtype::kFloat16) scatter(values, count, column.stride, column.entry<Float16>(row, begin));
+  }
+}
+
 template <typename Real>
 void store(const Column& column, int64_t row, int64_t begin, int count, const Buffer<Real>& buffer) {
-  if (!column || is_in_place<Real>(column)) return;
-  if (column.dtype == Dtype::kFloat32) scatter(buffer.values, count, column.stride, column.entry<float>(row, begin));
-  if constexpr (sizeof(Real) == sizeof(double)) {
-    if (column.dtype == Dtype::kFloat64) scatter(buffer.values, count, column.stride, column.entry<double>(row, begin));
-  } else {
-    if (column.dtype == Dtype::kBFloat16)
-      scatter(buffer.values, count, column.stride, column.entry<BFloat16>(row, begin));
-    if (column.dtype == Dtype::kFloat16)
-      scatter(buffer.values, count, column.stride, column.entry<Float16>(row, begin));
-  }
+  if (column && !is_in_place<Real>(column)) write_entries(buffer.values, column, row, begin, count);
 }
 
 }  // namespace

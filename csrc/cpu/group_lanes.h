@@ -1,101 +1,121 @@
-// Small groups of much one size, in lanes. Compiled once per instruction set, so everything here has internal linkage.
+// Small groups, as many at a time as a loop has lanes: each lane has a group of its own, and the loops over pairs
+// vectorise whatever the groups' size. Two items are compared where they meet, so they need no order. Compiled once per
+// instruction set, so everything here has internal linkage.
 #pragma once
 
 #include <algorithm>
-#include <limits>
-#include <vector>
 
-#include "../groups.h"
-#include "ranked_lanes.h"
+#include "group_visit.h"
 
 namespace prefloss::cpu {
 namespace {
 
-constexpr int64_t kMostInLane = 128;  // larger groups fill loops by themselves
-
-// Whether the groups from `group` on, as many as there are lanes, are small and much of one size.
-inline bool fill_lanes(const Groups& groups, int64_t group) {
-  const int64_t end = group + kTile;
-  if (end > groups.count()) return false;
-  int64_t largest = 0, squares = 0;
-  for (int64_t g = group; g < end; g++) {
-    const int64_t size = groups.size_of(g);
-    largest = std::max(largest, size);
-    squares += size * size;
-  }
-  return largest <= kMostInLane && 2 * squares >= kTile * largest * largest;
-}
-
-// As many groups as there are lanes. An item's place in rank order is the number of those that come before it.
-template <typename Real>
+// Groups of at most kMost items.
+template <typename Real, int kMost>
 struct GroupsInLanes {
-  int largest = 0;
-  std::vector<Lanes<int64_t>> ranks, places, ends;  // `ends`: where the items of higher rank begin
-  RankedLanes<Real> lanes;
+  using Integer = IntegerLike<Real>;
+  int size = 0, least = 0;  // items of the largest group, and of the smallest
+  alignas(64) Real rewards[kMost][kTile];
+  alignas(64) Integer levels[kMost][kTile];
+  alignas(64) double slopes[kMost][kTile];
+  Lanes<Integer> sizes;
+  Lanes<double> terms, pairs;
 
-  // Their sums, without statistics, and their slopes.
-  void forward(const Groups& groups, int64_t first, Real* slopes, double* sums) {
-    take(groups, first);
-    lanes.add_plain_pairs();
-    for (int lane = 0; lane < kTile; lane++) {
-      const int64_t begin = groups.begin(first + lane), size = groups.size_of(first + lane);
-      double pairs = 0;
-      for (int64_t i = 0; i < size; i++) {
-        const size_t item = static_cast<size_t>(i), place = static_cast<size_t>(places[item].of[lane]);
-        pairs += static_cast<double>(std::max<int64_t>(size - ends[item].of[lane], 0));
-        if (slopes) slopes[begin + i] = static_cast<Real>(lanes.slopes[place].of[lane]);
-      }
-      sums[lane * group_sums(false) + kPairs] = pairs;
-      sums[lane * group_sums(false) + kTerms] = lanes.terms.of[lane];
+  // Room for so many items in each lane. What no group fills is computed, and counts nothing.
+  void clear(int most) {
+    size = least = most;
+    std::fill_n(&rewards[0][0], most * kTile, Real(0));
+    std::fill_n(&levels[0][0], most * kTile, Integer(0));
+    std::fill_n(&slopes[0][0], most * kTile, 0.0);
+    sizes = {};
+    terms = {};
+    pairs = {};
+  }
+
+  void put(int lane, const Real* its_rewards, const Integer* its_levels, int count) {
+    for (int i = 0; i < count; i++) {
+      rewards[i][lane] = its_rewards[i];
+      levels[i][lane] = its_levels[i];
     }
+    sizes.of[lane] = static_cast<Integer>(count);
+    least = std::min(least, count);
+  }
+
+  // `kSorted`: within each group the levels do not descend.
+  template <bool kSorted>
+  void add_pairs(const GroupOptions<Real>& options) {
+    if (options.plain && !options.half_ties)
+      add<true, kSorted>(options);
+    else
+      add<false, kSorted>(options);
   }
 
  private:
-  void take(const Groups& groups, int64_t first) {
-    largest = 0;
-    for (int lane = 0; lane < kTile; lane++)
-      largest = std::max(largest, static_cast<int>(groups.size_of(first + lane)));
-    const size_t count = static_cast<size_t>(largest);
-    Lanes<int64_t> last;  // where a group has fewer items, the others come last
-    std::fill(last.of, last.of + kTile, std::numeric_limits<int64_t>::max());
-    ranks.assign(count, last);
-    for (int lane = 0; lane < kTile; lane++) {
-      const int64_t* its = groups.ranks + groups.begin(first + lane);
-      for (int64_t i = 0; i < groups.size_of(first + lane); i++) ranks[static_cast<size_t>(i)].of[lane] = its[i];
-    }
-    find_places();
-    lanes.clear(largest);
-    for (int lane = 0; lane < kTile; lane++) {
-      const Real* its = static_cast<const Real*>(groups.rewards) + groups.begin(first + lane);
-      const int size = static_cast<int>(groups.size_of(first + lane));
-      lanes.put_size(lane, size);
-      for (int i = 0; i < size; i++) {
-        const size_t item = static_cast<size_t>(i);
-        lanes.put(lane, static_cast<int>(places[item].of[lane]), its[i], static_cast<int>(ends[item].of[lane]));
+  template <bool kPlain, bool kSorted>
+  void add(const GroupOptions<Real>& options) {
+    static_assert(kRows <= LossProduct<Real>::kMost);
+    LaneSums sums;
+    Lanes<Integer> counted;
+    for (int top = 0; top < size; top += kRows) {
+      Lanes<Real> row_slopes[kRows];
+      for (int j = top + 1; j < size; j++) {
+        TileSums<Real> tile;
+        if (j < least)
+          add_rows<kPlain, kSorted, true>(options, top, j, row_slopes, tile, counted);
+        else
+          add_rows<kPlain, kSorted, false>(options, top, j, row_slopes, tile, counted);
+        for (int lane = 0; lane < kTile; lane++) slopes[j][lane] += static_cast<double>(tile.slope.of[lane]);
+        sums.add(tile);
+        if (j + 1 < size && (j + 1) % kTile != 0) continue;
+        for (int row = 0; row < std::min(kRows, size - top); row++) {
+          for (int lane = 0; lane < kTile; lane++)
+            slopes[top + row][lane] += static_cast<double>(row_slopes[row].of[lane]);
+          row_slopes[row] = {};
+        }
       }
+    }
+    sums.flush();
+    for (int lane = 0; lane < kTile; lane++) {
+      terms.of[lane] = sums.terms[lane];
+      pairs.of[lane] = static_cast<double>(counted.of[lane]);
     }
   }
 
-  void find_places() {
-    places.assign(ranks.size(), {});
-    ends.assign(ranks.size(), {});
-    for (size_t i = 0; i < ranks.size(); i++) {
-      const int64_t* rank = ranks[i].of;
-      int64_t* __restrict place = places[i].of;
-      int64_t* __restrict end = ends[i].of;
-      for (int lane = 0; lane < kTile; lane++) end[lane]++;
-      for (size_t j = 0; j < i; j++) {
-        const int64_t* other_rank = ranks[j].of;
-        int64_t* __restrict other_place = places[j].of;
-        int64_t* __restrict other_end = ends[j].of;
+  // The items from `top` on that are before the item j.
+  template <bool kPlain, bool kSorted, bool kAllAreThere>
+  void add_rows(const GroupOptions<Real>& options, int top, int j, Lanes<Real>* row_slopes, TileSums<Real>& sums,
+                Lanes<Integer>& counted) {
+    const Formula<Real> formula = options.ranked.formula;
+    const Real margin = options.ranked.margin, right = options.ranked.right, wrong = options.ranked.wrong;
+    const bool half_ties = options.half_ties;
+    const Real* others = rewards[j];
+    const Integer *other_levels = levels[j], *counts = sizes.of, other = j;
+    Integer* __restrict pairs_of = counted.of;
+    for (int row = 0; row < std::min(kRows, j - top); row++) {
+      const Real* rows = rewards[top + row];
+      const Integer* row_levels = levels[top + row];
+      Real* __restrict slopes_of_row = row_slopes[row].of;
+      Real* __restrict slope = sums.slope.of;
+      Real* __restrict product = sums.product.of;
+      Real* __restrict hinge = sums.hinge.of;
 #pragma omp simd
-        for (int lane = 0; lane < kTile; lane++) {
-          const int64_t behind = rank[lane] < other_rank[lane] ? 1 : 0, ahead = other_rank[lane] < rank[lane] ? 1 : 0;
-          place[lane] += 1 - behind;
-          end[lane] += 1 - behind;
-          other_place[lane] += behind;
-          other_end[lane] += 1 - ahead;
-        }
+      for (int lane = 0; lane < kTile; lane++) {
+        const Integer level = row_levels[lane], other_level = other_levels[lane];
+        const bool ahead = level < other_level, behind = kSorted ? false : other_level < level;
+        const bool ranked = kSorted ? ahead : level != other_level, there = kAllAreThere ? true : other < counts[lane];
+        const bool pair = kPlain ? ranked & there : (ranked | half_ties) & there;
+        const Real a = rows[lane], b = others[lane], difference = negated(behind, a - b);
+        LossProduct<Real> loss{product[lane], hinge[lane]};
+        const PairSlopes<Real> its =
+            kPlain ? visit<true>(formula, difference, a + b, pair, margin, right, wrong, loss)
+                   : visit<false>(formula, difference, a + b, pair, or_zero(ranked, margin),
+                                  either(ranked, right, Real(0.5)), either(ranked, wrong, Real(0.5)), loss);
+        const Real by_row = negated(behind, its.difference);
+        product[lane] = loss.u;
+        hinge[lane] = loss.hinge;
+        slopes_of_row[lane] += kPlain ? by_row : its.sum + by_row;
+        slope[lane] += kPlain ? -by_row : its.sum - by_row;
+        pairs_of[lane] += static_cast<Integer>(pair);
       }
     }
   }

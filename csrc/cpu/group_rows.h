@@ -1,14 +1,13 @@
 // The pairs of one group, an item at a time. Compiled once per instruction set, so everything here has internal
 // linkage.
 //
-// The items are sorted by rank; an item is then paired with a range of those behind it, which is worked through a tile
-// at a time: a fixed number of neighbours, over which the loops vectorise, and of which those in the range count.
-// Slopes and sums are float64.
+// An item is paired with others a tile at a time: a fixed number of neighbours, over which the loops vectorise, and of
+// which some count. Where the items are sorted by rank, those are the ones behind it. Slopes and sums are float64.
 #pragma once
 
 #include <algorithm>
 
-#include "ranked_lanes.h"
+#include "group_visit.h"
 
 namespace prefloss::cpu {
 namespace {
@@ -18,110 +17,79 @@ struct Range {
   int i, begin, end;
 };
 
-// What a group's pairs add up to, a lane at a time.
-struct LaneSums {
-  double terms[kTile] = {}, product[kTile] = {};
-  int products = 0;
-
-  void move_to(LaneSums& others) {
-    for (int lane = 0; lane < kTile; lane++) {
-      others.terms[lane] += terms[lane];
-      terms[lane] = 0;
-    }
-  }
-
-  // A product of so many pairs' losses has a limit.
-  void flush() {
-    for (int lane = 0; lane < kTile; lane++) {
-      terms[lane] += log1p_positive(product[lane]);
-      product[lane] = 0;
-    }
-    products = 0;
-  }
-};
-
 // Items that meet a tile.
 template <typename Real>
 struct Rows {
   int count = 0;
   Real rewards[kRows] = {}, slopes[kRows][kTile] = {};
-  IntegerLike<Real> begin[kRows] = {};  // of each item's range
+
+  // Moves the slope of a row to `slope`.
+  void move_slope(int row, double& slope) {
+    double total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int lane = 0; lane < kTile; lane++) total += static_cast<double>(slopes[row][lane]);
+    std::fill(slopes[row], slopes[row] + kTile, Real(0));
+    slope += total;
+  }
 };
 
-// The default options: one exponential for loss and slope. Outside of its range an item's z is infinity, loss and slope
-// 0.
-template <bool kAll, typename Real>
-void add_plain_tile(Rows<Real>& rows, const Real* others, IntegerLike<Real> first, IntegerLike<Real> end,
-                    TileSums<Real>& sums) {
-  using Integer = IntegerLike<Real>;
+// The pairs of rows and a tile for which counted(row, lane) holds. The rows are the chosen items, or the rejected.
+template <bool kPlain, bool kRowsAreChosen, typename Real, typename Counted>
+PREFLOSS_HOST_DEVICE void add_tile(const PairOptions<Real>& options, Rows<Real>& rows, const Real* others,
+                                   TileSums<Real>& sums, const Counted& counted) {
+  const Formula<Real> formula = options.formula;
+  const Real margin = options.margin, right = options.right, wrong = options.wrong;
   for (int row = 0; row < rows.count; row++) {
-    const Real a = rows.rewards[row];
-    const Integer begin = rows.begin[row];
+    const Real its = rows.rewards[row];
     Real* __restrict slopes = rows.slopes[row];
     Real* __restrict slope = sums.slope.of;
     Real* __restrict product = sums.product.of;
     Real* __restrict hinge = sums.hinge.of;
 #pragma omp simd
-    for (Integer lane = 0; lane < kTile; lane++) {
-      const Integer j = first + lane;
+    for (int lane = 0; lane < kTile; lane++) {
       LossProduct<Real> loss{product[lane], hinge[lane]};
-      const Real s =
-          loss.add_for_slope(kAll ? a - others[lane] : or_infinity((j >= begin) & (j < end), a - others[lane]));
+      const PairSlopes<Real> pair =
+          visit<kPlain>(formula, kRowsAreChosen ? its - others[lane] : others[lane] - its, its + others[lane],
+                        counted(row, lane), margin, right, wrong, loss);
+      const Real difference = kRowsAreChosen ? pair.difference : -pair.difference;
       product[lane] = loss.u;
       hinge[lane] = loss.hinge;
-      slopes[lane] += s;
-      slope[lane] -= s;
+      slopes[lane] += kPlain ? difference : pair.sum + difference;
+      slope[lane] += kPlain ? -difference : pair.sum - difference;
     }
   }
 }
 
-// All pairs of kRows items from `top` on with those behind them.
-template <typename Real>
-void add_plain_rows(RankedItems<Real>& items, int top, LaneSums& sums) {
+// All pairs of kRows items from `top` on with those of higher rank.
+template <bool kPlain, typename Real>
+void add_ranked_rows(RankedItems<Real>& items, const PairOptions<Real>& options, int top, LaneSums& sums) {
   using Integer = IntegerLike<Real>;
   static_assert(kRows <= LossProduct<Real>::kMost && kSegment % kTile == 0);
   const Integer end = static_cast<Integer>(items.size);
   Rows<Real> rows;
+  Integer begin[kRows] = {};  // of the items that each row meets
   rows.count = std::min(kRows, items.size - top);
   for (int row = 0; row < rows.count; row++) {
     rows.rewards[row] = items.rewards[static_cast<size_t>(top + row)];
-    rows.begin[row] = static_cast<Integer>(items.level_end[static_cast<size_t>(top + row)]);
+    begin[row] = static_cast<Integer>(items.level_end[static_cast<size_t>(top + row)]);
   }
-  const Integer all_from = rows.begin[rows.count - 1];  // the latest
-  for (Integer first = rows.begin[0] / kTile * kTile; first < end; first += kTile) {
-    if (sums.products + kRows > PairLossSum::kMost) sums.flush();
-    sums.products += kRows;
+  const Integer all_from = begin[rows.count - 1];  // the latest
+  for (Integer first = begin[0] / kTile * kTile; first < end; first += kTile) {
     const Real* others = &items.rewards[static_cast<size_t>(first)];
     TileSums<Real> tile;
     if (first >= all_from && first + kTile <= end)
-      add_plain_tile<true>(rows, others, first, end, tile);
+      add_tile<kPlain, true>(options, rows, others, tile, [](int, Integer) { return true; });
     else
-      add_plain_tile<false>(rows, others, first, end, tile);
+      add_tile<kPlain, true>(options, rows, others, tile, [&](int row, Integer lane) {
+        return (first + lane >= begin[row]) & (first + lane < end);
+      });
     double* __restrict slopes = &items.slopes[static_cast<size_t>(first)];
-    for (int lane = 0; lane < kTile; lane++) {
-      const double u = static_cast<double>(tile.product.of[lane]);
-      slopes[lane] += static_cast<double>(tile.slope.of[lane]);
-      sums.product[lane] += fused(sums.product[lane], u, u);
-      sums.terms[lane] += static_cast<double>(tile.hinge.of[lane]);
-    }
+    for (int lane = 0; lane < kTile; lane++) slopes[lane] += static_cast<double>(tile.slope.of[lane]);
+    sums.add(tile);
     if (first + kTile < end && (first + kTile) % kSegment != 0) continue;
-    for (int row = 0; row < rows.count; row++) {
-      Real* its = rows.slopes[row];
-      double total = 0;
-#pragma omp simd reduction(+ : total)
-      for (int lane = 0; lane < kTile; lane++) total += static_cast<double>(its[lane]);
-      std::fill(its, its + kTile, Real(0));
-      items.slopes[static_cast<size_t>(top + row)] += total;
-    }
+    for (int row = 0; row < rows.count; row++) rows.move_slope(row, items.slopes[static_cast<size_t>(top + row)]);
   }
 }
-
-// What a range's pairs have in common.
-template <typename Real>
-struct PairOptions {
-  Formula<Real> formula;
-  Real margin, target;
-};
 
 template <typename Real>
 void add_row(RankedItems<Real>& items, const Range& range, const PairOptions<Real>& options, LaneSums& sums) {
@@ -213,22 +181,6 @@ void add_extremes(const RankedItems<Real>& items, double* sums) {
   sums[kPairMaximum] = high;
 }
 
-// What the pairs of different rank have in common, and those of equal rank.
-template <typename Real>
-struct GroupOptions {
-  PairOptions<Real> ranked, tied;
-  bool plain, half_ties;
-  int64_t large;
-
-  explicit GroupOptions(const Groups& groups)
-      : ranked{Formula<Real>(groups.options), static_cast<Real>(groups.options.margin),
-               static_cast<Real>(groups.options.target)},
-        tied{Formula<Real>(groups.options), Real(0), Real(0.5)},
-        plain(Pairs{{}, {}, {}, {}, {}, 1, 0, groups.options}.plain()),
-        half_ties(groups.half_ties),
-        large(groups.large) {}
-};
-
 // Calls body(range, options, whether of equal rank) for the ranges of a group.
 template <typename Real, typename Body>
 void for_ranges(const RankedItems<Real>& items, const GroupOptions<Real>& options, const Body& body) {
@@ -243,19 +195,21 @@ template <typename Real>
 void forward_group(RankedItems<Real>& items, const GroupOptions<Real>& options, bool statistics, double* sums) {
   LaneSums lanes, row;
   std::fill(sums, sums + kGroupSums, 0.0);
-  if (options.plain) {
-    for (int top = 0; top < items.size; top += kRows) add_plain_rows(items, top, lanes);
+  for (int top = 0; top < items.size; top += kRows) {
+    if (options.plain)
+      add_ranked_rows<true>(items, options.ranked, top, lanes);
+    else
+      add_ranked_rows<false>(items, options.ranked, top, lanes);
   }
   for_ranges(items, options, [&](const Range& range, const PairOptions<Real>& pairs, bool ties) {
     sums[kPairs] += range.end - range.begin;
-    if (!options.plain || ties) {
+    if (ties) {
       add_row(items, range, pairs, row);
       row.move_to(lanes);  // two short sums round less than a long one
     }
     if (statistics) add_statistics(items, range, pairs, ties, sums);
   });
-  lanes.flush();
-  for (const double lane : lanes.terms) sums[kTerms] += lane;
+  sums[kTerms] = lanes.total();
   if (statistics) add_extremes(items, sums);
 }
 

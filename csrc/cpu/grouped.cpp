@@ -1,178 +1,370 @@
 // All pairs of different rank of each group: forward, backward, double backward. Compiled once per instruction set.
 //
-// Threads share groups, and the nodes of a long list's tree, each of which is one thread's; so the bits do not depend
+// Threads share groups; a group with a large part of all items is done by all threads alone. So the bits do not depend
 // on their number.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <vector>
 
+#include "group_few.h"
 #include "group_lanes.h"
 #include "group_rows.h"
 #include "instruction_set.h"
-#include "threads.h"
 
 namespace prefloss::cpu {
 namespace {
 
+constexpr int kMostInLane = 128;  // larger groups fill loops by themselves
+
+// Memory that nobody has written: on the stack where it is small.
+template <typename Value, size_t kSmall>
+class Memory {
+ public:
+  explicit Memory(int64_t size) : large_(static_cast<size_t>(size) > kSmall ? new Value[static_cast<size_t>(size)] : nullptr) {}
+  Value* data() { return large_ ? large_.get() : small_; }
+
+ private:
+  Value small_[kSmall];
+  std::unique_ptr<Value[]> large_;
+};
+
 // Scores beyond this, of float64 alone, would overflow when they are squared.
 constexpr double kGreatest = 1e150;
 
+// Whether a list takes linear time. Its cells need finite numbers.
 template <typename Real>
-bool is_large(const RankedItems<Real>& items, const GroupOptions<Real>& options) {
-  if (items.size < options.large) return false;
+bool is_long(const Real* rewards, int64_t size, const GroupOptions<Real>& options) {
+  const Real beta = options.ranked.formula.beta;
+  if (size < options.large || !std::isfinite(beta) || !std::isfinite(options.ranked.margin)) return false;
   if constexpr (sizeof(Real) == sizeof(float)) return true;
-  const double most = kGreatest / std::max(1.0, std::abs(static_cast<double>(options.ranked.formula.beta)));
-  return std::none_of(items.rewards.begin(), items.rewards.end(),
+  const double most = kGreatest / std::max(1.0, std::abs(static_cast<double>(beta)));
+  return std::none_of(rewards, rewards + size,
                       [=](Real x) { return std::abs(x) > most && std::abs(x) <= std::numeric_limits<Real>::max(); });
 }
 
+// Groups next to each other in one row, brought to contiguous memory.
+template <typename Real>
+struct LoadedItems {
+  using Integer = IntegerLike<Real>;
+  std::vector<Real> copy;
+  std::vector<Integer> memory;
+  const Real* rewards = nullptr;
+  const Integer* levels = nullptr;
+
+  // False where a rank is NaN.
+  bool load(const Groups& groups, int64_t first, int64_t end) {
+    const int64_t row = groups.row_of(first), begin = groups.in_row(groups.begin(first), row);
+    const int size = static_cast<int>(groups.begin(end - 1) + groups.size_of(end - 1) - groups.begin(first));
+    if (copy.size() < static_cast<size_t>(size) && !is_in_place<Real>(groups.rewards)) copy.resize(static_cast<size_t>(size));
+    if (memory.size() < static_cast<size_t>(size)) memory.resize(static_cast<size_t>(size));
+    rewards = load_rewards(groups.rewards, row, begin, size, copy.data());
+    levels = memory.data();
+    return load_levels(groups.ranks, row, begin, size, memory.data());
+  }
+};
+
+// Forward over some of the groups: the sums of each, and the derivatives of its kTerms by its rewards.
+template <typename Real>
+class GroupsForward {
+  using Integer = IntegerLike<Real>;
+
+ public:
+  GroupsForward(const Groups& groups, const GroupOptions<Real>& options, bool statistics, double* table, double* slopes)
+      : groups_(groups), options_(options), statistics_(statistics), stride_(group_sums(statistics)), table_(table), slopes_(slopes) {}
+
+  // The groups [begin, end) for which wanted(group) holds. False where a rank is NaN.
+  template <typename Wanted>
+  bool run(int64_t begin, int64_t end, int threads, const Wanted& wanted) {
+    for (int64_t group = begin; group < end;) {
+      if (!wanted(group)) {
+        group++;
+        continue;
+      }
+      const int64_t many = small_groups(group, end);
+      if (!items_.load(groups_, group, group + many)) return false;
+      if (!in_lanes(group, many)) {
+        for (int64_t g = group; g < group + many; g++) alone(g, groups_.begin(g) - groups_.begin(group), threads);
+      }
+      group += many;
+    }
+    return true;
+  }
+
+ private:
+  const Groups& groups_;
+  const GroupOptions<Real>& options_;
+  bool statistics_;
+  int stride_;
+  double *table_, *slopes_;
+  LoadedItems<Real> items_;
+  RankedItems<Real> ranked_;
+  GroupsInLanes<Real, kMostInLane> lanes_;
+
+  // How many groups from here on, of one row, may share the lanes: at least this one. The same for any number of threads.
+  int64_t small_groups(int64_t group, int64_t end) const {
+    end = std::min({end, (group / kTile + 1) * kTile, (groups_.row_of(group) + 1) * groups_.groups});
+    int64_t next = group;
+    while (next < end && groups_.size_of(next) <= kMostInLane) next++;
+    return std::max(next, group + 1) - group;
+  }
+
+  // Whether these groups together take fewer steps than one after another; then they are done.
+  bool in_lanes(int64_t first, int64_t many) {
+    if (statistics_ || many == 1) return false;
+    int64_t largest = 0, squares = 0;
+    for (int64_t g = first; g < first + many; g++) {
+      largest = std::max(largest, groups_.size_of(g));
+      squares += groups_.size_of(g) * groups_.size_of(g);
+    }
+    const int64_t steps = largest * (largest - 1) / 2;
+    if (largest > kTile) {
+      int64_t alone = 0;
+      for (int64_t g = first; g < first + many && alone < steps; g++) alone += steps_alone(g, groups_.begin(g) - groups_.begin(first));
+      if (alone < steps) return false;
+    } else if (squares < 2 * steps) {  // one that is alone takes a step an item, and one tile is hardly filled
+      return false;
+    }
+    lanes_.clear(static_cast<int>(largest));
+    for (int64_t lane = 0; lane < many; lane++) {
+      const int64_t from = groups_.begin(first + lane) - groups_.begin(first);
+      lanes_.put(static_cast<int>(lane), items_.rewards + from, items_.levels + from, static_cast<int>(groups_.size_of(first + lane)));
+    }
+    lanes_.template add_pairs<false>(options_);
+    for (int64_t lane = 0; lane < many; lane++) {
+      double* const sums = table_ + (first + lane) * stride_;
+      sums[kPairs] = lanes_.pairs.of[lane];
+      sums[kTerms] = lanes_.terms.of[lane];
+      double* const slopes = slopes_ + groups_.begin(first + lane);
+      for (int64_t i = 0; i < groups_.size_of(first + lane); i++) slopes[i] = lanes_.slopes[i][lane];
+    }
+    return true;
+  }
+
+  // Of kTile pairs each.
+  int64_t steps_alone(int64_t group, int64_t from) const {
+    const int64_t size = groups_.size_of(group);
+    const Ranks<Integer> ranks(items_.levels + from, static_cast<int>(size));
+    if (ranks.are_one() && !options_.half_ties) return 0;
+    const int64_t rows = are_few(ranks, size) && !options_.half_ties ? ranks.fewer() : size / 2 + 8;
+    return rows * (size / kTile + 1);
+  }
+
+  void alone(int64_t group, int64_t from, int threads) {
+    const int size = static_cast<int>(groups_.size_of(group));
+    const Real* const rewards = items_.rewards + from;
+    const Integer* const levels = items_.levels + from;
+    double *const sums = table_ + group * stride_, *const slopes = slopes_ + groups_.begin(group);
+    const Ranks<Integer> ranks(levels, size);
+    if (ranks.are_one() && !options_.half_ties) {
+      std::fill_n(sums, stride_, 0.0);
+      std::fill_n(slopes, size, 0.0);
+      return;
+    }
+    if (!statistics_ && !options_.half_ties && are_few(ranks, size)) {
+      sums[kPairs] = static_cast<double>(ranks.at_least) * static_cast<double>(ranks.at_most);
+      sums[kTerms] = FewItems<Real>(options_, rewards, levels, size, ranks).forward(slopes, threads);
+      return;
+    }
+    double all_sums[kGroupSums];
+    put_in_order(rewards, levels, size, ranks, threads, ranked_);
+    if (is_long(rewards, size, options_))
+      forward_long_list(ranked_, groups_, statistics_, all_sums, threads);
+    else
+      forward_group(ranked_, options_, statistics_, all_sums);
+    std::copy_n(all_sums, stride_, sums);
+    for_items(size, threads, [&](size_t i) { slopes[ranked_.order[i]] = ranked_.slopes[i]; });
+  }
+};
+
 // Fewer pairs than this are done before a second thread would have started.
-inline int useful_threads(const Groups& groups, int threads) {
+int useful_threads(const Groups& groups, int threads) {
   constexpr int64_t kParallelPairs = 32768;
   int64_t pairs = 0;
-  for (int64_t g = 0; g < groups.count() && pairs < kParallelPairs; g++)
+  for (int64_t g = 0; threads > 1 && g < groups.count() && pairs < kParallelPairs; g++)
     pairs += groups.size_of(g) * (groups.size_of(g) - 1) / 2;
   return pairs < kParallelPairs ? 1 : threads;
 }
 
-// Calls body(items, group), its items taken, for every group, and writes their slopes.
-template <typename Real, typename Body>
-void for_groups(const Groups& groups, Real* slopes, int threads, const Body& body) {
-  const int64_t count = groups.count(), parts = std::min<int64_t>(count, 64);
-  for_chunks(parts, useful_threads(groups, threads), [&](int64_t part) {
-    RankedItems<Real> items;
-    for (int64_t group = part * count / parts; group < (part + 1) * count / parts; group++) {
-      items.take(groups, group);
-      body(items, group);
-      items.write_slopes(slopes);
-    }
+// Calls body(begin, end) for parts of all groups. Where groups are small, those that may share lanes stay together.
+template <typename Body>
+void for_parts(const Groups& groups, int threads, const Body& body) {
+  const int64_t count = groups.count(), unit = groups.items <= kMostInLane * count ? kTile : 1,
+                units = (count + unit - 1) / unit, parts = std::min<int64_t>(units, 64);
+  if (threads == 1 && unit == kTile && count > 0) return body(0, count);
+  for_chunks(parts, threads, [&](int64_t part) {
+    body(part * units / parts * unit, std::min(count, (part + 1) * units / parts * unit));
   });
 }
 
 // The loss of a row from its groups' sums, and the factors of their slopes.
 template <typename Real>
 void finish_groups(const Groups& groups, const double* table, const GroupAverage& average, const GroupOutputs& outputs,
-                   int64_t row) {
+                   int64_t row, double* factors) {
   Partial total = Partial::zero();
   Real* loss = static_cast<Real*>(outputs.loss);
   const int64_t begin = row * groups.groups, end = begin + groups.groups;
   for (int64_t g = begin; g < end; g++) {
     const double* group = table + g * group_sums(outputs.statistics);
-    outputs.factors[g] = share_of(average, g, group[kPairs]);
-    if (average.per_group) loss[g] = static_cast<Real>(group_loss(group, outputs.factors[g]));
-    add_to_row(group, outputs.factors[g], outputs.statistics, total);
+    factors[g] = share_of(average, groups, g, group[kPairs]);
+    if (average.per_group) loss[g] = static_cast<Real>(group_loss(group, factors[g]));
+    add_to_row(group, factors[g], outputs.statistics, total);
   }
   finish_row<Real>(total, average.divisor, {average.per_group ? nullptr : loss, {}, outputs.sums, outputs.statistics},
                    row);
   if (average.per_group) return;
   const double by = average.divisor.total_weight ? average.divisor.resolve(total.weight) : average.divisor.of_row(row);
-  for (int64_t g = begin; g < end; g++) outputs.factors[g] /= by;
+  for (int64_t g = begin; g < end; g++) factors[g] /= by;
 }
 
 template <typename Real>
-void forward_groups(const Groups& groups, const GroupOptions<Real>& options, const GroupOutputs& outputs, int64_t begin,
-                    int64_t end, double* table, int threads) {
-  Real* slopes = static_cast<Real*>(outputs.slopes);
-  GroupsInLanes<Real> lanes;
-  RankedItems<Real> items;
-  const int stride = group_sums(outputs.statistics);
-  double its_sums[kGroupSums];
-  for (int64_t group = begin; group < end;) {
-    double* sums = table + group * stride;
-    if (options.plain && !options.half_ties && !outputs.statistics && group + kTile <= end &&
-        fill_lanes(groups, group)) {
-      lanes.forward(groups, group, slopes, sums);
-      group += kTile;
-      continue;
+GroupStatus forward(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs, int threads) {
+  const GroupOptions<Real> options(groups);
+  const int64_t count = groups.count();
+  Memory<double, 256> table(count * group_sums(outputs.statistics)), own_factors(outputs.factors ? 0 : count);
+  Memory<double, 2048> slopes(groups.items);
+  double* const factors = outputs.factors ? outputs.factors : own_factors.data();
+  threads = useful_threads(groups, threads);
+  // With one chunk the threads are all its own.
+  const auto is_alone = [&](int64_t group) {
+    return threads > 1 && groups.size_of(group) > kMostInLane && 2 * threads * groups.size_of(group) >= groups.items;
+  };
+  std::atomic<bool> nan{false};
+  const auto run = [&](int64_t begin, int64_t end, int its_threads, const auto& wanted) {
+    GroupsForward<Real> part(groups, options, outputs.statistics, table.data(), slopes.data());
+    if (!nan && !part.run(begin, end, its_threads, wanted)) nan = true;
+  };
+  for (int64_t g = 0; threads > 1 && g < count; g++) {
+    if (is_alone(g)) run(g, g + 1, threads, is_alone);
+  }
+  for_parts(groups, threads, [&](int64_t begin, int64_t end) {
+    run(begin, end, 1, [&](int64_t group) { return !is_alone(group); });
+  });
+  if (nan) return GroupStatus::kNanRank;
+  for (int64_t row = 0; row < groups.rows; row++)
+    finish_groups<Real>(groups, table.data(), average, outputs, row, factors);
+  Real* const scaled = static_cast<Real*>(outputs.slopes);
+  if (scaled == nullptr) return GroupStatus::kDone;
+  for_parts(groups, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; g++) {
+      const int64_t first = groups.begin(g), last = first + groups.size_of(g);
+      const double factor = factors[g], *its = slopes.data();
+      if (factor == 0)
+        std::fill(scaled + first, scaled + last, Real(0));
+      else
+        for (int64_t i = first; i < last; i++) scaled[i] = static_cast<Real>(factor * its[i]);
     }
-    items.take(groups, group, threads);
-    if (is_large(items, options))
-      forward_long_list(items, groups, outputs.statistics, its_sums, threads);
-    else
-      forward_group(items, options, outputs.statistics, its_sums);
-    std::copy_n(its_sums, stride, sums);
-    if (slopes) items.write_slopes(slopes, threads);
-    group++;
+  });
+  return GroupStatus::kDone;
+}
+
+// Calls write(item, count, values) for the items of a group, a block at a time; value(i) is that of its item i.
+template <typename Real, typename Value>
+void write_group(const Groups& groups, int64_t group, const Column& result, const Value& value) {
+  const int64_t row = groups.row_of(group), first = groups.in_row(groups.begin(group), row), size = groups.size_of(group);
+  Buffer<Real> buffer;
+  for (int64_t begin = 0; begin < size; begin += kBlock) {
+    const int count = static_cast<int>(std::min<int64_t>(kBlock, size - begin));
+    for (int i = 0; i < count; i++) buffer.values[i] = static_cast<Real>(value(begin + i));
+    write_entries(buffer.values, result, row, first + begin, count);
   }
 }
 
 template <typename Real>
-void grouped(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs, int threads) {
-  const GroupOptions<Real> options(groups);
-  const int64_t count = groups.count();
-  // Shares of as many groups as there are lanes, if they are small; else of one.
-  const int64_t unit = groups.items <= kMostInLane * count ? kTile : 1, units = (count + unit - 1) / unit,
-                parts = std::min<int64_t>(units, 64);
-  std::vector<double> table(static_cast<size_t>(count * group_sums(outputs.statistics)));
-  for_chunks(parts, useful_threads(groups, threads), [&](int64_t part) {
-    const int64_t begin = part * units / parts * unit, end = std::min(count, (part + 1) * units / parts * unit);
-    forward_groups<Real>(groups, options, outputs, begin, end, table.data(), threads);
-  });
-  for (int64_t row = 0; row < groups.rows; row++) finish_groups<Real>(groups, table.data(), average, outputs, row);
-}
-
-// Each item's slope times its group's factor and the upstream gradient.
-template <typename Real>
-void scale_slopes(const Groups& groups, const Real* slopes, const double* factors, const GroupUpstream& upstream,
-                  Real* result, int threads) {
-  const int64_t count = groups.count(), parts = std::min<int64_t>(count, 64);
-  for_chunks(parts, threads, [&](int64_t part) {
-    for (int64_t group = part * count / parts; group < (part + 1) * count / parts; group++) {
-      const double factor = factors[group] == 0 ? 0 : factors[group] * upstream.of<Real>(groups, group);
-      const int64_t begin = groups.begin(group), end = begin + groups.size_of(group);
-      for (int64_t i = begin; i < end; i++)
-        result[i] = factors[group] == 0 ? Real(0) : static_cast<Real>(factor * static_cast<double>(slopes[i]));
+void backward(const Groups& groups, const Real* slopes, const GroupUpstream& upstream, const Column& result, int threads) {
+  for_parts(groups, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; g++) {
+      const double factor = upstream.of(groups, g);
+      const Real* const its = slopes + groups.begin(g);
+      write_group<Real>(groups, g, result, [=](int64_t i) { return times_upstream(static_cast<double>(its[i]), factor); });
     }
   });
 }
 
-// The derivatives by the rewards of the slopes' product with `direction`, both one Real an item.
+// The derivatives by the rewards of the product of a group's unscaled slopes with `direction`, in the items' order.
 template <typename Real>
-void grouped_second(const Groups& groups, const Real* direction, Real* result, int threads) {
-  const GroupOptions<Real> options(groups);
-  for_groups<Real>(groups, result, threads, [&](RankedItems<Real>& items, int64_t) {
-    items.directions.resize(items.order.size());
-    for (size_t i = 0; i < items.order.size(); i++) items.directions[i] = direction[items.order[i]];
-    for_ranges(items, options, [&](const Range& range, const PairOptions<Real>& pairs, bool) {
-      const size_t i = static_cast<size_t>(range.i);
-      const Real a = items.rewards[i], v = items.directions[i];
-      const Real *others = items.rewards.data(), *directions = items.directions.data();
-      double* slopes = items.slopes.data();
-      double total = 0;
+void bend(RankedItems<Real>& items, const GroupOptions<Real>& options, const Real* direction) {
+  std::vector<Real> directions(items.order.size());
+  for (size_t i = 0; i < directions.size(); i++) directions[i] = direction[items.order[i]];
+  for_ranges(items, options, [&](const Range& range, const PairOptions<Real>& pairs, bool) {
+    const size_t i = static_cast<size_t>(range.i);
+    const Real a = items.rewards[i], v = directions[i];
+    const Real *others = items.rewards.data(), *towards = directions.data();
+    double* slopes = items.slopes.data();
+    double total = 0;
 #pragma omp simd reduction(+ : total)
-      for (int j = range.begin; j < range.end; j++) {
-        const PairGradient<Real> second =
-            pairs.formula
-                .second(a, others[j], pairs.margin, Real(1), pairs.target, Real(1), Real(1), v, directions[j], Real(0))
-                .gradient;
-        total += static_cast<double>(second.chosen);
-        slopes[j] += static_cast<double>(second.rejected);
-      }
-      slopes[i] += total;
-    });
+    for (int j = range.begin; j < range.end; j++) {
+      const PairGradient<Real> second =
+          pairs.formula
+              .second(a, others[j], pairs.margin, Real(1), pairs.target, Real(1), Real(1), v, towards[j], Real(0))
+              .gradient;
+      total += static_cast<double>(second.chosen);
+      slopes[j] += static_cast<double>(second.rejected);
+    }
+    slopes[i] += total;
   });
+}
+
+template <typename Real>
+GroupStatus double_backward(const Groups& groups, const Real* slopes, const double* factors, const GroupUpstream& upstream,
+                            const Column& direction, const Column& gradient, double* along, int threads) {
+  const GroupOptions<Real> options(groups);
+  std::atomic<bool> nan{false};
+  for_parts(groups, useful_threads(groups, threads), [&](int64_t begin, int64_t end) {
+    LoadedItems<Real> loaded;
+    RankedItems<Real> items;
+    std::vector<Real> copy;
+    for (int64_t g = begin; g < end && !nan; g++) {
+      const int size = static_cast<int>(groups.size_of(g));
+      const int64_t row = groups.row_of(g), first = groups.in_row(groups.begin(g), row);
+      copy.resize(static_cast<size_t>(size));
+      const Real* const its = load_rewards(direction, row, first, size, copy.data());
+      double product = 0;
+      for (int i = 0; i < size && factors[g] != 0; i++)
+        product += static_cast<double>(slopes[groups.begin(g) + i]) * static_cast<double>(its[i]);
+      along[g] = product;
+      if (!loaded.load(groups, g, g + 1)) {
+        nan = true;
+        return;
+      }
+      put_in_order(loaded.rewards, loaded.levels, size, Ranks<IntegerLike<Real>>(loaded.levels, size), 1, items);
+      bend(items, options, its);
+      std::vector<double> bent(static_cast<size_t>(size));
+      for (size_t i = 0; i < bent.size(); i++) bent[static_cast<size_t>(items.order[i])] = items.slopes[i];
+      const double factor = factors[g] == 0 ? 0 : factors[g] * upstream.of(groups, g);
+      write_group<Real>(groups, g, gradient, [&](int64_t i) {
+        return factors[g] == 0 ? 0.0 : factor * bent[static_cast<size_t>(i)];
+      });
+    }
+  });
+  return nan ? GroupStatus::kNanRank : GroupStatus::kDone;
 }
 
 }  // namespace
 
 namespace PREFLOSS_CPU_PATH {
 
-void grouped_forward(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs, int threads) {
-  groups.wide ? grouped<double>(groups, average, outputs, threads) : grouped<float>(groups, average, outputs, threads);
+GroupStatus grouped_forward(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs,
+                            int threads) {
+  return groups.wide() ? forward<double>(groups, average, outputs, threads)
+                       : forward<float>(groups, average, outputs, threads);
 }
 
-void grouped_backward(const Groups& groups, const void* slopes, const double* factors, const GroupUpstream& upstream,
-                      void* result, int threads) {
-  groups.wide ? scale_slopes(groups, static_cast<const double*>(slopes), factors, upstream,
-                             static_cast<double*>(result), threads)
-              : scale_slopes(groups, static_cast<const float*>(slopes), factors, upstream, static_cast<float*>(result),
-                             threads);
+void grouped_backward(const Groups& groups, const void* slopes, const GroupUpstream& upstream, const Column& result,
+                      int threads) {
+  groups.wide() ? backward(groups, static_cast<const double*>(slopes), upstream, result, threads)
+                : backward(groups, static_cast<const float*>(slopes), upstream, result, threads);
 }
 
-void grouped_double_backward(const Groups& groups, const void* direction, void* result, int threads) {
-  groups.wide ? grouped_second(groups, static_cast<const double*>(direction), static_cast<double*>(result), threads)
-              : grouped_second(groups, static_cast<const float*>(direction), static_cast<float*>(result), threads);
+GroupStatus grouped_double_backward(const Groups& groups, const void* slopes, const double* factors,
+                                    const GroupUpstream& upstream, const Column& direction, const Column& gradient,
+                                    double* along, int threads) {
+  return groups.wide() ? double_backward(groups, static_cast<const double*>(slopes), factors, upstream, direction,
+                                         gradient, along, threads)
+                       : double_backward(groups, static_cast<const float*>(slopes), factors, upstream, direction,
+                                         gradient, along, threads);
 }
 
 }  // namespace PREFLOSS_CPU_PATH

@@ -15,10 +15,10 @@ void paired_double_backward(const Pairs&, const Divisor&, const Column& upstream
                             const Column& upstream_gradient, const Gradients&, int threads);
 bool indexed_forward(const Comparisons&, const Pairs&, const Divisor&, const ForwardOutputs&, double* slopes,
                      int threads);
-void grouped_forward(const Groups&, const GroupAverage&, const GroupOutputs&, int threads);
-void grouped_backward(const Groups&, const void* slopes, const double* factors, const GroupUpstream&, void* result,
-                      int threads);
-void grouped_double_backward(const Groups&, const void* direction, void* result, int threads);
+GroupStatus grouped_forward(const Groups&, const GroupAverage&, const GroupOutputs&, int threads);
+void grouped_backward(const Groups&, const void* slopes, const GroupUpstream&, const Column& result, int threads);
+GroupStatus grouped_double_backward(const Groups&, const void* slopes, const double* factors, const GroupUpstream&,
+                                    const Column& direction, const Column& gradient, double* along, int threads);
 
 // The sums over all pairs of a long list in time linear in its items, with the options of `groups`; adds to their
 // slopes. long_list/long_list.cpp

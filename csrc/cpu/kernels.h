@@ -9,6 +9,8 @@ namespace prefloss::cpu {
 //
 // indexed_forward: `pairs` has the options of the comparisons, and neither chosen nor rejected. `slopes`, one an item,
 // where they are wanted: the sum of the derivatives of its terms, not divided. False where an index is out of range.
+// grouped_double_backward: `gradient`, the derivative by the rewards of the sum of the gradients times `direction`;
+// `along`, one a group, that of the upstream gradient's entry, or its group's part of it.
 struct Kernels {
   const char* name;
   void (*paired_forward)(const Pairs&, const Divisor&, const ForwardOutputs&, int threads);
@@ -17,10 +19,11 @@ struct Kernels {
                                  const Column& upstream_gradient, const Gradients&, int threads);
   bool (*indexed_forward)(const Comparisons&, const Pairs&, const Divisor&, const ForwardOutputs&, double* slopes,
                           int threads);
-  void (*grouped_forward)(const Groups&, const GroupAverage&, const GroupOutputs&, int threads);
-  void (*grouped_backward)(const Groups&, const void* slopes, const double* factors, const GroupUpstream&, void* result,
-                           int threads);
-  void (*grouped_double_backward)(const Groups&, const void* direction, void* result, int threads);
+  GroupStatus (*grouped_forward)(const Groups&, const GroupAverage&, const GroupOutputs&, int threads);
+  void (*grouped_backward)(const Groups&, const void* slopes, const GroupUpstream&, const Column& result, int threads);
+  GroupStatus (*grouped_double_backward)(const Groups&, const void* slopes, const double* factors,
+                                         const GroupUpstream&, const Column& direction, const Column& gradient,
+                                         double* along, int threads);
 };
 
 namespace baseline {

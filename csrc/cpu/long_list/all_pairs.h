@@ -12,6 +12,7 @@
 #include <iterator>
 #include <vector>
 
+#include "../group_lanes.h"
 #include "../group_rows.h"
 #include "interaction.h"
 
@@ -52,6 +53,7 @@ class AllPairs {
 
  private:
   static constexpr int kCount = kPolynomials<Real>;
+  using LeafLanes = GroupsInLanes<Real, kLeafOfManyCells>;
 
   RankedItems<Real>& items_;
   const GroupOptions<Real>& options_;
@@ -162,22 +164,21 @@ class AllPairs {
     return options_.half_ties ? middle : begin;
   }
 
-  // The pairs within the leaves; with the default options several leaves at a time.
+  // The pairs within the leaves; without statistics several leaves at a time.
   void visit_pairs() {
     std::vector<int> leaves;
     for (const int leaf : leaves_) {
       if (!node(leaf).tied || options_.half_ties) leaves.push_back(leaf);
     }
-    const bool in_lanes = options_.plain && !options_.half_ties && !statistics_;
-    const int64_t count = static_cast<int64_t>(leaves.size()), unit = in_lanes ? kTile : 1,
+    const int64_t count = static_cast<int64_t>(leaves.size()), unit = statistics_ ? 1 : kTile,
                   units = (count + unit - 1) / unit, parts = std::min<int64_t>(units, 64);
     for_chunks(parts, threads_, [&](int64_t part) {
-      RankedLanes<Real> lanes;
+      LeafLanes lanes;
       for (int64_t n = part * units / parts * unit; n < std::min(count, (part + 1) * units / parts * unit); n += unit) {
-        if (in_lanes)
-          visit_pairs_in_lanes(lanes, &leaves[static_cast<size_t>(n)], static_cast<int>(std::min(unit, count - n)));
-        else
+        if (statistics_)
           visit_pairs_of(node(leaves[static_cast<size_t>(n)]));
+        else
+          visit_pairs_in_lanes(lanes, &leaves[static_cast<size_t>(n)], static_cast<int>(std::min(unit, count - n)));
       }
     });
   }
@@ -196,21 +197,22 @@ class AllPairs {
     std::copy_n(own.slopes.begin(), leaf.size(), items_.slopes.begin() + leaf.begin);
   }
 
-  void visit_pairs_in_lanes(RankedLanes<Real>& lanes, const int* leaves, int count) {
-    lanes.clear(leaf_);
+  void visit_pairs_in_lanes(LeafLanes& lanes, const int* leaves, int count) {
+    IntegerLike<Real> levels[kLeafOfManyCells];
+    int most = 0;
+    for (int lane = 0; lane < count; lane++) most = std::max(most, node(leaves[lane]).size());
+    lanes.clear(most);
     for (int lane = 0; lane < count; lane++) {
       const TreeNode& leaf = node(leaves[lane]);
-      lanes.put_size(lane, leaf.size());
-      for (int i = leaf.begin; i < leaf.end; i++)
-        lanes.put(lane, i - leaf.begin, items_.rewards[static_cast<size_t>(i)],
-                  std::min(items_.level_end[static_cast<size_t>(i)], leaf.end) - leaf.begin);
+      std::copy(items_.level_end.begin() + leaf.begin, items_.level_end.begin() + leaf.end, levels);
+      lanes.put(lane, &items_.rewards[static_cast<size_t>(leaf.begin)], levels, leaf.size());
     }
-    lanes.add_plain_pairs();
+    lanes.template add_pairs<true>(options_);
     for (int lane = 0; lane < count; lane++) {
       TreeNode& leaf = node(leaves[lane]);
       leaf.sums.terms = lanes.terms.of[lane];
       for (int i = leaf.begin; i < leaf.end; i++)
-        items_.slopes[static_cast<size_t>(i)] = lanes.slopes[static_cast<size_t>(i - leaf.begin)].of[lane];
+        items_.slopes[static_cast<size_t>(i)] = lanes.slopes[i - leaf.begin][lane];
     }
   }
 
