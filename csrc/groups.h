@@ -23,6 +23,9 @@ PREFLOSS_HOST_DEVICE double entry_of(const Column& column, int64_t row, int64_t 
   }
 }
 
+// Groups of so many items take linear time on the CPU; in smaller ones it is quicker to visit each pair.
+constexpr int64_t kLargeGroup = 1024;
+
 // Lower ranks are preferred. `rewards` and `ranks` have an entry an item, of `items` / `rows` a row. Group g has the items
 // offsets[g] ... offsets[g + 1] - 1, counted through all rows, or, where there are no offsets, `size` items from
 // g * size on. The CUDA kernels take contiguous rewards of the type that they are computed in, and int64 ranks.

@@ -45,13 +45,11 @@ struct Pairs {
   }
 };
 
-// Items by index: pair p compares the items chosen[p] and rejected[p], entries of two arrays of int64 (`wide`) or
-// int32.
+// Items by index: pair p compares the items chosen[p] and rejected[p], both of int64 or both of int32.
 struct Comparisons {
   Column scores;  // one an item
   int64_t items = 0;
-  const void *chosen = nullptr, *rejected = nullptr;
-  bool wide = true;
+  Column chosen, rejected;
 };
 
 // What the sum over a row is divided by: a number, or one float64 a row. A row's total weight is replaced by 1 where it

@@ -173,8 +173,8 @@ Tensor Tensor::new_empty(const std::vector<int64_t>& sizes, Dtype dtype) const {
   return empty(sizes, dtype, is_cuda(), device_index());
 }
 
-Tensor Tensor::contiguous() const {
-  Tensor copy = new_empty(sizes(), dtype());
+Tensor Tensor::contiguous(Dtype dtype) const {
+  Tensor copy = new_empty(sizes(), dtype);
   check(torch.copy(copy.handle_, handle_, 1), "copy a tensor");
   return copy;
 }
@@ -199,10 +199,12 @@ Tensor Arguments::optional_tensor() {
   return tensor;
 }
 
-double Arguments::number() {
-  double number = 0;
-  std::memcpy(&number, next_++, sizeof number);
-  return number;
+Options Arguments::options(const Tensor& given) {
+  double numbers[5];
+  std::memcpy(numbers, next_, sizeof numbers);
+  next_ += 5;
+  const double* of = given ? static_cast<const double*>(given.data()) : numbers;
+  return {of[0], of[1], of[2], of[3], of[4]};
 }
 
 void register_kernel(const std::string& name, Operator kernel) {

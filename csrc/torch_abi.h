@@ -49,8 +49,8 @@ class Tensor {
   // Without values, contiguous, on the host or on a CUDA device; or where this tensor is.
   static Tensor empty(const std::vector<int64_t>& sizes, Dtype dtype, bool cuda, int device_index);
   Tensor new_empty(const std::vector<int64_t>& sizes, Dtype dtype) const;
-  // Itself, with its entries copied to contiguous memory.
-  Tensor contiguous() const;
+  // A copy in contiguous memory, of this dtype.
+  Tensor contiguous(Dtype dtype) const;
   // Host memory's entries on the device of this tensor; nothing is waited for.
   Tensor copied_here(const std::vector<int64_t>& values) const;
 
@@ -65,7 +65,8 @@ class Arguments {
   Tensor tensor() { return Tensor(reinterpret_cast<void*>(*next_++)); }
   Tensor optional_tensor();
   int64_t integer() { return static_cast<int64_t>(*next_++); }
-  double number();
+  // Five numbers; `given` has them where they change from call to call under a compiler.
+  Options options(const Tensor& given);
   bool boolean() { return *next_++ != 0; }
 
  private:

@@ -1,106 +1,321 @@
+// The grouped loss for Python: eager calls over tensors as they are, and the operators prefloss::grouped_forward,
+// grouped_backward, grouped_double_backward. Names, reading of arguments, where results go; no arithmetic.
 #include <pybind11/stl.h>
 
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
-#include "../cpu/kernels.h"
 #include "views.h"
 
 namespace prefloss {
 namespace {
 
-void* address(uintptr_t value) { return reinterpret_cast<void*>(value); }
+using torch_abi::Arguments;
+using torch_abi::Tensor;
+using torch_abi::Value;
 
-void require_memory(const void* data, int64_t entries, const char* name) {
-  if (data == nullptr && entries > 0)
-    throw std::invalid_argument(std::string(name) + " has no memory (a null pointer); a plain dense tensor is needed");
+// What a call says beside its tensors.
+struct GroupedCall {
+  Options options;
+  bool half_ties = false, over_pairs = false;
+  int reduction = kMean;
+  std::optional<double> denominator;
+  bool statistics = false;
+  int64_t large = kLargeGroup;
+};
+
+// Where each group of each row begins, and where the last one ends.
+std::vector<int64_t> offsets_of(const int64_t* sizes, int64_t stride, int64_t groups, int64_t rows, int64_t items) {
+  std::vector<int64_t> offsets{0};
+  for (int64_t row = 0; row < rows; row++) {
+    for (int64_t g = 0; g < groups; g++) {
+      const int64_t size = sizes[g * stride], left = (row + 1) * items - offsets.back();
+      if (size < 0) throw std::invalid_argument("group_sizes must be >= 0, got " + std::to_string(size));
+      if (size > left)
+        throw std::invalid_argument("group_sizes must add up to the number of rewards, " + std::to_string(items) +
+                                    ", got more");
+      offsets.push_back(offsets.back() + size);
+    }
+    if (offsets.back() != (row + 1) * items)
+      throw std::invalid_argument("group_sizes must add up to the number of rewards, " + std::to_string(items) +
+                                  ", got " + std::to_string(offsets.back() - row * items));
+  }
+  return offsets;
 }
 
-Column column(const py::object& object) {
-  if (object.is_none()) return {};
-  const auto [data, dtype, stride, row_stride] = object.cast<std::tuple<uintptr_t, int, int64_t, int64_t>>();
-  if (dtype < 0 || dtype > static_cast<int>(Dtype::kBool))
-    throw std::invalid_argument("unknown dtype tag " + std::to_string(dtype));
-  return {address(data), static_cast<Dtype>(dtype), stride, row_stride};
+// ---- Eager calls ----
+
+struct EagerGroups {
+  View rewards, group_sizes;
+  Column sizes, weight;
+  Groups groups;
+  std::vector<int64_t> offsets;
+
+  Fit read_from(py::handle given, py::handle ranks, py::handle its_sizes, py::handle its_weight) {
+    if (!read(given, rewards) || !rewards.is_floating() || runs_on_cuda(rewards.cuda)) return Fit::kNo;
+    Fit fit = as_column(rewards, 0, groups.rewards);
+    groups.items = rewards.count();
+    if (its_sizes.is_none()) {
+      if (rewards.dimensions != 2) return Fit::kNo;
+      groups.groups = rewards.sizes[0];
+      groups.size = rewards.sizes[1];
+    } else {
+      if (rewards.dimensions != 1 || !read(its_sizes, group_sizes) || group_sizes.cuda ||
+          group_sizes.dtype != Dtype::kInt64 || group_sizes.dimensions != 1)
+        return Fit::kNo;
+      fit = both(fit, as_column(group_sizes, 0, sizes));
+      groups.groups = group_sizes.count();
+    }
+    fit = both(fit,
+               read_column(ranks, rewards, [&](const View& view) { return view.has_shape_of(rewards); }, groups.ranks));
+    const auto is_weight = [&](const View& view) {
+      return view.dimensions == 1 && view.count() == groups.groups &&
+             (view.dtype == rewards.dtype || view.dtype == Dtype::kFloat32 || view.dtype == Dtype::kBool);
+    };
+    return both(fit, read_column(its_weight, rewards, is_weight, weight));
+  }
+
+  // Throws where the sizes do not add up.
+  void divide() {
+    if (!sizes) return;
+    offsets = offsets_of(static_cast<const int64_t*>(sizes.data), sizes.stride, groups.groups, 1, groups.items);
+    groups.offsets = offsets.data();
+  }
+};
+
+Fit accepts(py::handle rewards, py::handle ranks, py::handle group_sizes, py::handle weight) {
+  return EagerGroups().read_from(rewards, ranks, group_sizes, weight);
 }
 
-// (number, address of one float64 a row or 0, its stride, whether that is a total weight)
-Divisor divisor_of(const py::tuple& tuple) {
-  const auto [number, rows, stride, total_weight] = tuple.cast<std::tuple<double, uintptr_t, int64_t, bool>>();
-  return {number, static_cast<const double*>(address(rows)), stride, total_weight};
+// False where a rank is NaN.
+bool forward(py::handle rewards, py::handle ranks, py::handle group_sizes, py::handle weight, const GroupedCall& call,
+             py::handle loss, py::handle slopes, py::handle sums) {
+  EagerGroups given;
+  Groups& groups = given.groups;
+  if (given.read_from(rewards, ranks, group_sizes, weight) != Fit::kYes)
+    throw std::invalid_argument("grouped_forward was given what grouped_accepts refuses");
+  given.divide();
+  groups.options = call.options;
+  groups.half_ties = call.half_ties;
+  groups.large = call.large;
+  GroupAverage average{given.weight, call.over_pairs, call.reduction == kNone, {}};
+  if (call.reduction == kMean) average.divisor = {call.denominator.value_or(1), nullptr, 0, !call.denominator};
+  const Dtype real = accumulation_dtype(given.rewards.dtype);
+  GroupOutputs outputs;
+  outputs.loss = output(loss, real, average.per_group ? groups.groups : 1);
+  outputs.slopes = output(slopes, real, groups.items);
+  outputs.sums = static_cast<double*>(output(sums, Dtype::kFloat64, kSums));
+  outputs.statistics = call.statistics;
+  GroupStatus status = GroupStatus::kDone;
+  run_without_gil(groups.items, [&] { status = grouped_forward(groups, average, outputs, {false, kAllThreads}); });
+  return status == GroupStatus::kDone;
 }
 
-// (whether on CUDA, threads, stream, address of the scratch memory)
-Place place_of(const py::tuple& tuple) {
-  const auto [cuda, threads, stream, scratch] = tuple.cast<std::tuple<bool, int, uintptr_t, uintptr_t>>();
-  return {cuda, threads, address(stream), static_cast<double*>(address(scratch))};
-}
-
-// (address of the rewards, of the ranks, whether the rewards are float64, rows, groups a row, their size, items,
-// address of their offsets or 0, (beta, margin, label_smoothing, center_rewards_coefficient), whether ties count half,
-// from how many items on a group is large)
-Groups groups_of(const py::tuple& tuple) {
-  const auto [rewards, ranks, wide, rows, count, size, items, offsets] =
-      py::tuple(tuple[py::slice(0, 8, 1)])
-          .cast<std::tuple<uintptr_t, uintptr_t, bool, int64_t, int64_t, int64_t, int64_t, uintptr_t>>();
-  Groups groups{address(rewards),
-                static_cast<const int64_t*>(address(ranks)),
-                wide,
-                rows,
-                count,
-                size,
-                items,
-                static_cast<const int64_t*>(address(offsets)),
-                {},
-                tuple[9].cast<bool>(),
-                tuple[10].cast<int64_t>()};
-  const auto [beta, margin, label_smoothing, center] = tuple[8].cast<std::tuple<double, double, double, double>>();
-  groups.options = {beta, margin, 1, label_smoothing, center};
-  require_memory(groups.rewards, items, "rewards");
-  return groups;
-}
-
-// `average`: (address of the weights or 0, whether over pairs, whether one loss a group, divisor)
-void old_grouped_forward(const py::tuple& inputs, const py::tuple& average, uintptr_t loss, uintptr_t factors,
-                         uintptr_t sums, uintptr_t slopes, bool statistics, const py::tuple& where) {
-  const Groups groups = groups_of(inputs);
-  require_memory(groups.ranks, groups.items, "ranks");
-  const GroupAverage how{static_cast<const double*>(address(average[0].cast<uintptr_t>())), average[1].cast<bool>(),
-                         average[2].cast<bool>(), divisor_of(average[3])};
-  const GroupOutputs outputs{address(loss), static_cast<double*>(address(factors)), static_cast<double*>(address(sums)),
-                             address(slopes), statistics};
-  const Place place = place_of(where);
-  run_without_gil(groups.items, [&] { prefloss::grouped_forward(groups, how, outputs, place); });
-}
-
-// `upstream`: (its address, whether one a group)
-void old_grouped_backward(const py::tuple& inputs, uintptr_t slopes, uintptr_t factors, const py::tuple& upstream,
-                          uintptr_t gradient, const py::tuple& where) {
-  const Groups groups = groups_of(inputs);
-  const GroupUpstream grad{address(upstream[0].cast<uintptr_t>()), upstream[1].cast<bool>()};
-  const auto* const its_factors = static_cast<const double*>(address(factors));
-  const Place place = place_of(where);
+// False, with nothing written, where saved tensors are not what they were.
+bool backward(py::handle grad, py::handle slopes, py::handle group_sizes, const GroupedCall& call, py::handle result) {
+  View slope_view, grad_view, result_view;
+  EagerGroups given;
+  Column column, upstream, gradient;
+  if (!read(slopes, slope_view) || !read(grad, grad_view) || !read(result, result_view) || slope_view.cuda ||
+      !slope_view.is_floating() || grad_view.dtype != slope_view.dtype || result_view.dtype > Dtype::kFloat16 ||
+      accumulation_dtype(result_view.dtype) != slope_view.dtype || result_view.count() != slope_view.count() ||
+      both(both(as_column(slope_view, 0, column), as_column(grad_view, 0, upstream)),
+           as_column(result_view, 0, gradient)) != Fit::kYes)
+    return false;
+  if (column.stride != 1 && slope_view.count() > 1) return false;
+  Groups& groups = given.groups;
+  const bool per_group = call.reduction == kNone;
+  groups.rewards = gradient;  // says the type
+  groups.items = slope_view.count();
+  groups.groups = 1;
+  groups.size = groups.items;
+  if (per_group && !group_sizes.is_none()) {
+    if (!read(group_sizes, given.group_sizes) || given.group_sizes.dtype != Dtype::kInt64 ||
+        as_column(given.group_sizes, 0, given.sizes) != Fit::kYes)
+      return false;
+    groups.groups = given.group_sizes.count();
+    given.divide();
+  } else if (per_group) {
+    groups.groups = grad_view.count();
+    groups.size = groups.groups > 0 ? groups.items / groups.groups : 0;
+  }
+  if (grad_view.count() != (per_group ? groups.groups : 1)) return false;
   run_without_gil(groups.items, [&] {
-    prefloss::grouped_backward(groups, address(slopes), its_factors, grad, address(gradient), place);
+    grouped_backward(groups, slope_view.data, {upstream, per_group}, gradient,
+                     {false, groups.items < kParallelPairs ? 1 : kAllThreads});
   });
+  return true;
 }
 
-void old_grouped_double_backward(const py::tuple& inputs, uintptr_t direction, uintptr_t result,
-                                 const py::tuple& where) {
-  const Groups groups = groups_of(inputs);
-  require_memory(groups.ranks, groups.items, "ranks");
-  const Place place = place_of(where);
-  run_without_gil(groups.items,
-                  [&] { prefloss::grouped_double_backward(groups, address(direction), address(result), place); });
+// ---- Operators ----
+
+// The arguments that the three operators share, in the order of their schema (python/prefloss/operators/grouped.py).
+class GroupedOperator {
+ public:
+  Groups groups;
+  GroupAverage average;
+  bool statistics = false;
+
+  explicit GroupedOperator(Arguments& arguments) {
+    Tensor rewards = arguments.tensor(), ranks = arguments.tensor(), sizes = arguments.optional_tensor(),
+           weight = arguments.optional_tensor(), denominator = arguments.optional_tensor(),
+           numbers = arguments.optional_tensor();
+    groups.options = arguments.options(numbers);
+    groups.half_ties = arguments.boolean();
+    average.over_pairs = arguments.boolean();
+    const int64_t reduction = arguments.integer();
+    statistics = arguments.boolean();
+    average.per_group = reduction == kNone;
+    groups.large = kLargeGroup;
+    groups.size = arguments.integer();
+    rewards_ = &columns_.keep(std::move(rewards));
+    guard_.emplace(*rewards_);
+    shape_ = rewards_->sizes();
+    rows_.assign(shape_.begin(), shape_.end() - 1);
+    columns_.batch = static_cast<int64_t>(rows_.size());
+    groups.rows = product(rows_);
+    groups.items = groups.rows * shape_.back();
+    on_cuda_ = runs_on_cuda(rewards_->is_cuda());
+    groups.rewards = items(*rewards_, real(), "rewards");
+    groups.ranks = items(ranks, Dtype::kInt64, "ranks");
+    columns_.keep(std::move(ranks));
+    average.weight = columns_.of(std::move(weight), "weight");
+    if (sizes) {
+      const Tensor& its = columns_.keep(sizes.contiguous(Dtype::kInt64));
+      groups.groups = product(its.sizes());
+      const std::vector<int64_t> offsets =
+          offsets_of(static_cast<const int64_t*>(its.data()), 1, groups.groups, groups.rows, shape_.back());
+      groups.offsets = static_cast<const int64_t*>(columns_.keep(rewards_->copied_here(offsets)).data());
+    } else {
+      groups.groups = shape_.back() / groups.size;
+    }
+    if (reduction != kMean) return;
+    if (denominator) {
+      const Column by = columns_.of(std::move(denominator), "denominator");
+      average.divisor = {1, static_cast<const double*>(by.data), by.row_stride};
+    } else {
+      average.divisor = {1, nullptr, 0, true};
+    }
+  }
+
+  Place place() const { return place_of(rewards_->is_cuda(), rewards_->device_index(), kParallelPairs); }
+  Tensor scratch(Place& place) const {
+    return scratch_for(place, rewards_->device_index(),
+                       grouped_scratch_size(place.cuda, groups.rows, groups.groups, groups.items, statistics));
+  }
+
+  Dtype real() const { return accumulation_dtype(rewards_->dtype()); }
+  Tensor new_loss() const { return rewards_->new_empty(average.per_group ? with(groups.groups) : rows_, real()); }
+  Tensor new_factors() const { return rewards_->new_empty(with(groups.groups), Dtype::kFloat64); }
+  Tensor new_sums() const { return rewards_->new_empty(with(kSums), Dtype::kFloat64); }
+  Tensor new_slopes() const { return rewards_->new_empty(shape_, real()); }
+  Tensor new_gradient() const { return rewards_->new_empty(shape_, rewards_->dtype()); }
+
+  // One entry an item; on CUDA contiguous, of the type that its kernels take.
+  Column items(const Tensor& tensor, Dtype on_cuda, const char* name) {
+    return on_cuda_ ? columns_.of(tensor.contiguous(on_cuda), name) : columns_.of(tensor, name);
+  }
+  // One entry a group, or a row.
+  Column column(Tensor&& tensor, const char* name) { return columns_.of(std::move(tensor), name); }
+  Column result(const Tensor& tensor) { return columns_.of(tensor, "a result"); }
+  const void* contiguous(const Tensor& tensor) { return columns_.keep(tensor.contiguous(tensor.dtype())).data(); }
+
+ private:
+  Columns columns_;
+  std::optional<torch_abi::DeviceGuard> guard_;
+  const Tensor* rewards_ = nullptr;
+  bool on_cuda_ = false;
+  std::vector<int64_t> shape_, rows_;  // (..., items), and its first dimensions, each entry of which has a loss
+
+  std::vector<int64_t> with(int64_t last) const {
+    std::vector<int64_t> sizes = rows_;
+    sizes.push_back(last);
+    return sizes;
+  }
+};
+
+void check(GroupStatus status) {
+  if (status == GroupStatus::kNanRank) throw std::invalid_argument("ranks must be numbers, got nan among them");
+}
+
+void forward_operator(Value* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  GroupedOperator call(arguments);
+  Tensor loss = call.new_loss(), slopes = call.new_slopes(), factors = call.new_factors(), sums = call.new_sums();
+  GroupOutputs outputs{loss.data(), static_cast<double*>(factors.data()), static_cast<double*>(sums.data()),
+                       slopes.data(), call.statistics};
+  Place place = call.place();
+  const Tensor scratch = call.scratch(place);
+  check(grouped_forward(call.groups, call.average, outputs, place));
+  stack[0] = loss.release();
+  stack[1] = slopes.release();
+  stack[2] = factors.release();
+  stack[3] = sums.release();
+}
+
+void backward_operator(Value* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  Tensor grad = arguments.tensor(), slopes = arguments.tensor(), factors = arguments.tensor();
+  GroupedOperator call(arguments);
+  const GroupUpstream upstream{call.column(std::move(grad), "the upstream gradient"), call.average.per_group};
+  Tensor gradient = call.new_gradient();
+  grouped_backward(call.groups, call.contiguous(slopes), upstream, call.result(gradient), call.place());
+  stack[0] = gradient.release();
+}
+
+void double_backward_operator(Value* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  Tensor direction = arguments.tensor(), grad = arguments.tensor(), slopes = arguments.tensor(),
+         factors = arguments.tensor();
+  GroupedOperator call(arguments);
+  const GroupUpstream upstream{call.column(std::move(grad), "the upstream gradient"), call.average.per_group};
+  Tensor gradient = call.new_gradient(), along = call.new_factors();
+  check(grouped_double_backward(call.groups, call.contiguous(slopes),
+                                static_cast<const double*>(call.contiguous(factors)), upstream,
+                                call.items(direction, call.real(), "the direction"), call.result(gradient),
+                                static_cast<double*>(along.data()), call.place()));
+  stack[0] = along.release();
+  stack[1] = gradient.release();
 }
 
 }  // namespace
 
 void add_grouped(py::module_& module) {
-  module.def("grouped_forward", &old_grouped_forward);
-  module.def("grouped_backward", &old_grouped_backward);
-  module.def("grouped_double_backward", &old_grouped_double_backward);
+  module.attr("large_group") = kLargeGroup;
+  module.def("groups_take_keys", &runs_on_cuda, py::arg("cuda"));
+  py::class_<GroupedCall>(module, "GroupedCall")
+      .def(py::init([](double beta, double margin, double target, double label_smoothing,
+                       double center_rewards_coefficient, bool half_ties, bool over_pairs, int reduction,
+                       std::optional<double> denominator, bool statistics, int64_t large) {
+             return GroupedCall{{beta, margin, target, label_smoothing, center_rewards_coefficient},
+                                half_ties,
+                                over_pairs,
+                                reduction,
+                                denominator,
+                                statistics,
+                                large};
+           }),
+           py::arg("beta"), py::arg("margin"), py::arg("target"), py::arg("label_smoothing"),
+           py::arg("center_rewards_coefficient"), py::arg("half_ties"), py::arg("over_pairs"), py::arg("reduction"),
+           py::arg("denominator"), py::arg("statistics"), py::arg("large"));
+  module.def(
+      "grouped_accepts",
+      [](py::handle rewards, py::handle ranks, py::handle group_sizes, py::handle weight) {
+        return static_cast<int>(accepts(rewards, ranks, group_sizes, weight));
+      },
+      py::arg("rewards"), py::arg("ranks"), py::arg("group_sizes"), py::arg("weight"));
+  module.def("grouped_forward", &forward, py::arg("rewards"), py::arg("ranks"), py::arg("group_sizes"),
+             py::arg("weight"), py::arg("call"), py::arg("loss"), py::arg("slopes"), py::arg("sums"));
+  module.def("grouped_backward", &backward, py::arg("grad"), py::arg("slopes"), py::arg("group_sizes"), py::arg("call"),
+             py::arg("result"));
+}
+
+void register_grouped() {
+  torch_abi::register_kernel("grouped_forward", forward_operator);
+  torch_abi::register_kernel("grouped_backward", backward_operator);
+  torch_abi::register_kernel("grouped_double_backward", double_backward_operator);
 }
 
 }  // namespace prefloss

@@ -1,74 +1,90 @@
+// The loss of comparisons by index for Python's eager calls; under a compiler or a transform the scores are gathered,
+// and the operators over pairs do the rest. Names, reading of arguments, where results go; no arithmetic.
 #include <pybind11/stl.h>
 
-#include <optional>
 #include <stdexcept>
-#include <string>
 
 #include "../cpu/kernels.h"
+#include "paired_call.h"
 #include "views.h"
 
 namespace prefloss {
 namespace {
 
-void* address(uintptr_t value) { return reinterpret_cast<void*>(value); }
+struct EagerComparisons {
+  View scores;
+  Comparisons comparisons;
+  Pairs pairs;
 
-void require_memory(const void* data, int64_t entries, const char* name) {
-  if (data == nullptr && entries > 0)
-    throw std::invalid_argument(std::string(name) + " has no memory (a null pointer); a plain dense tensor is needed");
+  Fit read_from(py::handle given, py::handle chosen, py::handle rejected, py::handle margin, py::handle weight,
+                py::handle target) {
+    if (!read(given, scores) || !scores.is_floating() || runs_on_cuda(scores.cuda) || scores.dimensions != 1)
+      return Fit::kNo;
+    View chosen_view;
+    if (!read(chosen, chosen_view) || chosen_view.dimensions != 1 ||
+        (chosen_view.dtype != Dtype::kInt64 && chosen_view.dtype != Dtype::kInt32))
+      return Fit::kNo;
+    const auto is_rejected = [&](const View& view) {
+      return view.dtype == chosen_view.dtype && view.has_shape_of(chosen_view);
+    };
+    const auto is_option = [&](const View& view) {
+      return (view.dtype == scores.dtype || view.dtype == Dtype::kFloat32) && view.has_shape_of(chosen_view);
+    };
+    const auto is_weight = [&](const View& view) {
+      return is_option(view) || (view.dtype == Dtype::kBool && view.has_shape_of(chosen_view));
+    };
+    comparisons.items = scores.count();
+    pairs.count = chosen_view.count();
+    Fit fit = both(as_column(scores, 0, comparisons.scores), as_column(chosen_view, 0, comparisons.chosen));
+    fit = both(fit, read_column(rejected, scores, is_rejected, comparisons.rejected));
+    fit = both(fit, read_column(margin, scores, is_option, pairs.margin));
+    fit = both(fit, read_column(weight, scores, is_weight, pairs.weight));
+    return both(fit, read_column(target, scores, is_option, pairs.target));
+  }
+};
+
+Fit accepts(py::handle scores, py::handle chosen_index, py::handle rejected_index, py::handle margin, py::handle weight,
+            py::handle target) {
+  return EagerComparisons().read_from(scores, chosen_index, rejected_index, margin, weight, target);
 }
 
-Column column(const py::object& object) {
-  if (object.is_none()) return {};
-  const auto [data, dtype, stride, row_stride] = object.cast<std::tuple<uintptr_t, int, int64_t, int64_t>>();
-  if (dtype < 0 || dtype > static_cast<int>(Dtype::kBool))
-    throw std::invalid_argument("unknown dtype tag " + std::to_string(dtype));
-  return {address(data), static_cast<Dtype>(dtype), stride, row_stride};
-}
-
-// (chosen, rejected, margin, weight, target, rows, count, (beta, margin, target, label_smoothing,
-// center_rewards_coefficient)); nothing is read by it yet.
-Pairs columns_of(const py::tuple& tuple) {
-  Pairs pairs{column(tuple[0]), column(tuple[1]),         column(tuple[2]),         column(tuple[3]),
-              column(tuple[4]), tuple[5].cast<int64_t>(), tuple[6].cast<int64_t>(), {}};
-  const auto [beta, margin, target, label_smoothing, center] =
-      tuple[7].cast<std::tuple<double, double, double, double, double>>();
-  pairs.options = {beta, margin, target, label_smoothing, center};
-  return pairs;
-}
-
-// (scores, the number of them, addresses of the indices of chosen and rejected, whether they are int64)
-Comparisons comparisons_of(const py::tuple& tuple, const Pairs& pairs) {
-  const auto [items, chosen, rejected, wide] =
-      py::tuple(tuple[py::slice(1, 5, 1)]).cast<std::tuple<int64_t, uintptr_t, uintptr_t, bool>>();
-  const Comparisons comparisons{column(tuple[0]), items, address(chosen), address(rejected), wide};
-  require_memory(comparisons.scores.data, items, "scores");
-  require_memory(comparisons.chosen, pairs.count, "chosen_index");
-  require_memory(comparisons.rejected, pairs.count, "rejected_index");
-  return comparisons;
-}
-
-// (number, address of one float64 a row or 0, its stride, whether that is a total weight)
-Divisor divisor_of(const py::tuple& tuple) {
-  const auto [number, rows, stride, total_weight] = tuple.cast<std::tuple<double, uintptr_t, int64_t, bool>>();
-  return {number, static_cast<const double*>(address(rows)), stride, total_weight};
-}
-
-// False where an index is out of range.
-bool old_indexed_forward(const py::tuple& items, const py::tuple& inputs, const py::tuple& divisor, uintptr_t loss,
-                         uintptr_t sums, bool statistics, uintptr_t slopes, int threads) {
-  const Pairs pairs = columns_of(inputs);
-  const Comparisons comparisons = comparisons_of(items, pairs);
-  const Divisor by = divisor_of(divisor);
-  const ForwardOutputs outputs{address(loss), {}, static_cast<double*>(address(sums)), statistics};
-  auto* const totals = static_cast<double*>(address(slopes));
+// False where an index is out of range; the results mean nothing then.
+bool forward(py::handle scores, py::handle chosen_index, py::handle rejected_index, py::handle margin,
+             py::handle weight, py::handle target, const PairedCall& call, py::handle loss, py::handle slopes,
+             py::handle sums) {
+  EagerComparisons given;
+  if (given.read_from(scores, chosen_index, rejected_index, margin, weight, target) != Fit::kYes)
+    throw std::invalid_argument("indexed_forward was given what indexed_accepts refuses");
+  Pairs& pairs = given.pairs;
+  pairs.options = call.options;
+  const Dtype real = accumulation_dtype(given.scores.dtype);
+  ForwardOutputs outputs;
+  outputs.loss = output(loss, real, 1);
+  outputs.sums = static_cast<double*>(output(sums, Dtype::kFloat64, kSums));
+  outputs.statistics = call.statistics;
+  void* const slope = output(slopes, real, given.comparisons.items);
   bool in_range = false;
-  run_without_gil(pairs.count,
-                  [&] { in_range = cpu::kernels().indexed_forward(comparisons, pairs, by, outputs, totals, threads); });
+  run_without_gil(pairs.count + given.comparisons.items, [&] {
+    in_range = cpu::kernels().indexed_forward(given.comparisons, pairs, call.divisor(pairs, nullptr), outputs, slope,
+                                              pairs.count < kParallelPairs ? 1 : kAllThreads);
+  });
   return in_range;
 }
 
 }  // namespace
 
-void add_indexed(py::module_& module) { module.def("indexed_forward", &old_indexed_forward); }
+void add_indexed(py::module_& module) {
+  module.def(
+      "indexed_accepts",
+      [](py::handle scores, py::handle chosen_index, py::handle rejected_index, py::handle margin, py::handle weight,
+         py::handle target) {
+        return static_cast<int>(accepts(scores, chosen_index, rejected_index, margin, weight, target));
+      },
+      py::arg("scores"), py::arg("chosen_index"), py::arg("rejected_index"), py::arg("margin"), py::arg("weight"),
+      py::arg("target"));
+  module.def("indexed_forward", &forward, py::arg("scores"), py::arg("chosen_index"), py::arg("rejected_index"),
+             py::arg("margin"), py::arg("weight"), py::arg("target"), py::arg("call"), py::arg("loss"),
+             py::arg("slopes"), py::arg("sums"));
+}
 
 }  // namespace prefloss

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "paired_call.h"
 #include "views.h"
 
 namespace prefloss {
@@ -15,30 +16,6 @@ namespace {
 using torch_abi::Arguments;
 using torch_abi::Tensor;
 using torch_abi::Value;
-
-// How the rewards hold the pairs: two tensors, or one. python/prefloss/kernels.py names them too.
-enum Layout : int { kPaired, kHalves, kInterleaved };
-enum Reduction : int { kMean, kSum, kNone };
-
-// What an eager call says beside its tensors.
-struct PairedCall {
-  int layout = kPaired;
-  Options options;
-  int reduction = kMean;
-  std::optional<double> denominator;
-  bool statistics = false;
-};
-
-Dtype accumulation_dtype(Dtype rewards) { return rewards == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32; }
-
-Divisor mean_of(const Pairs& pairs) { return {pairs.count > 0 ? static_cast<double>(pairs.count) : 1.0}; }
-
-// `weights`: the total weight of each row, `stride` apart; forward, which computes them, has none.
-Divisor divisor_of(const PairedCall& call, const Pairs& pairs, const double* weights) {
-  if (call.reduction != kMean) return {};
-  if (call.denominator) return {*call.denominator};
-  return pairs.weight ? Divisor{1, weights, kSums, true} : mean_of(pairs);
-}
 
 // ---- Eager calls ----
 
@@ -131,8 +108,7 @@ void forward(py::handle rewards, py::handle rejected, py::handle margin, py::han
   outputs.statistics = call.statistics;
   Place place = place_of(given.rewards.cuda, given.rewards.device_index, pairs.count);
   const Tensor scratch = scratch_for(place, given.rewards.device_index, scratch_size(place.cuda, pairs));
-  run_without_gil(pairs.count,
-                  [&] { prefloss::paired_forward(pairs, divisor_of(call, pairs, nullptr), outputs, place); });
+  run_without_gil(pairs.count, [&] { prefloss::paired_forward(pairs, call.divisor(pairs, nullptr), outputs, place); });
 }
 
 // False, with nothing written, where the tensors given now (hooks and `.data` may have changed them) are not what
@@ -158,7 +134,7 @@ bool backward(py::handle grad, py::handle rewards, py::handle rejected, py::hand
     return false;
   pairs.options = call.options;
   if (call.reduction != kNone) upstream.stride = 0;
-  const Divisor by = divisor_of(call, pairs, totals ? totals + kWeight : nullptr);
+  const Divisor by = call.divisor(pairs, totals ? totals + kWeight : nullptr);
   if (by.total_weight && totals == nullptr) return false;
   const Place place = place_of(given.rewards.cuda, given.rewards.device_index, pairs.count);
   run_without_gil(pairs.count, [&] { prefloss::paired_backward(pairs, by, upstream, gradients, place); });
@@ -180,18 +156,10 @@ class PairedOperator {
            weight = arguments.optional_tensor(), target = arguments.optional_tensor(),
            denominator = arguments.optional_tensor(), numbers = arguments.optional_tensor(),
            totals = sums ? arguments.optional_tensor() : Tensor();
-    Options& options = pairs.options;
-    for (double* number : {&options.beta, &options.margin, &options.target, &options.label_smoothing,
-                           &options.center_rewards_coefficient})
-      *number = arguments.number();
-    if (numbers) {  // those that change from call to call under a compiler
-      const double* given = static_cast<const double*>(numbers.data());
-      options = {given[0], given[1], given[2], given[3], given[4]};
-    }
+    pairs.options = arguments.options(numbers);
     reduction_ = static_cast<int>(arguments.integer());
     statistics = arguments.boolean();
-    const int64_t batch = arguments.integer();
-    columns_ = Columns(batch);
+    const int64_t batch = columns_.batch = arguments.integer();
     chosen_ = &columns_.keep(std::move(chosen));
     guard_.emplace(*chosen_);
     shape_ = chosen_->sizes();
@@ -208,10 +176,11 @@ class PairedOperator {
       const Column by = columns_.of(std::move(denominator), "denominator");
       divisor = {1, static_cast<const double*>(by.data), by.row_stride};
     } else if (pairs.weight) {
-      const double* by = totals ? static_cast<const double*>(columns_.keep(totals.contiguous()).data()) : nullptr;
+      const double* by =
+          totals ? static_cast<const double*>(columns_.keep(totals.contiguous(Dtype::kFloat64)).data()) : nullptr;
       divisor = {1, by ? by + kWeight : nullptr, kSums, true};
     } else {
-      divisor = mean_of(pairs);
+      divisor = PairedCall().divisor(pairs, nullptr);
     }
   }
 
@@ -249,7 +218,7 @@ class PairedOperator {
   }
 
  private:
-  Columns columns_{0};
+  Columns columns_;
   std::optional<torch_abi::DeviceGuard> guard_;
   const Tensor* chosen_ = nullptr;
   int reduction_ = kMean;

@@ -105,6 +105,7 @@ void set_torch(const py::type& tensor, const py::type& parameter, const py::obje
     throw std::runtime_error("it has another version of DLPack's exchange API: " + std::to_string(api->header.major));
   torch_abi::load(library);
   register_paired();
+  register_grouped();
   torch.tensor = reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr());
   torch.parameter = reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr());
   torch.is_neg = PyUnicode_InternFromString("is_neg");
@@ -141,6 +142,16 @@ Fit as_column(const View& view, int64_t batch, Column& column) {
   return fits ? Fit::kYes : Fit::kAfterCopy;
 }
 
+void* output(py::handle handle, Dtype dtype, int64_t count) {
+  View view;
+  Column column;
+  if (handle.is_none()) return nullptr;
+  if (!read(handle, view) || view.dtype != dtype || view.count() != count || as_column(view, 0, column) != Fit::kYes ||
+      (count > 1 && column.stride != 1))
+    throw std::invalid_argument("a result must be contiguous, of the right dtype and size");
+  return view.data;
+}
+
 py::object number_of(py::handle tensor) {
   View view;
   if (!read(tensor, view) || view.cuda || view.count() != 1) return py::none();
@@ -167,7 +178,7 @@ Column Columns::of(const torch_abi::Tensor& kept, const char* name) {
   if (view.data == nullptr && view.count() > 0)
     throw std::invalid_argument(std::string(name) + " has no memory (a null pointer); a plain dense tensor is needed");
   Column column;
-  return as_column(view, batch_, column) == Fit::kYes ? column : of(kept.contiguous(), name);
+  return as_column(view, batch, column) == Fit::kYes ? column : of(kept.contiguous(kept.dtype()), name);
 }
 
 Place place_of(bool cuda, int device_index, int64_t entries) {

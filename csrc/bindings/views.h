@@ -18,6 +18,14 @@ namespace prefloss {
 
 namespace py = pybind11;
 
+// What becomes of the losses; python/prefloss/pairs.py names them too.
+enum Reduction : int { kMean, kSum, kNone };
+
+// The type that rewards are computed in, and the loss is of.
+inline Dtype accumulation_dtype(Dtype rewards) {
+  return rewards == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32;
+}
+
 struct View {
   void* data = nullptr;
   Dtype dtype = Dtype::kFloat32;
@@ -63,6 +71,9 @@ Fit read_column(py::handle handle, const View& rewards, const Accepts& accepts, 
   return as_column(view, 0, column);
 }
 
+// Where a result goes that a call has made room for, contiguous; null for None. Throws for anything else.
+void* output(py::handle handle, Dtype dtype, int64_t count);
+
 // A number from a plain tensor of one entry on the host, of any real dtype; None for any other.
 py::object number_of(py::handle tensor);
 
@@ -70,13 +81,13 @@ py::object number_of(py::handle tensor);
 // leads through is copied.
 class Columns {
  public:
-  explicit Columns(int64_t batch) : batch_(batch) {}
+  int64_t batch = 0;
+
   const torch_abi::Tensor& keep(torch_abi::Tensor&& tensor);
   Column of(torch_abi::Tensor&& tensor, const char* name);  // an empty one where there is no tensor
   Column of(const torch_abi::Tensor& kept, const char* name);
 
  private:
-  int64_t batch_;
   std::deque<torch_abi::Tensor> alive_;
 };
 
@@ -105,5 +116,6 @@ void add_indexed(py::module_& module);
 
 // The operators of a layout.
 void register_paired();
+void register_grouped();
 
 }  // namespace prefloss

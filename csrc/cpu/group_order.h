@@ -20,12 +20,12 @@ template <typename Real>
 using IntegerLike = std::conditional_t<sizeof(Real) == sizeof(double), int64_t, int32_t>;
 
 // Integers in the order of floats, equal where those are (0.0 turns -0.0 into 0).
-int32_t order_of(float x) {
+inline int32_t order_of(float x) {
   const int32_t bits = static_cast<int32_t>(to_bits(x + 0.0f));
   return bits ^ ((bits >> 31) & 0x7fffffff);
 }
 
-int64_t order_of(double x) {
+inline int64_t order_of(double x) {
   const int64_t bits = static_cast<int64_t>(to_bits(x + 0.0));
   return bits ^ ((bits >> 63) & 0x7fffffffffffffff);
 }

@@ -7,6 +7,7 @@
 // number of threads.
 #include <algorithm>
 #include <atomic>
+#include <memory>
 #include <vector>
 
 #include "chunks.h"
@@ -51,26 +52,30 @@ template <typename Real, typename Integer>
 struct ChunkOfItems {
   const Comparisons& comparisons;
   const Real* scores;
+  const int64_t room;  // pairs of the largest chunk
+  const int64_t chosen_stride = comparisons.chosen.stride, rejected_stride = comparisons.rejected.stride;
   const Integer *chosen = nullptr, *rejected = nullptr;
   int64_t size = 0;
-  std::vector<Real> memory = std::vector<Real>(4 * kChunk);
+  std::unique_ptr<Real[]> memory{new Real[static_cast<size_t>(4 * room)]};
 
-  Column column(int which) { return {&memory[static_cast<size_t>(which * kChunk)], kDtypeOf<Real>, 1, 0}; }
+  Real* values(int which) const { return &memory[static_cast<size_t>(which * room)]; }
+  Column column(int which) const { return {values(which), kDtypeOf<Real>, 1, 0}; }
 
   // False where an index is out of range; nothing is read by it.
   bool load_from(int64_t begin, int64_t count) {
     size = std::min(kChunk, count - begin);
-    chosen = static_cast<const Integer*>(comparisons.chosen) + begin;
-    rejected = static_cast<const Integer*>(comparisons.rejected) + begin;
+    chosen = comparisons.chosen.entry<const Integer>(0, begin);
+    rejected = comparisons.rejected.entry<const Integer>(0, begin);
     const uint64_t items = static_cast<uint64_t>(comparisons.items);
     bool outside = false;
     for (int64_t i = 0; i < size; i++)
-      outside |= static_cast<uint64_t>(chosen[i]) >= items || static_cast<uint64_t>(rejected[i]) >= items;
+      outside |= static_cast<uint64_t>(chosen[i * chosen_stride]) >= items ||
+                 static_cast<uint64_t>(rejected[i * rejected_stride]) >= items;
     if (outside) return false;
-    Real *a = &memory[0], *b = &memory[kChunk];
+    Real *a = values(0), *b = values(1);
     for (int64_t i = 0; i < size; i++) {
-      a[i] = scores[chosen[i]];
-      b[i] = scores[rejected[i]];
+      a[i] = scores[chosen[i * chosen_stride]];
+      b[i] = scores[rejected[i * rejected_stride]];
     }
     return true;
   }
@@ -82,30 +87,29 @@ struct ChunkOfItems {
   }
 
   void add_gradients_to(double* slopes) const {
-    const Real *a = &memory[2 * kChunk], *b = &memory[3 * kChunk];
+    const Real *a = values(2), *b = values(3);
     for (int64_t i = 0; i < size; i++) {
-      slopes[chosen[i]] += static_cast<double>(a[i]);
-      slopes[rejected[i]] += static_cast<double>(b[i]);
+      slopes[chosen[i * chosen_stride]] += static_cast<double>(a[i]);
+      slopes[rejected[i * rejected_stride]] += static_cast<double>(b[i]);
     }
   }
 };
 
+// The loss, and for each item its derivative (`slopes` may be missing). False where an index is out of range; the
+// outputs mean nothing then.
 template <typename Real, typename Integer>
 bool indexed(const Comparisons& comparisons, const Pairs& pairs, const Divisor& divisor, const ForwardOutputs& outputs,
-             double* slopes, int threads) {
+             Real* slopes, int threads) {
   const int64_t items = comparisons.items, chunks = chunks_of(pairs),
                 stripes = stripes_of(pairs, items, slopes != nullptr);
   std::vector<Real> copy;
   const Real* scores = contiguous(comparisons, copy);
   std::vector<Partial> partials(static_cast<size_t>(chunks));
-  std::vector<double> more_slopes(slopes ? static_cast<size_t>((stripes - 1) * items) : 0);
-  const auto slopes_of = [&](int64_t stripe) {
-    return stripe == 0 ? slopes : &more_slopes[static_cast<size_t>((stripe - 1) * items)];
-  };
-  if (slopes) std::fill(slopes, slopes + items, 0.0);
+  std::vector<double> sums(slopes ? static_cast<size_t>(stripes * items) : 0);
+  const auto sums_of = [&](int64_t stripe) { return sums.data() + stripe * items; };
   std::atomic<bool> outside{false};
   for_chunks(stripes, threads, [&](int64_t stripe) {
-    ChunkOfItems<Real, Integer> part{comparisons, scores};
+    ChunkOfItems<Real, Integer> part{comparisons, scores, std::min(kChunk, pairs.count)};
     const Gradients gradients{part.column(2), part.column(3), {}};
     for (int64_t chunk = stripe * chunks / stripes; chunk < (stripe + 1) * chunks / stripes; chunk++) {
       if (!part.load_from(chunk * kChunk, pairs.count)) outside = true;
@@ -114,32 +118,34 @@ bool indexed(const Comparisons& comparisons, const Pairs& pairs, const Divisor& 
       partials[static_cast<size_t>(chunk)] = forward_chunk<Real>(its, outputs, 0, 0);
       if (!slopes) continue;
       backward_chunk<Real>(its, 1, Column{}, gradients, 0, 0);
-      part.add_gradients_to(slopes_of(stripe));
+      part.add_gradients_to(sums_of(stripe));
     }
   });
   if (outside) return false;
   Partial total = Partial::zero();
   for (const Partial& partial : partials) total.add(partial);
   finish_row<Real>(total, divisor, outputs, 0);
-  if (slopes && stripes > 1) {
-    for_chunks((items + kChunk - 1) / kChunk, threads, [&](int64_t chunk) {
-      const int64_t begin = chunk * kChunk, end = std::min(items, begin + kChunk);
-      for (int64_t stripe = 1; stripe < stripes; stripe++) {
-        const double* more = slopes_of(stripe);
-        for (int64_t i = begin; i < end; i++) slopes[i] += more[i];
-      }
-    });
-  }
+  if (!slopes) return true;
+  const double by = divisor.total_weight ? divisor.resolve(total.weight) : divisor.of_row(0);
+  for_chunks((items + kChunk - 1) / kChunk, threads, [&](int64_t chunk) {
+    const int64_t begin = chunk * kChunk, end = std::min(items, begin + kChunk);
+    double* first = sums_of(0);
+    for (int64_t stripe = 1; stripe < stripes; stripe++) {
+      const double* more = sums_of(stripe);
+      for (int64_t i = begin; i < end; i++) first[i] += more[i];
+    }
+    for (int64_t i = begin; i < end; i++) slopes[i] = static_cast<Real>(first[i] / by);
+  });
   return true;
 }
 
-// The loss, and for each item the sum of the derivatives of its pairs' terms, not divided (`slopes` may be missing).
-// False where an index is out of range; the outputs mean nothing then.
 template <typename Real>
 bool indexed(const Comparisons& comparisons, const Pairs& pairs, const Divisor& divisor, const ForwardOutputs& outputs,
-             double* slopes, int threads) {
-  return comparisons.wide ? indexed<Real, int64_t>(comparisons, pairs, divisor, outputs, slopes, threads)
-                          : indexed<Real, int32_t>(comparisons, pairs, divisor, outputs, slopes, threads);
+             void* slopes, int threads) {
+  Real* const of_items = static_cast<Real*>(slopes);
+  return comparisons.chosen.dtype == Dtype::kInt64
+             ? indexed<Real, int64_t>(comparisons, pairs, divisor, outputs, of_items, threads)
+             : indexed<Real, int32_t>(comparisons, pairs, divisor, outputs, of_items, threads);
 }
 
 }  // namespace
@@ -147,7 +153,7 @@ bool indexed(const Comparisons& comparisons, const Pairs& pairs, const Divisor& 
 namespace PREFLOSS_CPU_PATH {
 
 bool indexed_forward(const Comparisons& comparisons, const Pairs& pairs, const Divisor& divisor,
-                     const ForwardOutputs& outputs, double* slopes, int threads) {
+                     const ForwardOutputs& outputs, void* slopes, int threads) {
   return comparisons.scores.dtype == Dtype::kFloat64
              ? indexed<double>(comparisons, pairs, divisor, outputs, slopes, threads)
              : indexed<float>(comparisons, pairs, divisor, outputs, slopes, threads);

@@ -13,7 +13,7 @@ void paired_forward(const Pairs&, const Divisor&, const ForwardOutputs&, int thr
 void paired_backward(const Pairs&, const Divisor&, const Column& upstream, const Gradients&, int threads);
 void paired_double_backward(const Pairs&, const Divisor&, const Column& upstream, const Gradients& directions,
                             const Column& upstream_gradient, const Gradients&, int threads);
-bool indexed_forward(const Comparisons&, const Pairs&, const Divisor&, const ForwardOutputs&, double* slopes,
+bool indexed_forward(const Comparisons&, const Pairs&, const Divisor&, const ForwardOutputs&, void* slopes,
                      int threads);
 GroupStatus grouped_forward(const Groups&, const GroupAverage&, const GroupOutputs&, int threads);
 void grouped_backward(const Groups&, const void* slopes, const GroupUpstream&, const Column& result, int threads);

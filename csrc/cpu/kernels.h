@@ -8,22 +8,21 @@ namespace prefloss::cpu {
 // `threads`: one, or torch's; the results are the same bits for any number.
 //
 // indexed_forward: `pairs` has the options of the comparisons, and neither chosen nor rejected. `slopes`, one an item,
-// where they are wanted: the sum of the derivatives of its terms, not divided. False where an index is out of range.
-// grouped_double_backward: `gradient`, the derivative by the rewards of the sum of the gradients times `direction`;
-// `along`, one a group, that of the upstream gradient's entry, or its group's part of it.
+// of the type that is computed in, where they are wanted: the derivatives of the loss. False where an index is out of
+// range. grouped_double_backward: `gradient`, the derivative by the rewards of the sum of the gradients times
+// `direction`; `along`, one a group, that of the upstream gradient's entry, or its group's part of it.
 struct Kernels {
   const char* name;
   void (*paired_forward)(const Pairs&, const Divisor&, const ForwardOutputs&, int threads);
   void (*paired_backward)(const Pairs&, const Divisor&, const Column& upstream, const Gradients&, int threads);
   void (*paired_double_backward)(const Pairs&, const Divisor&, const Column& upstream, const Gradients& directions,
                                  const Column& upstream_gradient, const Gradients&, int threads);
-  bool (*indexed_forward)(const Comparisons&, const Pairs&, const Divisor&, const ForwardOutputs&, double* slopes,
+  bool (*indexed_forward)(const Comparisons&, const Pairs&, const Divisor&, const ForwardOutputs&, void* slopes,
                           int threads);
   GroupStatus (*grouped_forward)(const Groups&, const GroupAverage&, const GroupOutputs&, int threads);
   void (*grouped_backward)(const Groups&, const void* slopes, const GroupUpstream&, const Column& result, int threads);
-  GroupStatus (*grouped_double_backward)(const Groups&, const void* slopes, const double* factors,
-                                         const GroupUpstream&, const Column& direction, const Column& gradient,
-                                         double* along, int threads);
+  GroupStatus (*grouped_double_backward)(const Groups&, const void* slopes, const double* factors, const GroupUpstream&,
+                                         const Column& direction, const Column& gradient, double* along, int threads);
 };
 
 namespace baseline {

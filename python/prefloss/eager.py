@@ -15,6 +15,7 @@ from torch.autograd import Function
 
 from . import _core
 from .arguments import REWARD_DTYPES
+from .operators.grouped import GroupOptions, Groups, check_ranks, grouped_loss
 from .operators.indexed import check_indices, indexed_loss
 from .operators.paired import as_tensor, paired_backward
 from .pairs import DEFAULTS, MEAN, NONE, PAIRED, Numbers, Pairs, accumulation_dtype, stack, unstack
@@ -158,6 +159,69 @@ class PairedLoss(Function):
         gradients = ctx.call.gradients(grad, rewards, rejected, margin, *others)
         kept = (gradient if needed else None for gradient, needed in zip(gradients, needs, strict=False))
         return *kept, None, None, None
+
+
+# Groups of so many items take linear time; smaller ones visit each pair.
+LARGE_GROUP: int = _core.large_group
+
+
+class GroupedCall(NamedTuple):
+    """What a call of the grouped loss says beside its tensors; `plain` says it to the compiled module."""
+
+    options: GroupOptions
+    denominator: float | None
+    copied: bool
+    plain: Any
+
+    @classmethod
+    def of(cls, options: GroupOptions, denominator: float | None, copied: bool) -> GroupedCall:
+        numbers, half_ties, over_pairs, reduction, return_stats = options
+        plain = _core.GroupedCall(
+            *numbers, half_ties, over_pairs, reduction, denominator, return_stats, LARGE_GROUP
+        )
+        return cls(options, denominator, copied, plain)
+
+
+class GroupedLoss(Function):
+    """(loss, sums) of all pairs of each group: forward keeps what backward multiplies, one slope an item."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rewards: Tensor, ranks: Tensor, sizes: Tensor | None, weight: Tensor | None, call: GroupedCall
+    ) -> tuple[Tensor, Tensor | None]:
+        if call.copied:
+            rewards, ranks = rewards.contiguous(), ranks.contiguous()
+            weight = weight if weight is None else weight.contiguous()
+        options = call.options
+        if options.reduction == NONE:
+            count = rewards.shape[0] if sizes is None else sizes.shape[0]
+            loss = rewards.new_empty((count,), dtype=accumulation_dtype(rewards.dtype))
+        else:
+            loss = new_scalar(rewards)
+        slopes = None
+        if ctx.needs_input_grad[0]:
+            slopes = torch.empty_like(rewards, dtype=loss.dtype, memory_format=torch.contiguous_format)
+        sums = torch.empty_like(_SUMS) if options.return_stats else None
+        if not _core.grouped_forward(rewards, ranks, sizes, weight, call.plain, loss, slopes, sums):
+            check_ranks(ranks)
+        ctx.save_for_backward(slopes, rewards, ranks, sizes, weight)
+        ctx.call = call
+        if sums is not None:
+            ctx.mark_non_differentiable(sums)
+        return loss, sums
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: object) -> tuple[Tensor | None, ...]:
+        slopes, rewards, ranks, sizes, weight = ctx.saved_tensors
+        call = ctx.call
+        if not torch.is_grad_enabled() and not is_watched():
+            result = torch.empty_like(rewards, memory_format=torch.contiguous_format)
+            if _core.grouped_backward(grad, slopes, sizes, call.plain, result):
+                return result, None, None, None, None
+        with torch.enable_grad():
+            loss, _ = grouped_loss(Groups(rewards, ranks, sizes, weight), call.options, call.denominator)
+            (result,) = torch.autograd.grad(loss, rewards, grad, create_graph=True)
+        return result, None, None, None, None
 
 
 def new_scalar(rewards: Tensor) -> Tensor:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Literal, TypedDict, cast, overload
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from . import arguments, grouping, ops
-from ._core import tensors_accept
-from .autograd import PAIRED, GroupedLoss
-from .group_kernels import Groups
-from .paired import Reduction, Result, check_options
+from . import arguments
+from ._core import grouped_accepts, number_of
+from .eager import ACCEPTED_AS_COPY, REFUSED, GroupedCall, GroupedLoss
+from .operators.grouped import GroupOptions, Groups, grouped_loss
+from .paired import Reduction, Result
+from .pairs import DEFAULTS
 from .stats import PairStats
 from .torch_internals import is_watched
 
@@ -34,6 +35,7 @@ class GroupedOptions(TypedDict, total=False):
     weight: Tensor | None
     beta: float
     label_smoothing: float
+    flip_rate: float
     center_rewards_coefficient: float
     reduction: Reduction
     denominator: Tensor | float | None
@@ -60,9 +62,10 @@ def bradley_terry_loss_grouped(
     ties: Ties = "skip",
     margin: float | None = None,
     weight: Tensor | None = None,
-    beta: float = 1.0,
-    label_smoothing: float = 0.0,
-    center_rewards_coefficient: float = 0.0,
+    beta: float = DEFAULTS.beta,
+    label_smoothing: float = DEFAULTS.label_smoothing,
+    flip_rate: float = DEFAULTS.label_smoothing,
+    center_rewards_coefficient: float = DEFAULTS.center_rewards_coefficient,
     reduction: Reduction = "mean",
     denominator: Tensor | float | None = None,
     return_stats: bool = False,
@@ -105,28 +108,52 @@ def bradley_terry_loss_grouped(
     Sources: Ouyang et al. 2022 (arXiv 2203.02155) eq. 1; Burges et al. 2005 (RankNet); Gao & Zhou 2015 (AUC surrogates); for
     sums that factorise, Greengard & Rokhlin 1987 (the fast multipole method).
     """
-    sizes = arguments.as_group_sizes(group_sizes)
-    rewards, ranks = arguments.check_groups(rewards, ranks, group_sizes)
-    if isinstance(margin, Tensor):
+    if isinstance(margin, Tensor) and margin.dim() > 0:
         raise TypeError(f"margin must be a number, for groups, got a tensor of shape {tuple(margin.shape)}")
-    numbers = check_options(margin, None, beta, label_smoothing, center_rewards_coefficient, reduction, return_stats)
+    if isinstance(margin, Tensor):
+        margin = arguments.check_number("margin", margin, "a finite number")
+    numbers = arguments.check_numbers(margin, None, beta, label_smoothing, flip_rate, center_rewards_coefficient)
     arguments.check_choice("average", average, ("groups", "pairs"))
     arguments.check_choice("ties", ties, ("skip", "half"))
-    count = rewards.shape[0] if sizes is None else sizes.shape[0]
-    arguments.check_per_pair("weight", weight, rewards, torch.Size((count,)), mask=True, entry="group")
-    arguments.check_no_gradient("weight", weight)
-    arguments.check_denominator(denominator, reduction, rewards)
-    beta, margin_number, _, label_smoothing, center_rewards_coefficient = numbers
-    size = 0 if sizes is not None else rewards.shape[1]
-    if sizes is None and size == 0:  # groups without items have no place in a flat list
-        sizes = torch.zeros(count, dtype=torch.int64, device="cpu")
-    groups = Groups(
-        sizes, size, beta, margin_number, label_smoothing, center_rewards_coefficient,
-        ties == "half", average == "pairs", reduction, return_stats,
-    )  # fmt: skip
-    items = rewards.reshape(-1), ranks.reshape(-1), weight
-    if not is_compiling() and not is_watched() and tensors_accept(rewards, rewards, PAIRED, None, None, None):
-        loss, sums = GroupedLoss.apply(*items, ops.as_tensor(denominator, rewards), groups)
-    else:
-        loss, sums = grouping.loss(*items, denominator, groups)
-    return (loss, PairStats(sums)) if return_stats else loss
+    code = arguments.check_reduction(reduction)
+    arguments.check_flag("return_stats", return_stats)
+    options = GroupOptions(numbers, ties == "half", average == "pairs", code, return_stats)
+    groups = Groups(rewards, ranks, arguments.as_group_sizes(group_sizes), weight)
+    eager = not is_compiling() and not is_watched()
+    result = _eager_loss(groups, options, denominator) if eager else None
+    if result is None:
+        groups = _checked(groups)
+        arguments.check_range(numbers, groups.rewards)
+        result = _eager_loss(groups, options, denominator) if eager else None
+    if result is None:
+        divisor = arguments.check_denominator(denominator, code, groups.rewards)
+        result = grouped_loss(groups, options, divisor)
+    return (result[0], PairStats(result[1].detach())) if return_stats else result[0]
+
+
+def _checked(groups: Groups) -> Groups:
+    rewards, ranks = arguments.check_groups(groups.rewards, groups.ranks, groups.group_sizes)
+    count = rewards.shape[0] if groups.group_sizes is None else groups.group_sizes.shape[0]
+    arguments.check_no_gradient("weight", groups.weight)
+    weight = arguments.per_pair("weight", groups.weight, rewards, torch.Size((count,)), mask=True, entry="group")
+    return Groups(rewards, ranks, groups.group_sizes, weight)
+
+
+def _eager_loss(
+    groups: Groups, options: GroupOptions, denominator: Tensor | float | None
+) -> tuple[Tensor, Tensor] | None:
+    """(loss, sums) where all tensors are plain and on the CPU; else None."""
+    fit = grouped_accepts(*groups)
+    if fit == REFUSED:
+        return None
+    arguments.check_no_gradient("ranks", groups.ranks)
+    arguments.check_no_gradient("weight", groups.weight)
+    if options.numbers is not DEFAULTS:
+        arguments.check_range(options.numbers, groups.rewards)
+    divisor = arguments.check_denominator(denominator, options.reduction, groups.rewards)
+    if isinstance(divisor, Tensor):
+        divisor = number_of(divisor)
+        if divisor is None:
+            return None
+    call = GroupedCall.of(options, divisor, fit == ACCEPTED_AS_COPY)
+    return cast("tuple[Tensor, Tensor]", GroupedLoss.apply(*groups, call))
