@@ -284,7 +284,7 @@ void double_backward_operator(Value* stack, uint64_t, uint64_t) {
 
 void add_grouped(py::module_& module) {
   module.attr("large_group") = kLargeGroup;
-  module.def("groups_take_keys", &runs_on_cuda, py::arg("cuda"));
+  module.attr("cpu_runs_cuda_kernels") = runs_on_cuda(false);
   py::class_<GroupedCall>(module, "GroupedCall")
       .def(py::init([](double beta, double margin, double target, double label_smoothing,
                        double center_rewards_coefficient, bool half_ties, bool over_pairs, int reduction,

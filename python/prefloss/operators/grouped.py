@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from .. import _core
 from ..pairs import NONE, Numbers, accumulation_dtype
@@ -24,7 +25,8 @@ _GROUPS = (
     "float beta, float margin, float target, float label_smoothing, float center_rewards_coefficient, "
     "bool half_ties, bool over_pairs, int reduction, bool return_stats, SymInt group_size"
 )
-_TENSORS = 6  # of _GROUPS
+# CUDA kernels take ranks as `order_keys`; a build for tests runs them over the tensors of the CPU.
+_KEYS_ALONE: bool = _core.cpu_runs_cuda_kernels
 
 
 def _count(rewards: Tensor, group_sizes: Tensor | None, group_size: int) -> int:
@@ -122,7 +124,7 @@ def order_keys(ranks: Tensor) -> Tensor:
 
 def check_ranks(ranks: Tensor) -> None:
     nan = ranks.isnan()
-    if not ranks.is_cpu:
+    if not ranks.is_cpu or is_compiling():
         torch._assert_async(~nan.any(), "ranks must be numbers, got nan")
     elif bool(nan.any()):
         raise ValueError(f"ranks must be numbers, got nan at position {tuple(nan.nonzero()[0].tolist())}")
@@ -134,7 +136,7 @@ def grouped_loss(groups: Groups, options: GroupOptions, denominator: Tensor | fl
     size = rewards.shape[-1]
     if sizes is None and size == 0:  # groups without items have no place in a flat list
         sizes = torch.zeros(rewards.shape[0], dtype=torch.int64, device="cpu")
-    if ranks.dtype in (torch.uint16, torch.uint32, torch.uint64) or _core.groups_take_keys(ranks.is_cuda):
+    if ranks.dtype in (torch.uint16, torch.uint32, torch.uint64) or ranks.is_cuda or _KEYS_ALONE:
         ranks = order_keys(ranks)
     given, constant = options.numbers.for_operator()
     tensors = rewards.reshape(-1), ranks.reshape(-1), sizes, weight, as_tensor(denominator, rewards), given
