@@ -29,8 +29,7 @@ void require_memory(const void* data, int64_t entries, const char* name) {
 Column column(const py::object& object) {
   if (object.is_none()) return {};
   const auto [data, dtype, stride, row_stride] = object.cast<std::tuple<uintptr_t, int, int64_t, int64_t>>();
-  if (dtype < 0 || dtype > static_cast<int>(Dtype::kBool))
-    throw std::invalid_argument("unknown dtype tag " + std::to_string(dtype));
+  if (dtype < 0 || dtype >= kDtypes) throw std::invalid_argument("unknown dtype tag " + std::to_string(dtype));
   return {address(data), static_cast<Dtype>(dtype), stride, row_stride};
 }
 
@@ -127,67 +126,72 @@ bool indexed_forward(const py::tuple& items, const py::tuple& inputs, const py::
   const ForwardOutputs outputs{address(loss), {}, static_cast<double*>(address(sums)), statistics};
   auto* const totals = static_cast<double*>(address(slopes));
   bool in_range = false;
-  run_without_gil(pairs.count, [&] {
-    in_range = cpu::kernels().indexed_forward(comparisons, pairs, by, outputs, totals, threads);
-  });
+  run_without_gil(pairs.count,
+                  [&] { in_range = cpu::kernels().indexed_forward(comparisons, pairs, by, outputs, totals, threads); });
   return in_range;
 }
 
-// (address of the rewards, of the ranks, whether the rewards are float64, rows, groups a row, their size, items,
-// address of their offsets or 0, (beta, margin, label_smoothing, center_rewards_coefficient), whether ties count half,
-// from how many items on a group is large)
+// (columns of the rewards and the ranks, rows, groups a row, their size, items, address of their offsets or 0, (beta,
+// margin, label_smoothing, center_rewards_coefficient), whether ties count half, from how many items on a group is
+// large)
 Groups groups_of(const py::tuple& tuple) {
-  const auto [rewards, ranks, wide, rows, count, size, items, offsets] =
-      py::tuple(tuple[py::slice(0, 8, 1)])
-          .cast<std::tuple<uintptr_t, uintptr_t, bool, int64_t, int64_t, int64_t, int64_t, uintptr_t>>();
-  Groups groups{address(rewards),
-                static_cast<const int64_t*>(address(ranks)),
-                wide,
+  const auto [rows, count, size, items, offsets] =
+      py::tuple(tuple[py::slice(2, 7, 1)]).cast<std::tuple<int64_t, int64_t, int64_t, int64_t, uintptr_t>>();
+  Groups groups{column(tuple[0]),
+                column(tuple[1]),
                 rows,
                 count,
                 size,
                 items,
                 static_cast<const int64_t*>(address(offsets)),
                 {},
-                tuple[9].cast<bool>(),
-                tuple[10].cast<int64_t>()};
-  const auto [beta, margin, label_smoothing, center] = tuple[8].cast<std::tuple<double, double, double, double>>();
+                tuple[8].cast<bool>(),
+                tuple[9].cast<int64_t>()};
+  const auto [beta, margin, label_smoothing, center] = tuple[7].cast<std::tuple<double, double, double, double>>();
   groups.options = {beta, margin, 1, label_smoothing, center};
-  require_memory(groups.rewards, items, "rewards");
+  require_memory(groups.rewards.data, items, "rewards");
   return groups;
 }
 
-// `average`: (address of the weights or 0, whether over pairs, whether one loss a group, divisor)
-void grouped_forward(const py::tuple& inputs, const py::tuple& average, uintptr_t loss, uintptr_t factors,
+GroupUpstream upstream_of(const py::tuple& tuple) { return {column(tuple[0]), tuple[1].cast<bool>()}; }
+
+// `average`: (column of the weights, whether over pairs, whether one loss a group, divisor). False where a rank is NaN.
+bool grouped_forward(const py::tuple& inputs, const py::tuple& average, uintptr_t loss, uintptr_t factors,
                      uintptr_t sums, uintptr_t slopes, bool statistics, const py::tuple& where) {
   const Groups groups = groups_of(inputs);
-  require_memory(groups.ranks, groups.items, "ranks");
-  const GroupAverage how{static_cast<const double*>(address(average[0].cast<uintptr_t>())), average[1].cast<bool>(),
-                         average[2].cast<bool>(), divisor_of(average[3])};
+  require_memory(groups.ranks.data, groups.items, "ranks");
+  const GroupAverage how{column(average[0]), average[1].cast<bool>(), average[2].cast<bool>(), divisor_of(average[3])};
   const GroupOutputs outputs{address(loss), static_cast<double*>(address(factors)), static_cast<double*>(address(sums)),
                              address(slopes), statistics};
   const Place place = place_of(where);
-  run_without_gil(groups.items, [&] { prefloss::grouped_forward(groups, how, outputs, place); });
+  GroupStatus status{};
+  run_without_gil(groups.items, [&] { status = prefloss::grouped_forward(groups, how, outputs, place); });
+  return status == GroupStatus::kDone;
 }
 
-// `upstream`: (its address, whether one a group)
-void grouped_backward(const py::tuple& inputs, uintptr_t slopes, uintptr_t factors, const py::tuple& upstream,
-                      uintptr_t gradient, const py::tuple& where) {
+// `upstream`: (its column, whether one a group)
+void grouped_backward(const py::tuple& inputs, uintptr_t slopes, const py::tuple& upstream, const py::tuple& gradient,
+                      const py::tuple& where) {
   const Groups groups = groups_of(inputs);
-  const GroupUpstream grad{address(upstream[0].cast<uintptr_t>()), upstream[1].cast<bool>()};
+  const GroupUpstream grad = upstream_of(upstream);
+  const Column result = column(gradient);
+  const Place place = place_of(where);
+  run_without_gil(groups.items, [&] { prefloss::grouped_backward(groups, address(slopes), grad, result, place); });
+}
+
+void grouped_double_backward(const py::tuple& inputs, uintptr_t slopes, uintptr_t factors, const py::tuple& upstream,
+                             const py::tuple& direction, const py::tuple& gradient, uintptr_t along,
+                             const py::tuple& where) {
+  const Groups groups = groups_of(inputs);
+  require_memory(groups.ranks.data, groups.items, "ranks");
+  const GroupUpstream grad = upstream_of(upstream);
+  const Column towards = column(direction), result = column(gradient);
   const auto* const its_factors = static_cast<const double*>(address(factors));
+  auto* const products = static_cast<double*>(address(along));
   const Place place = place_of(where);
   run_without_gil(groups.items, [&] {
-    prefloss::grouped_backward(groups, address(slopes), its_factors, grad, address(gradient), place);
+    prefloss::grouped_double_backward(groups, address(slopes), its_factors, grad, towards, result, products, place);
   });
-}
-
-void grouped_double_backward(const py::tuple& inputs, uintptr_t direction, uintptr_t result, const py::tuple& where) {
-  const Groups groups = groups_of(inputs);
-  require_memory(groups.ranks, groups.items, "ranks");
-  const Place place = place_of(where);
-  run_without_gil(groups.items,
-                  [&] { prefloss::grouped_double_backward(groups, address(direction), address(result), place); });
 }
 
 std::string compiler() {
@@ -263,12 +267,14 @@ PYBIND11_MODULE(_core, module) {
              py::arg("place"));
   module.def("indexed_forward", &indexed_forward, py::arg("comparisons"), py::arg("pairs"), py::arg("divisor"),
              py::arg("loss"), py::arg("sums"), py::arg("statistics"), py::arg("slopes"), py::arg("threads"));
+  module.def("runs_on_cuda", &runs_on_cuda, py::arg("cuda"));
   module.def("grouped_forward", &grouped_forward, py::arg("groups"), py::arg("average"), py::arg("loss"),
              py::arg("factors"), py::arg("sums"), py::arg("slopes"), py::arg("statistics"), py::arg("place"));
-  module.def("grouped_backward", &grouped_backward, py::arg("groups"), py::arg("slopes"), py::arg("factors"),
-             py::arg("upstream"), py::arg("gradient"), py::arg("place"));
-  module.def("grouped_double_backward", &grouped_double_backward, py::arg("groups"), py::arg("direction"),
-             py::arg("result"), py::arg("place"));
+  module.def("grouped_backward", &grouped_backward, py::arg("groups"), py::arg("slopes"), py::arg("upstream"),
+             py::arg("gradient"), py::arg("place"));
+  module.def("grouped_double_backward", &grouped_double_backward, py::arg("groups"), py::arg("slopes"),
+             py::arg("factors"), py::arg("upstream"), py::arg("direction"), py::arg("gradient"), py::arg("along"),
+             py::arg("place"));
   module.def("grouped_scratch_size", &grouped_scratch_size, py::arg("cuda"), py::arg("rows"), py::arg("groups"),
              py::arg("items"), py::arg("statistics"));
 }

@@ -60,8 +60,7 @@ int current_cuda_device() { return -1; }
 #endif
 
 void paired_forward(const Pairs& pairs, const Divisor& divisor, const ForwardOutputs& outputs, const Place& place) {
-  if (!on_cuda(place.cuda))
-    return cpu::kernels().paired_forward(pairs, divisor, outputs, place.threads);
+  if (!on_cuda(place.cuda)) return cpu::kernels().paired_forward(pairs, divisor, outputs, place.threads);
 #ifdef PREFLOSS_CUDA
   cuda::check(cuda::paired_forward(pairs, divisor, outputs, launch_of(place, scratch_of(pairs))), "the forward pass");
 #else
@@ -71,8 +70,7 @@ void paired_forward(const Pairs& pairs, const Divisor& divisor, const ForwardOut
 
 void paired_backward(const Pairs& pairs, const Divisor& divisor, const Column& upstream, const Gradients& gradients,
                      const Place& place) {
-  if (!on_cuda(place.cuda))
-    return cpu::kernels().paired_backward(pairs, divisor, upstream, gradients, place.threads);
+  if (!on_cuda(place.cuda)) return cpu::kernels().paired_backward(pairs, divisor, upstream, gradients, place.threads);
 #ifdef PREFLOSS_CUDA
   cuda::check(cuda::paired_backward(pairs, divisor, upstream, gradients, launch_of(place, 0)), "the backward pass");
 #else
@@ -95,40 +93,45 @@ void paired_double_backward(const Pairs& pairs, const Divisor& divisor, const Co
 #endif
 }
 
-void grouped_forward(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs,
-                     const Place& place) {
-  if (!on_cuda(place.cuda))
-    return cpu::kernels().grouped_forward(groups, average, outputs, place.threads);
+GroupStatus grouped_forward(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs,
+                            const Place& place) {
+  if (!on_cuda(place.cuda)) return cpu::kernels().grouped_forward(groups, average, outputs, place.threads);
 #ifdef PREFLOSS_CUDA
   const int64_t scratch = cuda::grouped_scratch_size(groups.rows, groups.groups, groups.items, outputs.statistics);
   cuda::check(cuda::grouped_forward(groups, average, outputs, launch_of(place, scratch)), "the forward pass of groups");
+  return GroupStatus::kDone;
 #else
   without_cuda();
 #endif
 }
 
-void grouped_backward(const Groups& groups, const void* slopes, const double* factors, const GroupUpstream& upstream,
-                      void* result, const Place& place) {
-  if (!on_cuda(place.cuda))
-    return cpu::kernels().grouped_backward(groups, slopes, factors, upstream, result,
-                                           place.threads);
+void grouped_backward(const Groups& groups, const void* slopes, const GroupUpstream& upstream, const Column& result,
+                      const Place& place) {
+  if (!on_cuda(place.cuda)) return cpu::kernels().grouped_backward(groups, slopes, upstream, result, place.threads);
 #ifdef PREFLOSS_CUDA
-  cuda::check(cuda::grouped_backward(groups, slopes, factors, upstream, result, launch_of(place, 0)),
+  cuda::check(cuda::grouped_backward(groups, slopes, upstream, result, launch_of(place, 0)),
               "the backward pass of groups");
 #else
   without_cuda();
 #endif
 }
 
-void grouped_double_backward(const Groups& groups, const void* direction, void* result, const Place& place) {
+GroupStatus grouped_double_backward(const Groups& groups, const void* slopes, const double* factors,
+                                    const GroupUpstream& upstream, const Column& direction, const Column& gradient,
+                                    double* along, const Place& place) {
   if (!on_cuda(place.cuda))
-    return cpu::kernels().grouped_double_backward(groups, direction, result, place.threads);
+    return cpu::kernels().grouped_double_backward(groups, slopes, factors, upstream, direction, gradient, along,
+                                                  place.threads);
 #ifdef PREFLOSS_CUDA
-  cuda::check(cuda::grouped_double_backward(groups, direction, result, launch_of(place, 0)),
-              "the double backward pass of groups");
+  cuda::check(
+      cuda::grouped_double_backward(groups, slopes, factors, upstream, direction, gradient, along, launch_of(place, 0)),
+      "the double backward pass of groups");
+  return GroupStatus::kDone;
 #else
   without_cuda();
 #endif
 }
+
+bool runs_on_cuda(bool cuda) { return on_cuda(cuda); }
 
 }  // namespace prefloss

@@ -21,10 +21,13 @@ void paired_forward(const Pairs&, const Divisor&, const ForwardOutputs&, const P
 void paired_backward(const Pairs&, const Divisor&, const Column& upstream, const Gradients&, const Place&);
 void paired_double_backward(const Pairs&, const Divisor&, const Column& upstream, const Gradients& directions,
                             const Column& upstream_gradient, const Gradients&, const Place&);
-void grouped_forward(const Groups&, const GroupAverage&, const GroupOutputs&, const Place&);
-void grouped_backward(const Groups&, const void* slopes, const double* factors, const GroupUpstream&, void* result,
-                      const Place&);
-void grouped_double_backward(const Groups&, const void* direction, void* result, const Place&);
+// The CUDA kernels of groups take contiguous rewards and directions of the type that is computed in, and int64 ranks
+// without NaN, and need `factors` and `sums`; those of the CPU take any column.
+GroupStatus grouped_forward(const Groups&, const GroupAverage&, const GroupOutputs&, const Place&);
+void grouped_backward(const Groups&, const void* slopes, const GroupUpstream&, const Column& result, const Place&);
+GroupStatus grouped_double_backward(const Groups&, const void* slopes, const double* factors, const GroupUpstream&,
+                                    const Column& direction, const Column& gradient, double* along, const Place&);
+bool runs_on_cuda(bool cuda);
 
 // The calling thread's GPU, or -1 where there is none or this build has no kernels for it.
 int current_cuda_device();

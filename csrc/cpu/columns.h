@@ -35,14 +35,14 @@ void narrow_all(const Real* values, int count, Stored* first) {
 
 #ifdef PREFLOSS_F16C
 // The hardware's conversions, eight at a time, where there are any; they give the same values.
-void widen_all(const Float16* first, int count, float* values) {
+inline void widen_all(const Float16* first, int count, float* values) {
   int i = 0;
   for (; i + 8 <= count; i += 8)
     _mm256_storeu_ps(values + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(first + i))));
   for (; i < count; i++) values[i] = widen(first[i]);
 }
 
-void narrow_all(const float* values, int count, Float16* first) {
+inline void narrow_all(const float* values, int count, Float16* first) {
   int i = 0;
   for (; i + 8 <= count; i += 8)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(first + i),

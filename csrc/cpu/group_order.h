@@ -20,12 +20,12 @@ template <typename Real>
 using IntegerLike = std::conditional_t<sizeof(Real) == sizeof(double), int64_t, int32_t>;
 
 // Integers in the order of floats, equal where those are (0.0 turns -0.0 into 0).
-int32_t order_of(float x) {
+inline int32_t order_of(float x) {
   const int32_t bits = static_cast<int32_t>(to_bits(x + 0.0f));
   return bits ^ ((bits >> 31) & 0x7fffffff);
 }
 
-int64_t order_of(double x) {
+inline int64_t order_of(double x) {
   const int64_t bits = static_cast<int64_t>(to_bits(x + 0.0));
   return bits ^ ((bits >> 63) & 0x7fffffffffffffff);
 }
@@ -211,13 +211,15 @@ void sort(const Integer* level, const Ranks<Integer>& ranks, std::vector<int>& o
         order[static_cast<size_t>(place)] = order[static_cast<size_t>(place - 1)];
       order[static_cast<size_t>(place)] = i;
     }
-  } else if (static_cast<uint64_t>(ranks.most) - static_cast<uint64_t>(ranks.least) <= 2 * static_cast<uint64_t>(size)) {
+  } else if (static_cast<uint64_t>(ranks.most) - static_cast<uint64_t>(ranks.least) <=
+             2 * static_cast<uint64_t>(size)) {
     sort_by_counting(level, ranks.least, ranks.most, order);
   } else if (size >= kDigits) {
     sort_by_digits(level, ranks.least, ranks.most, order);
   } else {
     for (int i = 0; i < size; i++) order[static_cast<size_t>(i)] = i;
-    std::sort(order.begin(), order.end(), [=](int a, int b) { return level[a] != level[b] ? level[a] < level[b] : a < b; });
+    std::sort(order.begin(), order.end(),
+              [=](int a, int b) { return level[a] != level[b] ? level[a] < level[b] : a < b; });
   }
 }
 
@@ -232,8 +234,8 @@ void for_items(int size, int threads, const Body& body) {
 }
 
 template <typename Real>
-void put_in_order(const Real* rewards, const IntegerLike<Real>* level, int size,
-                  const Ranks<IntegerLike<Real>>& ranks, int threads, RankedItems<Real>& items) {
+void put_in_order(const Real* rewards, const IntegerLike<Real>* level, int size, const Ranks<IntegerLike<Real>>& ranks,
+                  int threads, RankedItems<Real>& items) {
   items.make_room(size);
   items.order.resize(static_cast<size_t>(size));
   sort(level, ranks, items.order);

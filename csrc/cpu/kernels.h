@@ -21,9 +21,8 @@ struct Kernels {
                           int threads);
   GroupStatus (*grouped_forward)(const Groups&, const GroupAverage&, const GroupOutputs&, int threads);
   void (*grouped_backward)(const Groups&, const void* slopes, const GroupUpstream&, const Column& result, int threads);
-  GroupStatus (*grouped_double_backward)(const Groups&, const void* slopes, const double* factors,
-                                         const GroupUpstream&, const Column& direction, const Column& gradient,
-                                         double* along, int threads);
+  GroupStatus (*grouped_double_backward)(const Groups&, const void* slopes, const double* factors, const GroupUpstream&,
+                                         const Column& direction, const Column& gradient, double* along, int threads);
 };
 
 namespace baseline {

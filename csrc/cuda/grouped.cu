@@ -1,4 +1,4 @@
-// The loss over all pairs of each group on the GPU: forward, backward, double backward. Mirrors cpu/grouped.h, but
+// The loss over all pairs of each group on the GPU: forward, backward, double backward. Mirrors cpu/grouped.cpp, but
 // visits the pairs one by one however large a group is.
 //
 // A thread has an item, and visits those of its group; a pair is visited by both of its items, and counted by the
@@ -53,14 +53,15 @@ struct Item {
   int64_t rank;
 
   __device__ __forceinline__ Item(const Groups& groups, int64_t index)
-      : reward(load_one(static_cast<const Real*>(groups.rewards) + index)), rank(load_one(groups.ranks + index)) {}
+      : reward(load_one(static_cast<const Real*>(groups.rewards.data) + index)),
+        rank(load_one(static_cast<const int64_t*>(groups.ranks.data) + index)) {}
 
   __device__ __forceinline__ bool ahead_of(const Item& other) const { return rank < other.rank; }
 };
 
 // Each item's slope, and the sums over the pairs that it counts: sum k of item i at counted[k * items + i].
 template <typename Real>
-__global__ void __launch_bounds__(kThreads, 2) plain_items(Groups groups, Real* slopes, double* counted) {
+__global__ void __launch_bounds__(kThreads, 2) plain_items(Groups groups, double* slopes, double* counted) {
   for_each(groups.items, [&](int64_t index) {
     const int64_t group = group_of(groups, index), begin = groups.begin(group), end = begin + groups.size_of(group);
     const Item<Real> item(groups, index);
@@ -92,7 +93,7 @@ __global__ void __launch_bounds__(kThreads, 2) plain_items(Groups groups, Real* 
       sum.add_product(loss);
       added += kTile;
     }
-    if (slopes) slopes[index] = static_cast<Real>(slope);
+    slopes[index] = slope;
     counted[kPairs * groups.items + index] = pairs;
     counted[kTerms * groups.items + index] = terms + sum.value();
   });
@@ -109,7 +110,7 @@ struct PairNumbers {
 };
 
 template <typename Real, bool kStatistics>
-__global__ void __launch_bounds__(kThreads, 2) general_items(Groups groups, Real* slopes, double* counted) {
+__global__ void __launch_bounds__(kThreads, 2) general_items(Groups groups, double* slopes, double* counted) {
   const Formula<Real> formula(groups.options);
   for_each(groups.items, [&](int64_t index) {
     const int64_t group = group_of(groups, index), begin = groups.begin(group), end = begin + groups.size_of(group);
@@ -145,7 +146,7 @@ __global__ void __launch_bounds__(kThreads, 2) general_items(Groups groups, Real
       }
     }
     if constexpr (kStatistics) sums[kPairMinimum] = sums[kPairMaximum] = item.reward;
-    if (slopes) slopes[index] = static_cast<Real>(slope + segment);
+    slopes[index] = slope + segment;
 #pragma unroll
     for (int k = 0; k < kItemSums<kStatistics>; k++) counted[k * groups.items + index] = sums[k];
   });
@@ -186,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, 2) add_groups(Groups groups, GroupAv
           sums[k] = joined(k, sums[k], __shfl_down_sync(0xffffffffu, sums[k], distance));
       }
       if (lane != 0) continue;
-      const double share = share_of(average, group, sums[kPairs]);
+      const double share = share_of(average, groups, group, sums[kPairs]);
       outputs.factors[group] = share;
       if (average.per_group) loss[group] = static_cast<Real>(group_loss(sums, share));
       add_to_row(sums, share, kStatistics, partial);
@@ -203,23 +204,46 @@ __global__ void __launch_bounds__(kThreads, 2)
   });
 }
 
-// Each item's slope times its group's factor and the upstream gradient.
+// Each item's slope times its group's factor, rounded once.
 template <typename Real>
 __global__ void __launch_bounds__(kThreads, 2)
-    scale_slopes(Groups groups, const Real* slopes, const double* factors, GroupUpstream upstream, Real* result) {
+    scale_slopes(Groups groups, const double* slopes, const double* factors, Real* scaled) {
+  for_each(groups.items, [&](int64_t index) {
+    const double factor = factors[group_of(groups, index)];
+    scaled[index] = factor == 0 ? Real(0) : static_cast<Real>(factor * load_one(slopes + index));
+  });
+}
+
+// An item's entry of a column of gradients.
+template <typename Real>
+__device__ __forceinline__ void store_entry(const Column& column, const Groups& groups, int64_t group, int64_t item,
+                                            double value) {
+  const int64_t row = groups.row_of(group), index = groups.in_row(item, row);
+  const Real rounded = static_cast<Real>(value);
+  if constexpr (sizeof(Real) == sizeof(double)) {
+    *column.entry<double>(row, index) = rounded;
+  } else {
+    if (column.dtype == Dtype::kFloat32) narrow(rounded, *column.entry<float>(row, index));
+    if (column.dtype == Dtype::kBFloat16) narrow(rounded, *column.entry<BFloat16>(row, index));
+    if (column.dtype == Dtype::kFloat16) narrow(rounded, *column.entry<Float16>(row, index));
+  }
+}
+
+template <typename Real>
+__global__ void __launch_bounds__(kThreads, 2)
+    backward_items(Groups groups, const Real* slopes, GroupUpstream upstream, Column result) {
   for_each(groups.items, [&](int64_t index) {
     const int64_t group = group_of(groups, index);
-    const double factor = factors[group];
-    result[index] = factor == 0 ? Real(0)
-                                : static_cast<Real>(factor * upstream.of<Real>(groups, group) *
-                                                    static_cast<double>(load_one(slopes + index)));
+    const double slope = static_cast<double>(load_one(slopes + index));
+    store_entry<Real>(result, groups, group, index, times_upstream(slope, upstream.of(groups, group)));
   });
 }
 
 // The derivatives by the rewards of the slopes' product with `direction`.
 template <typename Real>
 __global__ void __launch_bounds__(kThreads, 2)
-    double_backward_items(Groups groups, const Real* direction, Real* result) {
+    double_backward_items(Groups groups, const double* factors, GroupUpstream upstream, const Real* direction,
+                          Column gradient) {
   const Formula<Real> formula(groups.options);
   for_each(groups.items, [&](int64_t index) {
     const int64_t group = group_of(groups, index), begin = groups.begin(group), end = begin + groups.size_of(group);
@@ -241,8 +265,28 @@ __global__ void __launch_bounds__(kThreads, 2)
               .gradient;
       total += static_cast<double>(behind ? second.rejected : second.chosen);
     }
-    result[index] = static_cast<Real>(total);
+    const double factor = factors[group];
+    store_entry<Real>(gradient, groups, group, index, factor == 0 ? 0 : factor * upstream.of(groups, group) * total);
   });
+}
+
+// For each group the sum of its slopes times `direction`, by a warp.
+template <typename Real>
+__global__ void __launch_bounds__(kThreads, 2)
+    add_products(Groups groups, const Real* slopes, const double* factors, const Real* direction, double* along) {
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+#pragma unroll 1
+  for (int64_t group = blockIdx.x * int64_t{kWarps} + warp; group < groups.count();
+       group += gridDim.x * int64_t{kWarps}) {
+    const int64_t begin = groups.begin(group), end = factors[group] == 0 ? begin : begin + groups.size_of(group);
+    double sum = 0;
+#pragma unroll 1
+    for (int64_t index = begin + lane; index < end; index += kWarp)
+      sum += static_cast<double>(load_one(slopes + index)) * static_cast<double>(load_one(direction + index));
+#pragma unroll
+    for (int distance = kWarp / 2; distance > 0; distance /= 2) sum += __shfl_down_sync(0xffffffffu, sum, distance);
+    if (lane == 0) along[group] = sum;
+  }
 }
 
 template <typename Real>
@@ -251,56 +295,65 @@ cudaError_t forward(const Groups& groups, const GroupAverage& average, const Gro
   const bool is_plain = Pairs{{}, {}, {}, {}, {}, 1, 0, groups.options}.plain() && !groups.half_ties;
   const bool statistics = outputs.statistics;
   const auto items = statistics ? general_items<Real, true> : is_plain ? plain_items<Real> : general_items<Real, false>;
-  cudaError_t status =
-      launch(items, blocks_for(groups.items), where, groups, static_cast<Real*>(outputs.slopes), where.scratch);
+  double *const slopes = where.scratch + groups.items * group_sums(statistics), *const after = slopes + groups.items;
+  cudaError_t status = launch(items, blocks_for(groups.items), where, groups, slopes, where.scratch);
   if (status != cudaSuccess) return status;
   const int64_t blocks = summing_blocks(groups.groups);
-  double* const after = where.scratch + groups.items * group_sums(statistics);
   Partial* const partials = reinterpret_cast<Partial*>(after);
   status = launch(statistics ? add_groups<Real, true> : add_groups<Real, false>, groups.rows * blocks, where, groups,
                   average, outputs, where.scratch, partials, blocks);
   const ForwardOutputs of_row{average.per_group ? nullptr : outputs.loss, {}, outputs.sums, statistics};
   status = finish<Real>(status, groups.rows, blocks, average.divisor, of_row, {where.stream, after});
-  if (status != cudaSuccess || average.per_group) return status;
-  return launch(divide_factors, blocks_for(groups.count()), where, groups, average.divisor, outputs.sums,
-                outputs.factors);
+  if (status == cudaSuccess && !average.per_group)
+    status = launch(divide_factors, blocks_for(groups.count()), where, groups, average.divisor, outputs.sums,
+                    outputs.factors);
+  if (status != cudaSuccess || outputs.slopes == nullptr) return status;
+  return launch(scale_slopes<Real>, blocks_for(groups.items), where, groups, slopes, outputs.factors,
+                static_cast<Real*>(outputs.slopes));
 }
 
 template <typename Real>
-cudaError_t backward(const Groups& groups, const void* slopes, const double* factors, const GroupUpstream& upstream,
-                     void* result, const Launch& where) {
-  return launch(scale_slopes<Real>, blocks_for(groups.items), where, groups, static_cast<const Real*>(slopes), factors,
-                upstream, static_cast<Real*>(result));
+cudaError_t backward(const Groups& groups, const void* slopes, const GroupUpstream& upstream, const Column& result,
+                     const Launch& where) {
+  return launch(backward_items<Real>, blocks_for(groups.items), where, groups, static_cast<const Real*>(slopes),
+                upstream, result);
 }
 
 template <typename Real>
-cudaError_t second(const Groups& groups, const void* direction, void* result, const Launch& where) {
-  return launch(double_backward_items<Real>, blocks_for(groups.items), where, groups,
-                static_cast<const Real*>(direction), static_cast<Real*>(result));
+cudaError_t second(const Groups& groups, const void* slopes, const double* factors, const GroupUpstream& upstream,
+                   const Column& direction, const Column& gradient, double* along, const Launch& where) {
+  const Real* const towards = static_cast<const Real*>(direction.data);
+  const cudaError_t status = launch(double_backward_items<Real>, blocks_for(groups.items), where, groups, factors,
+                                    upstream, towards, gradient);
+  if (status != cudaSuccess) return status;
+  return launch(add_products<Real>, (groups.count() + kWarps - 1) / kWarps, where, groups,
+                static_cast<const Real*>(slopes), factors, towards, along);
 }
 
 }  // namespace
 
 int64_t grouped_scratch_size(int64_t rows, int64_t groups, int64_t items, bool statistics) {
-  return items * group_sums(statistics) +
+  return items * (group_sums(statistics) + 1) +
          rows * summing_blocks(groups) * static_cast<int64_t>(sizeof(Partial) / sizeof(double));
 }
 
 int grouped_forward(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs,
                     const Launch& where) {
-  return groups.wide ? forward<double>(groups, average, outputs, where)
-                     : forward<float>(groups, average, outputs, where);
+  return groups.wide() ? forward<double>(groups, average, outputs, where)
+                       : forward<float>(groups, average, outputs, where);
 }
 
-int grouped_backward(const Groups& groups, const void* slopes, const double* factors, const GroupUpstream& upstream,
-                     void* result, const Launch& where) {
-  return groups.wide ? backward<double>(groups, slopes, factors, upstream, result, where)
-                     : backward<float>(groups, slopes, factors, upstream, result, where);
+int grouped_backward(const Groups& groups, const void* slopes, const GroupUpstream& upstream, const Column& result,
+                     const Launch& where) {
+  return groups.wide() ? backward<double>(groups, slopes, upstream, result, where)
+                       : backward<float>(groups, slopes, upstream, result, where);
 }
 
-int grouped_double_backward(const Groups& groups, const void* direction, void* result, const Launch& where) {
-  return groups.wide ? second<double>(groups, direction, result, where)
-                     : second<float>(groups, direction, result, where);
+int grouped_double_backward(const Groups& groups, const void* slopes, const double* factors,
+                            const GroupUpstream& upstream, const Column& direction, const Column& gradient,
+                            double* along, const Launch& where) {
+  return groups.wide() ? second<double>(groups, slopes, factors, upstream, direction, gradient, along, where)
+                       : second<float>(groups, slopes, factors, upstream, direction, gradient, along, where);
 }
 
 }  // namespace prefloss::cuda

@@ -23,9 +23,9 @@ int paired_backward(const Pairs&, const Divisor&, const Column& upstream, const 
 int paired_double_backward(const Pairs&, const Divisor&, const Column& upstream, const Gradients& directions,
                            const Column& upstream_gradient, const Gradients&, const Launch&);
 int grouped_forward(const Groups&, const GroupAverage&, const GroupOutputs&, const Launch&);
-int grouped_backward(const Groups&, const void* slopes, const double* factors, const GroupUpstream&, void* result,
-                     const Launch&);
-int grouped_double_backward(const Groups&, const void* direction, void* result, const Launch&);
+int grouped_backward(const Groups&, const void* slopes, const GroupUpstream&, const Column& result, const Launch&);
+int grouped_double_backward(const Groups&, const void* slopes, const double* factors, const GroupUpstream&,
+                            const Column& direction, const Column& gradient, double* along, const Launch&);
 
 // Throws std::runtime_error with the CUDA error's name where `status` is one.
 void check(int status, const char* what);

@@ -192,7 +192,7 @@ class GroupedLoss(Function):
         slopes, factors, rewards, ranks = ctx.saved_tensors
         if torch.is_grad_enabled() or is_watched():
             return grouping.backward(grad, slopes, factors, rewards, ranks, *ctx.groups), None, None, None, None
-        return group_kernels.grouped_backward(grad, slopes, factors, rewards, ctx.groups), None, None, None, None
+        return group_kernels.grouped_backward(grad, slopes, rewards, ctx.groups), None, None, None, None
 
 
 def _new_scalar(rewards: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _core
-from .kernels import SUMS, Place, accumulation_dtype, place, threads
+from .kernels import DTYPE_TAGS, REWARD_DTYPES, SUMS, Place, accumulation_dtype, place, threads
 
 # Groups of so many items take linear time on the CPU; in smaller ones it is quicker to visit each pair.
 LARGE = 1024
@@ -44,14 +44,16 @@ class _GroupedItems:
         self.rows = self.batch_shape.numel()
         self.groups = groups.count(items)
         self.dtype = accumulation_dtype(rewards.dtype)
-        self.rewards = rewards.detach().to(self.dtype).contiguous()
-        keys = None if ranks is None else _order_keys(ranks)
+        self.converts = _core.runs_on_cuda(rewards.is_cuda)  # the CPU's kernels read any column
+        self.rewards = rewards.detach()
+        if self.converts:
+            self.rewards = self.rewards.to(self.dtype).contiguous()
+            ranks = None if ranks is None else _order_keys(ranks)
         offsets = None if groups.group_sizes is None else self._offsets(groups.group_sizes, items)
-        self._alive: list[Tensor | None] = [keys, offsets]
+        self._alive: list[Tensor | None] = [offsets]
         self.arguments = (
-            self.rewards.data_ptr(),
-            0 if keys is None else keys.data_ptr(),
-            self.dtype is torch.float64,
+            self.column(self.rewards, items),
+            None if ranks is None else self.column(_with_column(ranks.detach()), items),
             self.rows,
             self.groups,
             groups.group_size,
@@ -61,6 +63,12 @@ class _GroupedItems:
             groups.half_ties,
             LARGE,
         )
+
+    def column(self, tensor: Tensor, entries: int) -> tuple[int, int, int, int]:
+        """One entry an item, or a group."""
+        flat = tensor.reshape(self.rows, entries)
+        self._alive.append(flat)
+        return flat.data_ptr(), DTYPE_TAGS[flat.dtype], flat.stride(1), flat.stride(0)
 
     def _offsets(self, sizes: Tensor, items: int) -> Tensor:
         """Where each group of each row begins, and where the last one ends."""
@@ -86,6 +94,11 @@ class _GroupedItems:
             self.rewards.is_cuda, self.rows, self.groups, self.rewards.numel(), statistics
         )
         return self.rewards.new_empty((size,), dtype=torch.float64) if size else None
+
+
+def _with_column(ranks: Tensor) -> Tensor:
+    """Ranks of a dtype that the kernels read."""
+    return ranks if ranks.dtype in DTYPE_TAGS else _order_keys(ranks)
 
 
 def _order_keys(ranks: Tensor) -> Tensor:
@@ -121,15 +134,17 @@ def grouped_forward(
     loss = rewards.new_empty(factors.shape if none else given.batch_shape, dtype=given.dtype)
     slopes = rewards.new_empty(rewards.shape if with_slopes else (0,), dtype=given.dtype)
     sums = rewards.new_empty((*given.batch_shape, SUMS), dtype=torch.float64)
-    weights = None if weight is None else weight.detach().to(torch.float64).contiguous()
+    weights = None if weight is None else weight.detach()
+    if weights is not None and weights.dtype not in REWARD_DTYPES and weights.dtype is not torch.bool:
+        weights = weights.to(torch.float64)
     by = None
     if groups.reduction == "mean" and denominator is not None:
         by = denominator.detach().to(torch.float64).expand(given.batch_shape).reshape(given.rows)
     total_weight = groups.reduction == "mean" and by is None
     divisor = (1.0, 0, 0, total_weight) if by is None else (1.0, by.data_ptr(), by.stride(0), False)
-    _core.grouped_forward(
+    done = _core.grouped_forward(
         given.arguments,
-        (0 if weights is None else weights.data_ptr(), groups.over_pairs, none, divisor),
+        (None if weights is None else given.column(weights, given.groups), groups.over_pairs, none, divisor),
         loss.data_ptr(),
         factors.data_ptr(),
         sums.data_ptr(),
@@ -137,30 +152,48 @@ def grouped_forward(
         groups.return_stats,
         given.place(given.scratch(groups.return_stats)),
     )
+    if not done:
+        nan = int(ranks.detach().isnan().flatten().nonzero()[0])
+        raise ValueError(f"ranks must be numbers, got nan at position {nan}")
     return loss, factors, slopes, sums
 
 
-def grouped_backward(grad: Tensor, slopes: Tensor, factors: Tensor, rewards: Tensor, groups: Groups) -> Tensor:
+def grouped_backward(grad: Tensor, slopes: Tensor, rewards: Tensor, groups: Groups) -> Tensor:
     """The gradient with respect to the rewards. `grad` has the loss's shape."""
     given = _GroupedItems(rewards, None, groups)
-    upstream = grad.detach().to(given.dtype).contiguous()
-    result = rewards.new_empty(rewards.shape, dtype=given.dtype)
-    slopes, factors = slopes.detach().contiguous(), factors.detach().contiguous()
+    result = torch.empty(rewards.shape, dtype=rewards.dtype, device=rewards.device)
+    slopes = slopes.detach().contiguous()
+    none = groups.reduction == "none"
     _core.grouped_backward(
         given.arguments,
         slopes.data_ptr(),
-        factors.data_ptr(),
-        (upstream.data_ptr(), groups.reduction == "none"),
-        result.data_ptr(),
+        (given.column(grad.detach(), given.groups if none else 1), none),
+        given.column(result, rewards.shape[-1]),
         place(rewards, threads(rewards.numel()), None),
     )
-    return result.to(rewards.dtype)
-
-
-def grouped_double_backward(direction: Tensor, rewards: Tensor, ranks: Tensor, groups: Groups) -> Tensor:
-    """The derivative of sum(slopes * direction) by the rewards, (..., items) in the accumulation's dtype."""
-    given = _GroupedItems(rewards, ranks, groups)
-    direction = direction.detach().to(given.dtype).contiguous()
-    result = rewards.new_empty(rewards.shape, dtype=given.dtype)
-    _core.grouped_double_backward(given.arguments, direction.data_ptr(), result.data_ptr(), given.place())
     return result
+
+
+def grouped_double_backward(
+    direction: Tensor, grad: Tensor, slopes: Tensor, factors: Tensor, rewards: Tensor, ranks: Tensor, groups: Groups
+) -> tuple[Tensor, Tensor]:
+    """The derivatives of sum(gradients * direction) by the upstream gradient and by the rewards."""
+    given = _GroupedItems(rewards, ranks, groups)
+    direction = direction.detach()
+    if given.converts:
+        direction = direction.to(given.dtype).contiguous()
+    result = torch.empty(rewards.shape, dtype=rewards.dtype, device=rewards.device)
+    slopes, factors = slopes.detach().contiguous(), factors.detach().contiguous()
+    along = torch.empty_like(factors)
+    none = groups.reduction == "none"
+    _core.grouped_double_backward(
+        given.arguments,
+        slopes.data_ptr(),
+        factors.data_ptr(),
+        (given.column(grad.detach(), given.groups if none else 1), none),
+        given.column(direction, rewards.shape[-1]),
+        given.column(result, rewards.shape[-1]),
+        along.data_ptr(),
+        given.place(),
+    )
+    return (along if none else along.sum(-1)).to(grad.dtype), result

@@ -45,23 +45,13 @@ def _forward_kernel(rewards: Tensor, ranks: Tensor, weight: Any, denominator: An
 def _backward_kernel(
     grad: Tensor, slopes: Tensor, factors: Tensor, rewards: Tensor, ranks: Tensor, *groups: Any
 ) -> Tensor:
-    return group_kernels.grouped_backward(grad, slopes, factors, rewards, Groups(*groups))
+    return group_kernels.grouped_backward(grad, slopes, rewards, Groups(*groups))
 
 
 def _double_backward_kernel(
     direction: Tensor, grad: Tensor, slopes: Tensor, factors: Tensor, rewards: Tensor, ranks: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor]:
-    groups, items = Groups(*arguments), rewards.shape[-1]
-    bent = group_kernels.grouped_double_backward(direction, rewards, ranks, groups)
-    grad_rewards = group_kernels.grouped_backward(grad, bent, factors, rewards, groups)
-    sizes = groups.group_sizes
-    if sizes is None:
-        sizes = torch.full((groups.count(items),), groups.group_size, device="cpu")
-    products = (slopes.double() * direction.double()).flatten()
-    lengths = sizes.to(products.device, non_blocking=True).repeat(factors.shape[:-1].numel())
-    along = torch.segment_reduce(products, "sum", lengths=lengths, initial=0.0).reshape(factors.shape)
-    along = torch.where(factors == 0, 0.0, along * factors)
-    return (along if groups.reduction == "none" else along.sum(-1)).to(grad.dtype), grad_rewards
+    return group_kernels.grouped_double_backward(direction, grad, slopes, factors, rewards, ranks, Groups(*arguments))
 
 
 for _name, _kernel in (

@@ -17,7 +17,10 @@ from . import _core
 from .stats import Sum
 
 REWARD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-DTYPE_TAGS = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.bool: 4}
+DTYPE_TAGS = {
+    torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.bool: 4,
+    torch.int64: 5, torch.int32: 6, torch.int16: 7, torch.int8: 8, torch.uint8: 9,
+}  # fmt: skip
 SUMS = len(Sum)
 # Fewer pairs than this are done before a second thread would have started.
 PARALLEL_PAIRS = 32_768
