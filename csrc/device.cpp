@@ -58,8 +58,7 @@ int current_cuda_device() { return -1; }
 #endif
 
 void paired_forward(const Pairs& pairs, const Divisor& divisor, const ForwardOutputs& outputs, const Place& place) {
-  if (!on_cuda(place.cuda))
-    return cpu::kernels().paired_forward(pairs, divisor, outputs, place.threads);
+  if (!on_cuda(place.cuda)) return cpu::kernels().paired_forward(pairs, divisor, outputs, place.threads);
 #ifdef PREFLOSS_CUDA
   cuda::check(cuda::paired_forward(pairs, divisor, outputs, launch_of(place, scratch_of(pairs))), "the forward pass");
 #else
@@ -69,8 +68,7 @@ void paired_forward(const Pairs& pairs, const Divisor& divisor, const ForwardOut
 
 void paired_backward(const Pairs& pairs, const Divisor& divisor, const Column& upstream, const Gradients& gradients,
                      const Place& place) {
-  if (!on_cuda(place.cuda))
-    return cpu::kernels().paired_backward(pairs, divisor, upstream, gradients, place.threads);
+  if (!on_cuda(place.cuda)) return cpu::kernels().paired_backward(pairs, divisor, upstream, gradients, place.threads);
 #ifdef PREFLOSS_CUDA
   cuda::check(cuda::paired_backward(pairs, divisor, upstream, gradients, launch_of(place, 0)), "the backward pass");
 #else
@@ -107,8 +105,7 @@ GroupStatus grouped_forward(const Groups& groups, const GroupAverage& average, c
 
 void grouped_backward(const Groups& groups, const void* slopes, const GroupUpstream& upstream, const Column& result,
                       const Place& place) {
-  if (!on_cuda(place.cuda))
-    return cpu::kernels().grouped_backward(groups, slopes, upstream, result, place.threads);
+  if (!on_cuda(place.cuda)) return cpu::kernels().grouped_backward(groups, slopes, upstream, result, place.threads);
 #ifdef PREFLOSS_CUDA
   cuda::check(cuda::grouped_backward(groups, slopes, upstream, result, launch_of(place, 0)),
               "the backward pass of groups");
@@ -124,9 +121,9 @@ GroupStatus grouped_double_backward(const Groups& groups, const void* slopes, co
     return cpu::kernels().grouped_double_backward(groups, slopes, factors, upstream, direction, gradient, along,
                                                   place.threads);
 #ifdef PREFLOSS_CUDA
-  cuda::check(cuda::grouped_double_backward(groups, slopes, factors, upstream, direction, gradient, along,
-                                            launch_of(place, 0)),
-              "the double backward pass of groups");
+  cuda::check(
+      cuda::grouped_double_backward(groups, slopes, factors, upstream, direction, gradient, along, launch_of(place, 0)),
+      "the double backward pass of groups");
   return GroupStatus::kDone;
 #else
   without_cuda();

@@ -26,7 +26,7 @@ void paired_backward(const Pairs&, const Divisor&, const Column& upstream, const
 void paired_double_backward(const Pairs&, const Divisor&, const Column& upstream, const Gradients& directions,
                             const Column& upstream_gradient, const Gradients&, const Place&);
 // The CUDA kernels of groups take contiguous rewards and directions of the type that is computed in, and int64 ranks
-// without NaN; those of the CPU any column.
+// without NaN, and need `factors` and `sums`; those of the CPU take any column.
 GroupStatus grouped_forward(const Groups&, const GroupAverage&, const GroupOutputs&, const Place&);
 void grouped_backward(const Groups&, const void* slopes, const GroupUpstream&, const Column& result, const Place&);
 GroupStatus grouped_double_backward(const Groups&, const void* slopes, const double* factors, const GroupUpstream&,

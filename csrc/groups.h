@@ -26,8 +26,8 @@ PREFLOSS_HOST_DEVICE double entry_of(const Column& column, int64_t row, int64_t 
 // Groups of so many items take linear time on the CPU; in smaller ones it is quicker to visit each pair.
 constexpr int64_t kLargeGroup = 1024;
 
-// Lower ranks are preferred. `rewards` and `ranks` have an entry an item, of `items` / `rows` a row. Group g has the items
-// offsets[g] ... offsets[g + 1] - 1, counted through all rows, or, where there are no offsets, `size` items from
+// Lower ranks are preferred. `rewards` and `ranks` have an entry an item, of `items` / `rows` a row. Group g has the
+// items offsets[g] ... offsets[g + 1] - 1, counted through all rows, or, where there are no offsets, `size` items from
 // g * size on. The CUDA kernels take contiguous rewards of the type that they are computed in, and int64 ranks.
 struct Groups {
   Column rewards, ranks;
@@ -79,8 +79,9 @@ struct GroupAverage {
 };
 
 // `loss` is of the type that rewards are computed in. `factors`, one a group, where they are wanted: what the sum of a
-// group's pairs is multiplied by. `slopes`, where they are wanted: the derivatives of the loss, one an item, contiguous,
-// rounded once to that type, exactly 0 in a group that counts nothing. `sums` has those of PairStats, kSums a row.
+// group's pairs is multiplied by. `slopes`, where they are wanted: the derivatives of the loss, one an item,
+// contiguous, rounded once to that type, exactly 0 in a group that counts nothing. `sums` has those of PairStats, kSums
+// a row.
 struct GroupOutputs {
   void* loss = nullptr;
   double *factors = nullptr, *sums = nullptr;
@@ -92,7 +93,7 @@ enum class GroupStatus { kDone, kNanRank };
 
 // The upstream gradient of the loss.
 struct GroupUpstream {
-  Column column;           // an entry a group, or one a row
+  Column column;  // an entry a group, or one a row
   bool per_group = false;
 
   PREFLOSS_HOST_DEVICE double of(const Groups& groups, int64_t group) const {

@@ -208,6 +208,98 @@ def test_ranks_are_compared_as_they_are():
         check(given, ranks, {})
 
 
+@pytest.mark.parametrize("size", [51, 300, 1001, 4500])
+@pytest.mark.parametrize("few", [1, 7, 9, 40])
+@pytest.mark.parametrize("best", [True, False], ids=["few positives", "few negatives"])
+@pytest.mark.parametrize("name", ["default", "all"])
+def test_few_items_against_many_agree_with_the_reference(size, few, best, name):
+    """One positive among sampled negatives, and the like: a group of two ranks, one of which has few items."""
+    random = np.random.default_rng(size + few)
+    ranks = torch.full((2, size), int(best))
+    for row in ranks:
+        row[torch.from_numpy(random.choice(size, few, replace=False))] = int(not best)
+    check(real(random.normal(size=(2, size)), torch.float32), ranks, OPTIONS[name])
+
+
+@pytest.mark.parametrize("few", [1, 3])
+def test_what_is_not_finite_among_many_reaches_only_its_pairs(few):
+    ranks = torch.ones(600, dtype=torch.int64)
+    ranks[100 : 100 + few] = 0
+    given = torch.linspace(-3, 3, 600)
+    given[7], given[8], given[100] = math.nan, math.inf, -math.inf
+    loss, leaf = with_gradient(given, ranks)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    assert loss.isnan()
+    assert gradient.isnan().nonzero().flatten().tolist() == [7, *range(100, 100 + few)]
+
+
+@over_dtypes
+@pytest.mark.parametrize("size", [9, 200, 1500])
+def test_a_group_of_one_rank_has_no_pairs(size, dtype):
+    given = torch.full((3, size), math.nan, dtype=dtype)
+    given[1] = torch.linspace(-1, 1, size).to(dtype)
+    ranks = torch.full((3, size), 7)
+    ranks[1, 0] = 3
+    results = []
+    for groups in (slice(None), slice(1, 2)):
+        leaf = given[groups].clone().requires_grad_()
+        loss = prefloss.bradley_terry_loss_grouped(leaf, ranks[groups])
+        results.append((loss, *torch.autograd.grad(loss, leaf)))
+    (loss, gradient), (expected, its) = results
+    assert torch.equal(gradient[[0, 2]], torch.zeros(2, size, dtype=dtype))
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient[1:2], its)
+
+
+@over_dtypes
+@pytest.mark.parametrize("rank_dtype", RANK_DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("shape", [(5, 4), (40, 9), (2, 60), (1, 1300)])
+def test_columns_of_any_stride_have_the_bits_of_contiguous_ones(shape, rank_dtype, dtype):
+    random = np.random.default_rng(12)
+    given = real(random.normal(size=shape), dtype)
+    ranks = ranks_of(random, shape, 5, rank_dtype)
+    weight = real(random.uniform(0.5, 2, shape[:1]), torch.float32)
+
+    def spread(tensor):
+        wide = torch.zeros(2 * tensor.numel(), dtype=tensor.dtype)[::2].view(tensor.shape)
+        return wide.copy_(tensor)
+
+    results = []
+    for made in (torch.Tensor.contiguous, spread):
+        leaf = made(given).requires_grad_()
+        loss = prefloss.bradley_terry_loss_grouped(leaf, made(ranks), weight=made(weight))
+        results.append((loss, *torch.autograd.grad(loss, leaf)))
+    assert_same_bits(results[1], results[0])
+
+
+def test_nan_among_the_ranks_is_named():
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        ranks = torch.zeros(4, 9, dtype=dtype)
+        ranks[2, 3] = math.nan
+        with pytest.raises(ValueError, match="ranks must be numbers"):
+            prefloss.bradley_terry_loss_grouped(torch.zeros(4, 9), ranks)
+
+
+@pytest.mark.parametrize("name", ["default", "all"])
+@pytest.mark.parametrize("kind", ["a long list", "one positive"])
+def test_a_huge_group_among_small_ones_has_the_same_bits_for_any_threads(kind, name, set_threads):
+    random = np.random.default_rng(5)
+    sizes = [4, 9, 20_000, 30, 0, 2, *([7] * 50)]
+    given = real(random.normal(size=sum(sizes)), torch.float32)
+    ranks = torch.from_numpy(random.integers(0, 6, sum(sizes)))
+    if kind == "one positive":
+        ranks[13:20_013] = 1
+        ranks[5000] = 0
+    results = []
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        leaf = given.clone().requires_grad_()
+        loss = prefloss.bradley_terry_loss_grouped(leaf, ranks, group_sizes=sizes, **OPTIONS[name])
+        results.append((loss, *torch.autograd.grad(loss, leaf)))
+    for other in results[1:]:
+        assert_same_bits(other, results[0])
+
+
 @over_dtypes
 def test_groups_of_any_sizes_with_weights_agree_with_the_reference(dtype):
     @drawn

@@ -10,7 +10,7 @@
 namespace prefloss::cpu {
 namespace {
 
-constexpr int kFew = 64;           // of a million items and 64 others, 64 million pairs cost what the tree of all does
+constexpr int kFew = 64;         // of a million items and 64 others, 64 million pairs cost what the tree of all does
 constexpr int kFewChunk = 4096;  // others that a thread takes at a time; a multiple of kSegment
 
 // In so small a group, or with so few items, nothing is won by a sort: it costs what four pairs an item cost.
@@ -51,8 +51,9 @@ class FewItems {
       visit_chunk(0, slopes, total);
     } else {
       std::vector<FewSums> sums(static_cast<size_t>(chunks));
-      for_chunks(chunks, threads,
-                 [&](int64_t chunk) { visit_chunk(static_cast<int>(chunk), slopes, sums[static_cast<size_t>(chunk)]); });
+      for_chunks(chunks, threads, [&](int64_t chunk) {
+        visit_chunk(static_cast<int>(chunk), slopes, sums[static_cast<size_t>(chunk)]);
+      });
       for (const FewSums& each : sums) {
         total.terms += each.terms;
         for (int n = 0; n < count_; n++) total.slopes[n] += each.slopes[n];

@@ -211,13 +211,15 @@ void sort(const Integer* level, const Ranks<Integer>& ranks, std::vector<int>& o
         order[static_cast<size_t>(place)] = order[static_cast<size_t>(place - 1)];
       order[static_cast<size_t>(place)] = i;
     }
-  } else if (static_cast<uint64_t>(ranks.most) - static_cast<uint64_t>(ranks.least) <= 2 * static_cast<uint64_t>(size)) {
+  } else if (static_cast<uint64_t>(ranks.most) - static_cast<uint64_t>(ranks.least) <=
+             2 * static_cast<uint64_t>(size)) {
     sort_by_counting(level, ranks.least, ranks.most, order);
   } else if (size >= kDigits) {
     sort_by_digits(level, ranks.least, ranks.most, order);
   } else {
     for (int i = 0; i < size; i++) order[static_cast<size_t>(i)] = i;
-    std::sort(order.begin(), order.end(), [=](int a, int b) { return level[a] != level[b] ? level[a] < level[b] : a < b; });
+    std::sort(order.begin(), order.end(),
+              [=](int a, int b) { return level[a] != level[b] ? level[a] < level[b] : a < b; });
   }
 }
 
@@ -232,8 +234,8 @@ void for_items(int size, int threads, const Body& body) {
 }
 
 template <typename Real>
-void put_in_order(const Real* rewards, const IntegerLike<Real>* level, int size,
-                  const Ranks<IntegerLike<Real>>& ranks, int threads, RankedItems<Real>& items) {
+void put_in_order(const Real* rewards, const IntegerLike<Real>* level, int size, const Ranks<IntegerLike<Real>>& ranks,
+                  int threads, RankedItems<Real>& items) {
   items.make_room(size);
   items.order.resize(static_cast<size_t>(size));
   sort(level, ranks, items.order);

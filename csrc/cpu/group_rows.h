@@ -48,9 +48,8 @@ PREFLOSS_HOST_DEVICE void add_tile(const PairOptions<Real>& options, Rows<Real>&
 #pragma omp simd
     for (int lane = 0; lane < kTile; lane++) {
       LossProduct<Real> loss{product[lane], hinge[lane]};
-      const PairSlopes<Real> pair =
-          visit<kPlain>(formula, kRowsAreChosen ? its - others[lane] : others[lane] - its, its + others[lane],
-                        counted(row, lane), margin, right, wrong, loss);
+      const PairSlopes<Real> pair = visit<kPlain>(formula, kRowsAreChosen ? its - others[lane] : others[lane] - its,
+                                                  its + others[lane], counted(row, lane), margin, right, wrong, loss);
       const Real difference = kRowsAreChosen ? pair.difference : -pair.difference;
       product[lane] = loss.u;
       hinge[lane] = loss.hinge;

@@ -77,7 +77,8 @@ struct PairSlopes {
   Real difference, sum;
 };
 
-// Adds the loss of a pair with difference a - b and total a + b, and what centring adds to it. One that does not count adds nothing, whatever its rewards are.
+// Adds the loss of a pair with difference a - b and total a + b, and what centring adds to it. One that does not count
+// adds nothing, whatever its rewards are.
 template <bool kPlain, typename Real>
 PREFLOSS_HOST_DEVICE PairSlopes<Real> visit(const Formula<Real>& formula, Real difference, Real total, bool counted,
                                             Real margin, Real right, Real wrong, LossProduct<Real>& loss) {

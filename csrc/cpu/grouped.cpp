@@ -23,7 +23,8 @@ constexpr int kMostInLane = 128;  // larger groups fill loops by themselves
 template <typename Value, size_t kSmall>
 class Memory {
  public:
-  explicit Memory(int64_t size) : large_(static_cast<size_t>(size) > kSmall ? new Value[static_cast<size_t>(size)] : nullptr) {}
+  explicit Memory(int64_t size)
+      : large_(static_cast<size_t>(size) > kSmall ? new Value[static_cast<size_t>(size)] : nullptr) {}
   Value* data() { return large_ ? large_.get() : small_; }
 
  private:
@@ -58,7 +59,8 @@ struct LoadedItems {
   bool load(const Groups& groups, int64_t first, int64_t end) {
     const int64_t row = groups.row_of(first), begin = groups.in_row(groups.begin(first), row);
     const int size = static_cast<int>(groups.begin(end - 1) + groups.size_of(end - 1) - groups.begin(first));
-    if (copy.size() < static_cast<size_t>(size) && !is_in_place<Real>(groups.rewards)) copy.resize(static_cast<size_t>(size));
+    if (copy.size() < static_cast<size_t>(size) && !is_in_place<Real>(groups.rewards))
+      copy.resize(static_cast<size_t>(size));
     if (memory.size() < static_cast<size_t>(size)) memory.resize(static_cast<size_t>(size));
     rewards = load_rewards(groups.rewards, row, begin, size, copy.data());
     levels = memory.data();
@@ -73,7 +75,12 @@ class GroupsForward {
 
  public:
   GroupsForward(const Groups& groups, const GroupOptions<Real>& options, bool statistics, double* table, double* slopes)
-      : groups_(groups), options_(options), statistics_(statistics), stride_(group_sums(statistics)), table_(table), slopes_(slopes) {}
+      : groups_(groups),
+        options_(options),
+        statistics_(statistics),
+        stride_(group_sums(statistics)),
+        table_(table),
+        slopes_(slopes) {}
 
   // The groups [begin, end) for which wanted(group) holds. False where a rank is NaN.
   template <typename Wanted>
@@ -103,7 +110,8 @@ class GroupsForward {
   RankedItems<Real> ranked_;
   GroupsInLanes<Real, kMostInLane> lanes_;
 
-  // How many groups from here on, of one row, may share the lanes: at least this one. The same for any number of threads.
+  // How many groups from here on, of one row, may share the lanes: at least this one. The same for any number of
+  // threads.
   int64_t small_groups(int64_t group, int64_t end) const {
     end = std::min({end, (group / kTile + 1) * kTile, (groups_.row_of(group) + 1) * groups_.groups});
     int64_t next = group;
@@ -122,7 +130,8 @@ class GroupsForward {
     const int64_t steps = largest * (largest - 1) / 2;
     if (largest > kTile) {
       int64_t alone = 0;
-      for (int64_t g = first; g < first + many && alone < steps; g++) alone += steps_alone(g, groups_.begin(g) - groups_.begin(first));
+      for (int64_t g = first; g < first + many && alone < steps; g++)
+        alone += steps_alone(g, groups_.begin(g) - groups_.begin(first));
       if (alone < steps) return false;
     } else if (squares < 2 * steps) {  // one that is alone takes a step an item, and one tile is hardly filled
       return false;
@@ -130,7 +139,8 @@ class GroupsForward {
     lanes_.clear(static_cast<int>(largest));
     for (int64_t lane = 0; lane < many; lane++) {
       const int64_t from = groups_.begin(first + lane) - groups_.begin(first);
-      lanes_.put(static_cast<int>(lane), items_.rewards + from, items_.levels + from, static_cast<int>(groups_.size_of(first + lane)));
+      lanes_.put(static_cast<int>(lane), items_.rewards + from, items_.levels + from,
+                 static_cast<int>(groups_.size_of(first + lane)));
     }
     lanes_.template add_pairs<false>(options_);
     for (int64_t lane = 0; lane < many; lane++) {
@@ -239,9 +249,8 @@ GroupStatus forward(const Groups& groups, const GroupAverage& average, const Gro
   for (int64_t g = 0; threads > 1 && g < count; g++) {
     if (is_alone(g)) run(g, g + 1, threads, is_alone);
   }
-  for_parts(groups, threads, [&](int64_t begin, int64_t end) {
-    run(begin, end, 1, [&](int64_t group) { return !is_alone(group); });
-  });
+  for_parts(groups, threads,
+            [&](int64_t begin, int64_t end) { run(begin, end, 1, [&](int64_t group) { return !is_alone(group); }); });
   if (nan) return GroupStatus::kNanRank;
   for (int64_t row = 0; row < groups.rows; row++)
     finish_groups<Real>(groups, table.data(), average, outputs, row, factors);
@@ -263,7 +272,8 @@ GroupStatus forward(const Groups& groups, const GroupAverage& average, const Gro
 // Calls write(item, count, values) for the items of a group, a block at a time; value(i) is that of its item i.
 template <typename Real, typename Value>
 void write_group(const Groups& groups, int64_t group, const Column& result, const Value& value) {
-  const int64_t row = groups.row_of(group), first = groups.in_row(groups.begin(group), row), size = groups.size_of(group);
+  const int64_t row = groups.row_of(group), first = groups.in_row(groups.begin(group), row),
+                size = groups.size_of(group);
   Buffer<Real> buffer;
   for (int64_t begin = 0; begin < size; begin += kBlock) {
     const int count = static_cast<int>(std::min<int64_t>(kBlock, size - begin));
@@ -273,12 +283,14 @@ void write_group(const Groups& groups, int64_t group, const Column& result, cons
 }
 
 template <typename Real>
-void backward(const Groups& groups, const Real* slopes, const GroupUpstream& upstream, const Column& result, int threads) {
+void backward(const Groups& groups, const Real* slopes, const GroupUpstream& upstream, const Column& result,
+              int threads) {
   for_parts(groups, threads, [&](int64_t begin, int64_t end) {
     for (int64_t g = begin; g < end; g++) {
       const double factor = upstream.of(groups, g);
       const Real* const its = slopes + groups.begin(g);
-      write_group<Real>(groups, g, result, [=](int64_t i) { return times_upstream(static_cast<double>(its[i]), factor); });
+      write_group<Real>(groups, g, result,
+                        [=](int64_t i) { return times_upstream(static_cast<double>(its[i]), factor); });
     }
   });
 }
@@ -308,8 +320,9 @@ void bend(RankedItems<Real>& items, const GroupOptions<Real>& options, const Rea
 }
 
 template <typename Real>
-GroupStatus double_backward(const Groups& groups, const Real* slopes, const double* factors, const GroupUpstream& upstream,
-                            const Column& direction, const Column& gradient, double* along, int threads) {
+GroupStatus double_backward(const Groups& groups, const Real* slopes, const double* factors,
+                            const GroupUpstream& upstream, const Column& direction, const Column& gradient,
+                            double* along, int threads) {
   const GroupOptions<Real> options(groups);
   std::atomic<bool> nan{false};
   for_parts(groups, useful_threads(groups, threads), [&](int64_t begin, int64_t end) {
@@ -334,9 +347,8 @@ GroupStatus double_backward(const Groups& groups, const Real* slopes, const doub
       std::vector<double> bent(static_cast<size_t>(size));
       for (size_t i = 0; i < bent.size(); i++) bent[static_cast<size_t>(items.order[i])] = items.slopes[i];
       const double factor = factors[g] == 0 ? 0 : factors[g] * upstream.of(groups, g);
-      write_group<Real>(groups, g, gradient, [&](int64_t i) {
-        return factors[g] == 0 ? 0.0 : factor * bent[static_cast<size_t>(i)];
-      });
+      write_group<Real>(groups, g, gradient,
+                        [&](int64_t i) { return factors[g] == 0 ? 0.0 : factor * bent[static_cast<size_t>(i)]; });
     }
   });
   return nan ? GroupStatus::kNanRank : GroupStatus::kDone;

@@ -107,18 +107,28 @@ def indexed_forward(
     slopes: int,
     threads: int,
 ) -> bool: ...
+def runs_on_cuda(cuda: bool) -> bool: ...
 def grouped_forward(
     groups: tuple[object, ...],
-    average: tuple[int, bool, bool, tuple[float, int, int, bool]],
+    average: tuple[_Column | None, bool, bool, tuple[float, int, int, bool]],
     loss: int,
     factors: int,
     sums: int,
     slopes: int,
     statistics: bool,
     place: _Place,
-) -> None: ...
+) -> bool: ...
 def grouped_backward(
-    groups: tuple[object, ...], slopes: int, factors: int, upstream: tuple[int, bool], gradient: int, place: _Place
+    groups: tuple[object, ...], slopes: int, upstream: tuple[_Column, bool], gradient: _Column, place: _Place
 ) -> None: ...
-def grouped_double_backward(groups: tuple[object, ...], direction: int, result: int, place: _Place) -> None: ...
+def grouped_double_backward(
+    groups: tuple[object, ...],
+    slopes: int,
+    factors: int,
+    upstream: tuple[_Column, bool],
+    direction: _Column,
+    gradient: _Column,
+    along: int,
+    place: _Place,
+) -> None: ...
 def grouped_scratch_size(cuda: bool, rows: int, groups: int, items: int, statistics: bool) -> int: ...
