@@ -130,10 +130,10 @@ void grouped_second(const Groups& groups, const Real* direction, Real* result, i
       double total = 0;
 #pragma omp simd reduction(+ : total)
       for (int j = range.begin; j < range.end; j++) {
-        const PairGradient<Real> second =
-            pairs.formula
-                .second(a, others[j], pairs.margin, Real(1), pairs.target, Real(1), Real(1), v, directions[j], Real(0))
-                .gradient;
+        const PairGradient<Real> second = pairs.formula
+                                              .second(a, others[j], pairs.margin, Real(1), pairs.target, Scale<Real>(),
+                                                      Scale<Real>(), v, directions[j], Real(0))
+                                              .gradient;
         total += static_cast<double>(second.chosen);
         slopes[j] += static_cast<double>(second.rejected);
       }
