@@ -48,27 +48,53 @@ struct Groups {
   PREFLOSS_HOST_DEVICE int64_t in_row(int64_t item, int64_t row) const { return item - row * (items / rows); }
 };
 
-// The sums over a group's pairs, unweighted. A pair of equal rank counts half in each order. Without statistics only
-// the first two are computed.
+// The options of pairs of equal rank.
+PREFLOSS_HOST_DEVICE Options of_equal_rank(Options options) {
+  options.margin = 0;
+  options.target = 0.5;
+  return options;
+}
+
+// The sums over a group's pairs, unweighted. A pair of equal rank counts half in each order. "Squares" are of what a
+// number differs from the mean by. Without statistics only the first two are computed.
 enum GroupSum : int {
   kPairs,
   kTerms,  // loss + c (a + b)^2
   kPairLoss,
-  kPairLossSquared,
+  kPairLossSquares,
   kPairsCorrect,
   kPairsTied,
   kPairDifference,
-  kPairDifferenceSquared,
+  kPairDifferenceSquares,
   kPairChosen,
-  kPairChosenSquared,
+  kPairChosenSquares,
   kPairRejected,
-  kPairRejectedSquared,
+  kPairRejectedSquares,
   kPairMinimum,
   kPairMaximum,
   kGroupSums
 };
 
 PREFLOSS_HOST_DEVICE constexpr int group_sums(bool statistics) { return statistics ? kGroupSums : kTerms + 1; }
+
+// Adds the sums over other pairs of a group to these.
+template <bool kStatistics>
+PREFLOSS_HOST_DEVICE void add_group_sums(double* sums, const double* other) {
+  if constexpr (kStatistics) {
+    constexpr int kWithSquares[] = {kPairLoss, kPairDifference, kPairChosen, kPairRejected};
+    const CommonMean pairs(sums[kPairs], other[kPairs]);
+    for (const int kind : kWithSquares) {
+      sums[kind + 1] += other[kind + 1] + pairs.squares(sums[kind], other[kind]);
+      sums[kind] += other[kind];
+    }
+    sums[kPairsCorrect] += other[kPairsCorrect];
+    sums[kPairsTied] += other[kPairsTied];
+    sums[kPairMinimum] = lesser_or_nan(sums[kPairMinimum], other[kPairMinimum]);
+    sums[kPairMaximum] = greater_or_nan(sums[kPairMaximum], other[kPairMaximum]);
+  }
+  sums[kPairs] += other[kPairs];
+  sums[kTerms] += other[kTerms];
+}
 
 // How the groups' sums become a loss: one number a row, or (`per_group`) one a group.
 struct GroupAverage {
@@ -124,11 +150,15 @@ PREFLOSS_HOST_DEVICE void add_to_row(const double* group, double share, bool sta
   row.weight += share * group[kPairs];
   if (!statistics) return;
   Partial part = Partial::zero();
+  const double scale = weight_scale(absolute(share)), v2 = share / scale * (share / scale);
   part.sums[kCount] = group[kPairs];
-  part.sums[kWeightSquared] = share * share * group[kPairs];
+  part.sums[kWeightCorrect] = share * group[kPairsCorrect];
+  part.sums[kWeightTied] = share * group[kPairsTied];
   part.sums[kWeightedLoss] = share * group[kPairLoss];
-  part.sums[kWeightSquaredLoss] = share * share * group[kPairLoss];
-  part.sums[kWeightSquaredLossSquared] = share * share * group[kPairLossSquared];
+  part.sums[kWeightScale] = scale;
+  part.sums[kWeightSquared] = v2 * group[kPairs];
+  part.sums[kSquaredWeightLoss] = v2 * group[kPairLoss];
+  part.sums[kSquaredWeightLossSquares] = v2 * group[kPairLossSquares];
   for (int k = kPairsCorrect; k < kGroupSums; k++) part.sums[kCorrect + k - kPairsCorrect] = group[k];
   row.add(part);
 }

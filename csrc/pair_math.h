@@ -1,10 +1,12 @@
 // The formula, once, for host and device: the Bradley-Terry loss of one pair, its slope and its curvature.
 //
-//   z = beta (a - b) - m          loss(z, t) = -t log sigma(z) - (1 - t) log sigma(-z)         (Bradley & Terry 1952;
-//   Ouyang et al. 2022, eq. 1; slope = d loss / dz           curvature = d2 loss / dz2 = sigma(z) sigma(-z) margin:
-//   Touvron et al. 2023, eq. 2)
+//   z          = beta (a - b) - m
+//   loss(z, t) = -t log sigma(z) - (1 - t) log sigma(-z)
+//   slope      = d loss / dz
+//   curvature  = d2 loss / dz2 = sigma(z) sigma(-z)
 //
-// The target t already holds the label smoothing. Worst error over every float z is in the README.
+// Sources: Bradley & Terry 1952; Ouyang et al. 2022, eq. 1; for the margin m Touvron et al. 2023, eq. 2. The target t
+// already holds the label smoothing. The README says the worst error over every float z.
 #pragma once
 
 #include "elementary.h"
@@ -13,29 +15,37 @@
 namespace prefloss {
 namespace {
 
-// log(1 + exp(-|z|)). Near z = 0 the logarithm is taken about 2: log(1 + e) = log 2 + log1p((e - 1) / 2).
-// `hinge` is added in the order that rounds least: the largest term last.
+// log(1 + exp(-|z|)) + hinge, and what its last rounding dropped: losses near log 2 differ by less. Near z = 0 the
+// logarithm is taken about 2: log(1 + e) = log 2 + log1p((e - 1) / 2). `hinge` is added in the order that rounds least:
+// the largest term last.
 template <typename Real>
-PREFLOSS_HOST_DEVICE Real softplus_plus(Real magnitude, Real hinge) {
+PREFLOSS_HOST_DEVICE Rounded<Real> softplus_plus(Real magnitude, Real hinge) {
   const Rounded<Real> e = exp_negative(magnitude);
   const bool near = magnitude < Real(0.6931);
   const Real f = near ? fused(Real(0.5), e.value, Real(-0.5)) : e.value;
   const Real f_low = near ? Real(0.5) * e.remainder : e.remainder;
   const Real large = near ? Real(0.693147180559945309417) : hinge, small = near ? hinge : Real(0);
-  return large + ((small + f) + log1p_minus(f, f_low));
+  const Real rest = (small + f) + log1p_minus(f, f_low), value = large + rest;
+  return {value, value - value == 0 ? rest - (value - large) : Real(0)};
 }
 
+// t and 1 - t. Both are formed before they are rounded: 1 - t of a rounded t would lose the digits of a small one.
 template <typename Real>
-PREFLOSS_HOST_DEVICE Real pair_loss(Real z, Real target) {
-  const Real magnitude = absolute(z), factor = z < 0 ? target : Real(1) - target;
+struct Target {
+  Real right, wrong;
+};
+
+template <typename Real>
+PREFLOSS_HOST_DEVICE Rounded<Real> pair_loss(Real z, const Target<Real>& target) {
+  const Real magnitude = absolute(z), factor = z < 0 ? target.right : target.wrong;
   return softplus_plus(magnitude, factor == 0 ? Real(0) : magnitude * factor);  // inf * 0 must not become NaN
 }
 
-// pair_loss(z, 1), the default: -log sigma(z).
+// pair_loss(z, {1, 0}), the default: -log sigma(z).
 template <typename Real>
 PREFLOSS_HOST_DEVICE Real pair_loss(Real z) {
   const Real magnitude = absolute(z);
-  return softplus_plus(magnitude, z < 0 ? magnitude : Real(0));
+  return softplus_plus(magnitude, z < 0 ? magnitude : Real(0)).value;
 }
 
 // sigma(z) and sigma(-z) from one exponential and one division, corrected by the parts that rounding dropped.
@@ -106,9 +116,9 @@ struct PairDerivatives {
 
 // For target 1 the slope has the same bits as pair_slope(z): options that change nothing change no bit.
 template <typename Real>
-PREFLOSS_HOST_DEVICE PairDerivatives<Real> pair_derivatives(Real z, Real target) {
+PREFLOSS_HOST_DEVICE PairDerivatives<Real> pair_derivatives(Real z, const Target<Real>& target) {
   const Real above = sigmoid(-z), below = sigmoid(z);
-  return {fused(Real(1) - target, below, -target * above), above * below};
+  return {fused(target.wrong, below, -target.right * above), above * below};
 }
 
 template <typename Real>
@@ -123,25 +133,74 @@ struct PairSecond {
   PairGradient<Real> gradient;
 };
 
+// A number that a weight and a derivative are multiplied by, in two factors. The number, or its product with one of the
+// two, may lie outside of Real where the product of all three does not: weights of 1e-42 have a mean whose divisor's
+// inverse is no float. `first` is a power of two, so multiplying by it rounds nothing.
+template <typename Real>
+struct Scale {
+  Real first = 1, second = 1;
+
+  PREFLOSS_HOST_DEVICE static Scale of(double number) {
+    const uint64_t bits = to_bits(number);
+    const int biased = static_cast<int>(bits >> 52 & 0x7ff);
+    if (biased == 0 || biased == 0x7ff) return {1, static_cast<Real>(number)};  // 0, nearly 0, infinite, NaN
+    constexpr int kMost = sizeof(Real) == sizeof(double) ? 1023 : 252;          // half of it is an exponent of Real
+    const int exact = biased - 1023, exponent = exact > kMost ? kMost : exact < -kMost ? -kMost : exact;
+    const double mantissa = from_bits((bits & ~(uint64_t{0x7ff} << 52)) | uint64_t{1023} << 52);
+    return {static_cast<Real>(power_of_two(exponent / 2)),
+            static_cast<Real>(mantissa * power_of_two(exponent - exponent / 2))};
+  }
+
+  PREFLOSS_HOST_DEVICE Real times(Real weight, Real derivative) const { return weight * first * derivative * second; }
+
+ private:
+  PREFLOSS_HOST_DEVICE static double power_of_two(int exponent) {
+    return from_bits(static_cast<uint64_t>(1023 + exponent) << 52);
+  }
+};
+
 // The formula with every option on. An option that is off touches nothing: c = 0 must not turn an overflowing (a + b)^2
 // into NaN. Nor does a pair of weight 0, whatever its rewards are.
 template <typename Real>
 struct Formula {
-  Real beta, smoothing, center;
+  Real beta, center;
+  // A pair's t and 1 - t are `kept` times what it has of them, and an offset. A number t that all pairs share is in the
+  // offsets, where float64 has formed both, and `kept` is 0.
+  Real kept;
+  Target<Real> offset;
 
-  PREFLOSS_HOST_DEVICE explicit Formula(const Options& options)
-      : beta(static_cast<Real>(options.beta)),
-        smoothing(static_cast<Real>(options.label_smoothing)),
-        center(static_cast<Real>(options.center_rewards_coefficient)) {}
+  // All pairs have the target of the options, or each has its own (`target_of_pair`). The smoothing may be negative,
+  // down to any number: a correction for flipped labels.
+  PREFLOSS_HOST_DEVICE Formula(const Options& options, bool target_of_pair)
+      : beta(static_cast<Real>(options.beta)), center(static_cast<Real>(options.center_rewards_coefficient)) {
+    const double smoothing = options.label_smoothing, rest = 1 - 2 * smoothing;
+    kept = target_of_pair ? static_cast<Real>(rest) : Real(0);
+    offset.right = static_cast<Real>(smoothing + (target_of_pair ? 0 : rest * options.target));
+    offset.wrong = static_cast<Real>(smoothing + (target_of_pair ? 0 : rest * (1 - options.target)));
+  }
+
+  PREFLOSS_HOST_DEVICE explicit Formula(const Pairs& pairs) : Formula(pairs.options, static_cast<bool>(pairs.target)) {}
 
   PREFLOSS_HOST_DEVICE Real logit(Real chosen, Real rejected, Real margin) const {
     return fused(beta, chosen - rejected, -margin);
   }
 
-  PREFLOSS_HOST_DEVICE Real smoothed(Real target) const { return fused(target, Real(1) - 2 * smoothing, smoothing); }
+  PREFLOSS_HOST_DEVICE Target<Real> smoothed(Real target) const {
+    return {fused(target, kept, offset.right), fused(Real(1) - target, kept, offset.wrong)};
+  }
+
+  PREFLOSS_HOST_DEVICE Rounded<Real> loss_and_remainder(Real chosen, Real rejected, Real margin, Real target) const {
+    return pair_loss(logit(chosen, rejected, margin), smoothed(target));
+  }
 
   PREFLOSS_HOST_DEVICE Real loss(Real chosen, Real rejected, Real margin, Real target) const {
-    return pair_loss(logit(chosen, rejected, margin), smoothed(target));
+    return loss_and_remainder(chosen, rejected, margin, target).value;
+  }
+
+  // The loss as statistics take it, with the digits that Real has no room for.
+  PREFLOSS_HOST_DEVICE double exact_loss(Real chosen, Real rejected, Real margin, Real target) const {
+    const Rounded<Real> loss = loss_and_remainder(chosen, rejected, margin, target);
+    return static_cast<double>(loss.value) + static_cast<double>(loss.remainder);
   }
 
   // loss + c (a + b)^2
@@ -156,31 +215,33 @@ struct Formula {
     return w == 0 ? 0.0 : w * static_cast<double>(term);
   }
 
-  // `factor`: the upstream gradient over the divisor.
+  // `scale`: the upstream gradient over the divisor.
   PREFLOSS_HOST_DEVICE PairGradient<Real> gradient(Real chosen, Real rejected, Real margin, Real weight, Real target,
-                                                   Real factor) const {
+                                                   const Scale<Real>& scale) const {
     const Real slope = pair_derivatives(logit(chosen, rejected, margin), smoothed(target)).slope;
-    const Real pull = center == 0 ? Real(0) : 2 * center * (chosen + rejected), k = factor * weight;
+    const Real pull = center == 0 ? Real(0) : 2 * center * (chosen + rejected);
     const bool counted = weight != 0;
-    return {counted ? k * fused(beta, slope, pull) : Real(0), counted ? k * fused(-beta, slope, pull) : Real(0),
-            counted ? -k * slope : Real(0)};
+    return {counted ? scale.times(weight, fused(beta, slope, pull)) : Real(0),
+            counted ? scale.times(weight, fused(-beta, slope, pull)) : Real(0),
+            counted ? scale.times(weight, -slope) : Real(0)};
   }
 
   // With v the direction given for each gradient, s the slope and h the curvature, dz = beta (v_chosen - v_rejected) -
   // v_margin the direction that reaches z, and u = v_chosen + v_rejected the one that reaches a + b: d/dg = (w / D) (s
   // dz + 2c (a + b) u), and so on.
   PREFLOSS_HOST_DEVICE PairSecond<Real> second(Real chosen, Real rejected, Real margin, Real weight, Real target,
-                                               Real factor, Real inverse_divisor, Real towards_chosen,
-                                               Real towards_rejected, Real towards_margin) const {
+                                               const Scale<Real>& scale, const Scale<Real>& inverse_divisor,
+                                               Real towards_chosen, Real towards_rejected, Real towards_margin) const {
     const PairDerivatives<Real> pair = pair_derivatives(logit(chosen, rejected, margin), smoothed(target));
     const Real dz = fused(beta, towards_chosen - towards_rejected, -towards_margin);
     const Real pull = center == 0 ? Real(0) : 2 * center * (towards_chosen + towards_rejected);
     const Real along = center == 0 ? pair.slope * dz : fused(pair.slope, dz, pull * (chosen + rejected));
-    const Real bend = pair.curvature * dz, k = factor * weight;
+    const Real bend = pair.curvature * dz;
     const bool counted = weight != 0;
-    return {counted ? weight * inverse_divisor * along : Real(0),
-            {counted ? k * fused(beta, bend, pull) : Real(0), counted ? k * fused(-beta, bend, pull) : Real(0),
-             counted ? -k * bend : Real(0)}};
+    return {counted ? inverse_divisor.times(weight, along) : Real(0),
+            {counted ? scale.times(weight, fused(beta, bend, pull)) : Real(0),
+             counted ? scale.times(weight, fused(-beta, bend, pull)) : Real(0),
+             counted ? scale.times(weight, -bend) : Real(0)}};
   }
 };
 

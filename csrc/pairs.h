@@ -71,22 +71,27 @@ PREFLOSS_HOST_DEVICE double row_scale(const Column& upstream, const Divisor& div
   return static_cast<double>(*upstream.entry<Real>(row, 0)) / divisor.of_row(row);
 }
 
-// The sums of PairStats, over the pairs with weight != 0; python/prefloss/stats.py lists them in the same order.
+// The sums of PairStats, over the pairs with weight != 0; python/prefloss/stats.py says the same names in the same
+// order. w is a pair's weight, v = w / kWeightScale, l its loss. "Squares" are of what a number differs from the mean
+// by, so that they keep their digits wherever the mean lies.
 enum Sum : int {
   kCount,
   kWeight,
-  kWeightSquared,
-  kWeightedLoss,
-  kWeightSquaredLoss,
-  kWeightSquaredLossSquared,
+  kWeightCorrect,             // w of the pairs with a > b
+  kWeightTied,                // w of the pairs with a = b
+  kWeightedLoss,              // w l
+  kWeightScale,               // a power of two near the greatest |w|: v^2 is a number for weights of any scale
+  kWeightSquared,             // v^2
+  kSquaredWeightLoss,         // v^2 l
+  kSquaredWeightLossSquares,  // v^2 (l - kSquaredWeightLoss / kWeightSquared)^2
   kCorrect,
   kTied,
   kDifference,
-  kDifferenceSquared,
+  kDifferenceSquares,
   kChosen,
-  kChosenSquared,
+  kChosenSquares,
   kRejected,
-  kRejectedSquared,
+  kRejectedSquares,
   kMinimum,
   kMaximum,
   kSums

@@ -34,7 +34,7 @@ class Bounds:
             (2.0**-53, 2.0**-1074, np.inf) if in_double else (2.0**-24, 2.0**-149, 2.0**128)
         )
         smoothing = self.options.get("label_smoothing", 0.0)
-        self.pairs = pairs = reference._pairs(
+        self.pairs = pairs = reference.paired.Pairs.of(
             *self.inputs, *(self.options.get(name) for name in ("margin", "weight", "target")), self.beta, smoothing
         )
         z = pairs.z
@@ -54,13 +54,13 @@ class Bounds:
         # Where Real's z is infinite, so may its loss be.
         self.loss_error = np.where(np.abs(z) >= self.greatest, np.inf, self.loss_error)
         self.slope, self.slope_error = self._with_error(reference.pair_slope)
-        parts = pairs.target * -reference.pair_slope(z, 1.0) + (1.0 - pairs.target) * reference.pair_slope(z, 0.0)
+        parts = pairs.target * -reference.pair_slope(z, 1.0) + pairs.complement * reference.pair_slope(z, 0.0)
         self.slope_error += self.target_error + self.relative * _finite(parts) + 2 * self.tiny
 
     def _with_error(self, function):
-        z, target, error = self.pairs.z, self.pairs.target, self.z_error
-        value = function(z, target)
-        ends = (np.abs(function(z + sign * error, target) - value) for sign in (-1.0, 1.0))
+        z, target, error = self.pairs.z, (self.pairs.target, self.pairs.complement), self.z_error
+        value = function(z, *target)
+        ends = (np.abs(function(z + sign * error, *target) - value) for sign in (-1.0, 1.0))
         return value, _finite(np.maximum(*ends))
 
     @np.errstate(all="ignore")
@@ -75,7 +75,7 @@ class Bounds:
         lower, upper = self._weighted(unweighted, error, self.pairs.weight)
         terms = reference.bradley_terry_loss(*self.inputs, **{**self.options, "reduction": "none", "denominator": None})
         if self.reduction != "none":
-            divisor = reference._divisor(self.pairs, self.reduction, self.denominator)
+            divisor = reference.paired._divisor(self.pairs, self.reduction, self.denominator)
             rounding = 100 * 2.0**-53 * np.sum(np.abs(_finite(terms)))
             lower, upper = (np.sum(lower) - rounding) / divisor, (np.sum(upper) + rounding) / divisor
         _assert_between(actual, reference.bradley_terry_loss(*self.inputs, **self.options), lower, upper)
@@ -105,7 +105,7 @@ class Bounds:
     @np.errstate(all="ignore")
     def gradients(self, upstream):
         """(exact, lower, upper) of the gradients of chosen, rejected and margin, before they are rounded to a dtype."""
-        divisor = reference._divisor(self.pairs, self.reduction, self.denominator)
+        divisor = reference.paired._divisor(self.pairs, self.reduction, self.denominator)
         scale = np.asarray(array(upstream), dtype=np.float64) * self.pairs.weight / divisor
         pull = 2.0 * self.centring * self.pairs.sum if self.centring else np.zeros_like(self.slope)
         exact = reference.bradley_terry_gradient(array(upstream), *self.inputs, **self.options)
@@ -133,29 +133,40 @@ class Bounds:
 
     @np.errstate(all="ignore")
     def assert_sums(self, actual):
-        """The 16 sums of PairStats."""
+        """The sums of PairStats."""
         _, expected = reference.bradley_terry_loss(*self.inputs, **self.options, return_stats=True)
         p, kept = self.pairs, self.pairs.counted
         w, loss = np.abs(p.weight[kept]), self.loss[kept]
+        v2, every = np.square(w / (expected[Sum.WEIGHT_SCALE] or 1.0)), np.ones(w.shape)
         error = np.where(loss >= self.greatest, np.inf, self.loss_error[kept])
+        rounding = 100 * 2.0**-53
         tolerance = np.zeros(len(Sum))
         for which, terms in (
             (Sum.WEIGHT, w),
-            (Sum.WEIGHT_SQUARED, w * w),
+            (Sum.WEIGHT_CORRECT, w),
+            (Sum.WEIGHT_TIED, w),
+            (Sum.WEIGHT_SQUARED, v2),
             (Sum.WEIGHTED_LOSS, w * loss),
-            (Sum.SQUARED_WEIGHT_LOSS, w * w * loss),
-            (Sum.SQUARED_WEIGHT_LOSS_SQUARED, np.square(w * loss)),
-            (Sum.MARGIN, p.difference[kept]),
-            (Sum.MARGIN_SQUARED, np.square(p.difference[kept])),
-            (Sum.CHOSEN, p.chosen[kept]),
-            (Sum.CHOSEN_SQUARED, np.square(p.chosen[kept])),
-            (Sum.REJECTED, p.rejected[kept]),
-            (Sum.REJECTED_SQUARED, np.square(p.rejected[kept])),
         ):
-            tolerance[which] = 100 * 2.0**-53 * np.sum(_finite(np.abs(terms)))
+            tolerance[which] = rounding * np.sum(_finite(np.abs(terms)))
         tolerance[Sum.WEIGHTED_LOSS] += np.sum(w * error)
-        tolerance[Sum.SQUARED_WEIGHT_LOSS] += np.sum(w * w * error)
-        tolerance[Sum.SQUARED_WEIGHT_LOSS_SQUARED] += np.sum(w * w * (2 * _finite(loss) + error) * error)
+        for which, weights, values, off in (
+            (Sum.SQUARED_WEIGHT_LOSS, v2, loss, error),
+            (Sum.DIFFERENCE, every, p.difference[kept], 0.0),
+            (Sum.CHOSEN, every, p.chosen[kept], 0.0),
+            (Sum.REJECTED, every, p.rejected[kept], 0.0),
+        ):
+            # A number's distance from the mean errs by their roundings and by what the numbers are off by; and the mean
+            # of the kernel is another one by so much.
+            values, total = _finite(values), np.sum(weights) or 1.0
+            tolerance[which] = rounding * np.sum(weights * np.abs(values)) + np.sum(weights * off)
+            mean_error = tolerance[which] / total
+            distance = np.abs(values - np.sum(weights * values) / total)
+            wrong = off + mean_error + rounding * np.abs(values)
+            tolerance[which + 1] = rounding * expected[which + 1] + np.sum(weights * (2 * distance + wrong) * wrong)
+        # Losses beyond Real's range are infinite in the kernel, and then the squares about their mean NaN.
+        anything = torch.from_numpy(np.isinf(tolerance))
+        actual = torch.where(anything, torch.from_numpy(expected), actual.cpu())
         _assert_between(actual, expected, expected - tolerance, expected + tolerance)
 
 

@@ -76,8 +76,9 @@ def check(rewards, ranks, options, weight=None, rounding=8):
     np.testing.assert_array_equal(np.isfinite(stats.sums.numpy())[~finite & ~np.isfinite(sums)], False)
     assert np.isfinite(stats.sums.numpy()[finite]).all()
     tolerance = 1e-5 if u > 1e-10 else 1e-11
-    size = np.abs(sums[finite]) + np.sqrt(np.abs(sums[0] * _squares(inputs[0])))
-    assert np.all(np.abs(stats.sums.numpy() - sums)[finite] <= tolerance * size + 1e-300)
+    size = np.abs(sums) + np.sqrt(np.abs(sums[0] * _squares(inputs[0])))
+    size[Sum.SQUARED_WEIGHT_LOSS_SQUARES] += _loss_squares(sums)
+    assert np.all((np.abs(stats.sums.numpy() - sums) <= tolerance * size + 1e-300)[finite])
 
 
 def _spread(values):
@@ -90,6 +91,11 @@ def _squares(values):
     return np.sum(values * values)
 
 
+def _loss_squares(sums):
+    """What is taken from the losses' squares when they are centred: the long lists' are not summed about their mean."""
+    return sums[Sum.SQUARED_WEIGHT_LOSS] ** 2 / max(sums[Sum.WEIGHT_SQUARED], 1e-300)
+
+
 def _shares(expected):
     return np.ones_like(expected)
 
@@ -100,9 +106,9 @@ def _magnitudes(upstream, rewards, ranks, options):
     plain = {
         name: value for name, value in options.items() if name not in ("average", "weight", "reduction", "denominator")
     }
-    groups = reference._groups(rewards, ranks, plain.pop("group_sizes", None), plain.pop("ties", "skip"))
+    groups = reference.grouped._groups(rewards, ranks, plain.pop("group_sizes", None), plain.pop("ties", "skip"))
     counts = np.array([group.tied.size for group in groups], dtype=np.float64)
-    share, divisor = reference._shares(
+    share, divisor = reference.grouped._shares(
         counts, options.get("weight"), options.get("average", "groups"), options.get("reduction", "mean"),
         options.get("denominator"),
     )  # fmt: skip
@@ -640,9 +646,10 @@ def test_statistics_of_long_lists_are_those_of_every_pair(scores, ranks, ties):
         )
         # The mean difference is compared with its deviation, as it may be nearly 0; rewards with their size.
         scale, names = np.abs(expected), list(Sum)
-        scale[Sum.MARGIN] += np.sqrt(expected[Sum.COUNT] * expected[Sum.MARGIN_SQUARED])
-        for first, second in ((Sum.CHOSEN, Sum.CHOSEN_SQUARED), (Sum.REJECTED, Sum.REJECTED_SQUARED)):
+        scale[Sum.DIFFERENCE] += np.sqrt(expected[Sum.COUNT] * expected[Sum.DIFFERENCE_SQUARES])
+        for first, second in ((Sum.CHOSEN, Sum.CHOSEN_SQUARES), (Sum.REJECTED, Sum.REJECTED_SQUARES)):
             scale[first] += np.sqrt(expected[Sum.COUNT] * expected[second])
+        scale[Sum.SQUARED_WEIGHT_LOSS_SQUARES] += _loss_squares(expected)
         error = np.abs(stats.sums.numpy() - expected)
         assert np.all(error <= 1e-12 * scale + 1e-300), {
             name: (error[name], expected[name]) for name in names if error[name] > 1e-12 * scale[name]

@@ -15,6 +15,7 @@ import pytest
 
 import prefloss
 from prefloss import reference
+from prefloss.stats import Sum
 
 ROUNDING = 2.0**-53  # half an ulp of float64, relative
 LOGITS = [
@@ -221,7 +222,7 @@ def test_a_pair_of_weight_zero_contributes_exactly_nothing(poison):
 def test_the_mean_of_nothing_is_zero(rewards, weight):
     loss, sums = reference.bradley_terry_loss(rewards, rewards, weight=weight, return_stats=True)
     assert loss == 0.0
-    np.testing.assert_array_equal(sums, [0.0] * 14 + [math.inf, -math.inf])
+    np.testing.assert_array_equal(sums, [0.0] * Sum.MINIMUM + [math.inf, -math.inf])
     for gradient in reference.bradley_terry_gradient(1.0, rewards, rewards, weight=weight):
         np.testing.assert_array_equal(gradient, np.zeros(len(rewards)))
 
@@ -241,20 +242,23 @@ def test_division_by_a_zero_denominator_gives_what_division_gives():
 def test_the_difference_of_float16_and_float32_rewards_is_taken_in_float32(dtype):
     big, small = dtype(60000.0), dtype(1e-3)
     _, sums = reference.bradley_terry_loss(np.array([big]), np.array([-big]), return_stats=True)
-    assert sums[8] == 2.0 * float(big)  # in float16 this would be infinite
+    assert sums[Sum.DIFFERENCE] == 2.0 * float(big)  # in float16 this would be infinite
     _, sums = reference.bradley_terry_loss(np.array([big]), np.array([small]), return_stats=True)
-    assert sums[8] == float(np.float32(big) - np.float32(small)) != float(big) - float(small)
+    assert sums[Sum.DIFFERENCE] == float(np.float32(big) - np.float32(small)) != float(big) - float(small)
 
 
 def test_the_sums_are_those_of_their_definition():
     a, b, w = np.array([0.5, 2.0, -1.0, 7.0]), np.array([0.25, 2.0, 3.0, 9.0]), np.array([1.0, 3.0, 0.5, 0.0])
     _, sums = reference.bradley_terry_loss(a, b, weight=w, center_rewards_coefficient=5.0, return_stats=True)
     losses = [math.log1p(math.exp(-0.25)), math.log(2.0), math.log1p(math.exp(4.0))]  # without centring
+    v2 = (w[:3] / 2.0) ** 2  # the greatest power of two that is at most the greatest weight
+    mean = np.dot(v2, losses) / sum(v2)
     expected = [
-        *(3, 4.5, 10.25, np.dot(w[:3], losses), np.dot(w[:3] ** 2, losses), np.sum((w[:3] * losses) ** 2), 1, 1),
-        *(-3.75, 16.0625, 1.5, 5.25, 5.25, 13.0625, -1.0, 3.0),
+        *(3, 4.5, 1.0, 3.0, np.dot(w[:3], losses), 2.0, 10.25 / 4.0, np.dot(v2, losses)),
+        *(np.dot(v2, (np.array(losses) - mean) ** 2), 1, 1, -3.75, 16.0625 - 3.75**2 / 3.0),
+        *(1.5, 5.25 - 1.5**2 / 3.0, 5.25, 13.0625 - 5.25**2 / 3.0, -1.0, 3.0),
     ]
-    np.testing.assert_allclose(sums, expected, rtol=1e-15)
+    np.testing.assert_allclose(sums, expected, rtol=1e-14)
 
 
 @pytest.mark.parametrize("shape", [(6,), (4, 3), (2, 2, 1)])
@@ -301,6 +305,61 @@ def test_every_option_of_the_package_is_in_the_reference():
 
 def test_the_reference_imports_numpy_only():
     path = Path(reference.__file__)
-    code = f"import sys; sys.path.insert(0, {str(path.parent)!r}); import reference; print('torch' in sys.modules)"
+    code = (
+        f"import sys; sys.path.insert(0, {str(path.parent.parent)!r}); import reference; print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+FLIP_RATES = [0.0, 0.1, 0.3, 0.49]
+
+
+@pytest.mark.parametrize("rate", FLIP_RATES)
+def test_with_flipped_labels_the_expected_corrected_loss_is_that_of_the_true_labels(rate):
+    """((1 - rate) l(z) - rate l(-z)) / (1 - 2 rate), Natarajan et al. 2013: flips turn z round with that rate."""
+    for options in ({}, {"target": [0.9, 1.0, 0.25, 0.0], "weight": [1.0, 0.5, 0.0, 2.0], "beta": 0.3}):
+        corrected, turned = (
+            reference.bradley_terry_loss(*pair, flip_rate=rate, reduction="none", **options)
+            for pair in ((CHOSEN, REJECTED), (REJECTED, CHOSEN))
+        )
+        true = reference.bradley_terry_loss(CHOSEN, REJECTED, reduction="none", **options)
+        # Cancellation: both terms are up to 1 / (1 - 2 rate) of the loss of either order.
+        slack = 1e-14 * (np.abs(corrected) + np.abs(turned))
+        assert np.all(np.abs((1.0 - rate) * corrected + rate * turned - true) <= slack)
+
+
+def test_a_flip_rate_is_a_negative_label_smoothing():
+    rate = 0.2
+    options = {"label_smoothing": -rate / (1.0 - 2.0 * rate), "return_stats": True}
+    for name, inputs in (
+        ("bradley_terry_loss", (CHOSEN, REJECTED)),
+        ("bradley_terry_loss_stacked", (np.concatenate((CHOSEN, REJECTED)),)),
+        ("bradley_terry_loss_grouped", (CHOSEN[None], np.arange(4)[None])),
+        ("bradley_terry_loss_indexed", (CHOSEN, np.array([0, 1]), np.array([1, 3]))),
+    ):
+        function = getattr(reference, name)
+        given, expected = function(*inputs, flip_rate=rate, return_stats=True), function(*inputs, **options)
+        np.testing.assert_array_equal(given[0], expected[0])
+        np.testing.assert_array_equal(given[1], expected[1])
+    gradient = reference.bradley_terry_gradient(1.0, CHOSEN, REJECTED, flip_rate=rate)
+    np.testing.assert_array_equal(
+        gradient, reference.bradley_terry_gradient(1.0, CHOSEN, REJECTED, label_smoothing=options["label_smoothing"])
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [{"flip_rate": 0.5}, {"flip_rate": -0.1}, {"flip_rate": 0.1, "label_smoothing": 0.1}], ids=str
+)
+def test_a_flip_rate_that_cannot_be_corrected_is_refused(options):
+    with pytest.raises(ValueError, match="flip_rate"):
+        reference.bradley_terry_loss(CHOSEN, REJECTED, **options)
+    with pytest.raises(ValueError, match="flip_rate"):
+        reference.bradley_terry_loss_grouped(CHOSEN[None], np.arange(4)[None], **options)
+
+
+@pytest.mark.parametrize("smoothing", [1e-4, 1e-12, 1e-20, 1e-300])
+def test_tiny_label_smoothing_keeps_its_digits(smoothing):
+    """1 - t of a rounded t would be 0."""
+    exact = (1 - mpmath.mpf(smoothing)) * mpmath.log1p(mpmath.exp(-40)) + smoothing * mpmath.log1p(mpmath.exp(40))
+    assert_close(reference.bradley_terry_loss([40.0], [0.0], label_smoothing=smoothing), exact, 5 * ROUNDING * exact)

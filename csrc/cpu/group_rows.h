@@ -106,7 +106,7 @@ void add_row(RankedItems<Real>& items, const Range& range, const PairOptions<Rea
       const Integer j = first + lane;
       const Real counted = (j >= begin) & (j < end) ? Real(1) : Real(0), b = others[lane];
       const Real term = formula.centered(formula.loss(a, b, margin, target), a, b);
-      const PairGradient<Real> gradient = formula.gradient(a, b, margin, counted, target, Real(1));
+      const PairGradient<Real> gradient = formula.gradient(a, b, margin, counted, target, Scale<Real>());
       terms[lane] += counted != 0 ? static_cast<double>(term) : 0.0;
       slope[lane] += static_cast<double>(gradient.chosen);
       slopes[lane] += static_cast<double>(gradient.rejected);
@@ -117,53 +117,93 @@ void add_row(RankedItems<Real>& items, const Range& range, const PairOptions<Rea
   items.slopes[static_cast<size_t>(range.i)] += total;
 }
 
-// The sums of a range's losses and of their squares.
+// So many numbers' sum, and the squares of what they differ from their mean by.
+struct Moments {
+  double count = 0, sum = 0, squares = 0;
+
+  double mean() const { return sum / count; }
+  // Of as many times the same number.
+  static Moments of_one(double times, double number) { return {times, times * number, number - number}; }
+
+  void add(const Moments& other) {
+    squares += other.squares + CommonMean(count, other.count).squares(sum, other.sum);
+    count += other.count;
+    sum += other.sum;
+  }
+};
+
+template <typename Entry>
+double total(int begin, int end, const Entry& entry) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int j = begin; j < end; j++) sum += entry(j);
+  return sum;
+}
+
+// The moments of entry(begin ... end - 1).
+template <typename Entry>
+Moments moments(int begin, int end, const Entry& entry) {
+  const double count = end - begin, sum = total(begin, end, entry), mean = sum / count;
+  return {count, sum, total(begin, end, [=](int j) { return (entry(j) - mean) * (entry(j) - mean); })};
+}
+
+// The losses of a range.
 template <typename Real>
-void add_losses(const RankedItems<Real>& items, const Range& range, const PairOptions<Real>& options, double& losses,
-                double& squares) {
+Moments losses_of(const RankedItems<Real>& items, const Range& range, const PairOptions<Real>& options) {
   const Real a = items.rewards[static_cast<size_t>(range.i)];
   const Real* others = items.rewards.data();
-  double l1 = 0, l2 = 0;
-#pragma omp simd reduction(+ : l1, l2)
-  for (int j = range.begin; j < range.end; j++) {
-    const double loss = static_cast<double>(options.formula.loss(a, others[j], options.margin, options.target));
-    l1 += loss;
-    l2 += loss * loss;
+  Buffer<double> losses;
+  Moments all;
+  for (int begin = range.begin; begin < range.end; begin += kBlock) {
+    const int count = std::min(kBlock, range.end - begin);
+    for (int j = 0; j < count; j++)
+      losses.values[j] = options.formula.exact_loss(a, others[begin + j], options.margin, options.target);
+    all.add(moments(0, count, [&](int j) { return losses.values[j]; }));
   }
-  losses += l1;
-  squares += l2;
+  return all;
 }
 
 // What PairStats wants to know of a range's pairs. Those of equal rank count half in each order.
 template <typename Real>
 void add_statistics(const RankedItems<Real>& items, const Range& range, const PairOptions<Real>& options, bool ties,
                     double* sums) {
-  add_losses(items, range, options, sums[kPairLoss], sums[kPairLossSquared]);
   const Real a = items.rewards[static_cast<size_t>(range.i)];
   const Real* others = items.rewards.data();
-  double above = 0, below = 0, d1 = 0, d2 = 0, b1 = 0, b2 = 0;
-#pragma omp simd reduction(+ : above, below, d1, d2, b1, b2)
+  double above = 0, below = 0, equal = 0;
+#pragma omp simd reduction(+ : above, below, equal)
   for (int j = range.begin; j < range.end; j++) {
-    const Real b = others[j];
-    const double d = static_cast<double>(a - b), y = static_cast<double>(b);
-    above += a > b ? 1.0 : 0.0;
-    below += a < b ? 1.0 : 0.0;
-    d1 += d;
-    d2 += d * d;
-    b1 += y;
-    b2 += y * y;
+    above += a > others[j] ? 1.0 : 0.0;
+    below += a < others[j] ? 1.0 : 0.0;
+    equal += a == others[j] ? 1.0 : 0.0;
   }
-  double equal = 0;
-  for (int j = range.begin; j < range.end; j++) equal += a == others[j] ? 1.0 : 0.0;
-  const double x = static_cast<double>(a), count = range.end - range.begin, a1 = count * x, a2 = count * (x * x);
-  sums[kPairsCorrect] += ties ? 0.5 * (above + below) : above;
-  sums[kPairsTied] += equal;
-  sums[kPairDifference] += ties ? 0.0 : d1;
-  sums[kPairDifferenceSquared] += d2;
-  sums[kPairChosen] += ties ? 0.5 * (a1 + b1) : a1;
-  sums[kPairChosenSquared] += ties ? 0.5 * (a2 + b2) : a2;
-  sums[kPairRejected] += ties ? 0.5 * (a1 + b1) : b1;
-  sums[kPairRejectedSquared] += ties ? 0.5 * (a2 + b2) : b2;
+  const auto reward = [=](int j) { return static_cast<double>(others[j]); };
+  const auto difference = [=](int j) { return static_cast<double>(a - others[j]); };
+  const double count = range.end - range.begin;
+  const Moments losses = losses_of(items, range, options);
+  const Moments differences =
+      ties ? Moments{count, 0, total(range.begin, range.end, [=](int j) { return difference(j) * difference(j); })}
+           : moments(range.begin, range.end, difference);  // the differences of both orders have the mean 0
+  Moments chosen = Moments::of_one(count, static_cast<double>(a)), rejected = moments(range.begin, range.end, reward);
+  if (ties) {
+    chosen.add(rejected);
+    chosen.count /= 2, chosen.sum /= 2, chosen.squares /= 2;
+    rejected = chosen;
+  }
+  const double range_sums[kGroupSums] = {count,
+                                         0,
+                                         losses.sum,
+                                         losses.squares,
+                                         ties ? 0.5 * (above + below) : above,
+                                         equal,
+                                         differences.sum,
+                                         differences.squares,
+                                         chosen.sum,
+                                         chosen.squares,
+                                         rejected.sum,
+                                         rejected.squares,
+                                         HUGE_VAL,
+                                         -HUGE_VAL};
+  add_group_sums<true>(sums, range_sums);
 }
 
 // Where there is a pair, every item is in one.
@@ -201,12 +241,14 @@ void forward_group(RankedItems<Real>& items, const GroupOptions<Real>& options, 
       add_ranked_rows<false>(items, options.ranked, top, lanes);
   }
   for_ranges(items, options, [&](const Range& range, const PairOptions<Real>& pairs, bool ties) {
-    sums[kPairs] += range.end - range.begin;
     if (ties) {
       add_row(items, range, pairs, row);
       row.move_to(lanes);  // two short sums round less than a long one
     }
-    if (statistics) add_statistics(items, range, pairs, ties, sums);
+    if (statistics)
+      add_statistics(items, range, pairs, ties, sums);
+    else
+      sums[kPairs] += range.end - range.begin;
   });
   sums[kTerms] = lanes.total();
   if (statistics) add_extremes(items, sums);

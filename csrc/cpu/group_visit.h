@@ -45,15 +45,12 @@ struct PairOptions {
   Real margin, target;
   Real right, wrong;  // the weights of -log sigma(z) and of -log sigma(-z)
 
-  PairOptions(const Options& options, double margin_number, double target_number)
-      : formula(options),
-        margin(static_cast<Real>(margin_number)),
-        target(static_cast<Real>(target_number)),
-        right(static_cast<Real>(smoothed(target_number, options.label_smoothing))),
-        wrong(static_cast<Real>(smoothed(1 - target_number, options.label_smoothing))) {}
-
- private:
-  static double smoothed(double target, double smoothing) { return target * (1 - 2 * smoothing) + smoothing; }
+  explicit PairOptions(const Options& options)
+      : formula(options, false),
+        margin(static_cast<Real>(options.margin)),
+        target(static_cast<Real>(options.target)),
+        right(formula.smoothed(target).right),
+        wrong(formula.smoothed(target).wrong) {}
 };
 
 // The pairs of different rank, and those of equal rank.
@@ -64,8 +61,8 @@ struct GroupOptions {
   int64_t large;
 
   explicit GroupOptions(const Groups& groups)
-      : ranked(groups.options, groups.options.margin, groups.options.target),
-        tied(groups.options, 0, 0.5),
+      : ranked(groups.options),
+        tied(of_equal_rank(groups.options)),
         plain(Pairs{{}, {}, {}, {}, {}, 1, 0, groups.options}.plain()),
         half_ties(groups.half_ties),
         large(groups.large) {}

@@ -308,10 +308,10 @@ void bend(RankedItems<Real>& items, const GroupOptions<Real>& options, const Rea
     double total = 0;
 #pragma omp simd reduction(+ : total)
     for (int j = range.begin; j < range.end; j++) {
-      const PairGradient<Real> second =
-          pairs.formula
-              .second(a, others[j], pairs.margin, Real(1), pairs.target, Real(1), Real(1), v, towards[j], Real(0))
-              .gradient;
+      const PairGradient<Real> second = pairs.formula
+                                            .second(a, others[j], pairs.margin, Real(1), pairs.target, Scale<Real>(),
+                                                    Scale<Real>(), v, towards[j], Real(0))
+                                            .gradient;
       total += static_cast<double>(second.chosen);
       slopes[j] += static_cast<double>(second.rejected);
     }

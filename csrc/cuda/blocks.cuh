@@ -16,6 +16,10 @@ constexpr int kThreads = 256, kWarp = 32, kWarps = kThreads / kWarp;
 // More blocks a row than any GPU runs at once; each then takes every kMostBlocks-th part.
 constexpr int64_t kMostBlocks = 4096, kMostGrid = 65536;
 
+// Blocks that a multiprocessor runs at once. The sums of PairStats would spill registers with two.
+template <bool kStatistics>
+constexpr int kBlocksAtOnce = kStatistics ? 1 : 2;
+
 // Calls body(row, part) for this block's share of all rows' parts.
 template <typename Body>
 __device__ __forceinline__ void for_parts(int64_t rows, int64_t parts, const Body& body) {
@@ -80,7 +84,7 @@ __device__ __forceinline__ void finish_block(const Partial& partial, const Divis
 }
 
 template <typename Real, bool kStatistics>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>)
     combine(const Partial* partials, int64_t rows, int64_t blocks, Divisor divisor, ForwardOutputs outputs) {
   for_parts(rows, 1, [&](int64_t row, int64_t) {
     Partial partial = Partial::zero();

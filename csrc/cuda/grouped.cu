@@ -99,19 +99,20 @@ __global__ void __launch_bounds__(kThreads, 2) plain_items(Groups groups, double
   });
 }
 
-// What a pair has of the formula's options: those of different rank, and those of equal rank.
+// The formula and the options of pairs of different rank, or of equal rank.
 template <typename Real>
-struct PairNumbers {
+struct PairOptions {
+  Formula<Real> formula;
   Real margin, target;
 
-  __device__ __forceinline__ PairNumbers(const Options& options, bool tied)
-      : margin(tied ? Real(0) : static_cast<Real>(options.margin)),
-        target(tied ? Real(0.5) : static_cast<Real>(options.target)) {}
+  __device__ __forceinline__ explicit PairOptions(const Options& options)
+      : formula(options, false), margin(static_cast<Real>(options.margin)), target(static_cast<Real>(options.target)) {}
 };
 
 template <typename Real, bool kStatistics>
-__global__ void __launch_bounds__(kThreads, 2) general_items(Groups groups, double* slopes, double* counted) {
-  const Formula<Real> formula(groups.options);
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>)
+    general_items(Groups groups, double* slopes, double* counted) {
+  const PairOptions<Real> ranked(groups.options), equal(of_equal_rank(groups.options));
   for_each(groups.items, [&](int64_t index) {
     const int64_t group = group_of(groups, index), begin = groups.begin(group), end = begin + groups.size_of(group);
     const Item<Real> item(groups, index);
@@ -122,28 +123,34 @@ __global__ void __launch_bounds__(kThreads, 2) general_items(Groups groups, doub
       const Item<Real> its(groups, other);
       const bool ahead = item.ahead_of(its), behind = its.ahead_of(item), tied = !ahead && !behind;
       if (tied && (!groups.half_ties || other == index)) continue;
-      const PairNumbers<Real> numbers(groups.options, tied);
+      const PairOptions<Real>& options = tied ? equal : ranked;
       const Real a = behind ? its.reward : item.reward, b = behind ? item.reward : its.reward;
-      const PairGradient<Real> gradient = formula.gradient(a, b, numbers.margin, Real(1), numbers.target, Real(1));
+      const PairGradient<Real> gradient =
+          options.formula.gradient(a, b, options.margin, Real(1), options.target, Scale<Real>());
       segment += static_cast<double>(behind ? gradient.rejected : gradient.chosen);
       if (behind) continue;
       const double share = ahead ? 1.0 : 0.5;  // the other item counts the rest
-      const Real loss = formula.loss(a, b, numbers.margin, numbers.target);
-      sums[kPairs] += share;
-      sums[kTerms] += share * static_cast<double>(formula.centered(loss, a, b));
+      const Rounded<Real> rounded = options.formula.loss_and_remainder(a, b, options.margin, options.target);
+      double pair[kItemSums<kStatistics>];
+      pair[kPairs] = share;
+      pair[kTerms] = share * static_cast<double>(options.formula.centered(rounded.value, a, b));
       if constexpr (kStatistics) {
-        const double l = loss, d = a - b, x = a, y = b;
-        sums[kPairLoss] += share * l;
-        sums[kPairLossSquared] += share * (l * l);
-        sums[kPairsCorrect] += a > b ? share : 0.0;
-        sums[kPairsTied] += a == b ? share : 0.0;
-        sums[kPairDifference] += tied ? 0.0 : d;  // the two orders of a tie add up to 0
-        sums[kPairDifferenceSquared] += share * (d * d);
-        sums[kPairChosen] += share * x;
-        sums[kPairChosenSquared] += share * (x * x);
-        sums[kPairRejected] += share * y;
-        sums[kPairRejectedSquared] += share * (y * y);
+        const double l = static_cast<double>(rounded.value) + static_cast<double>(rounded.remainder);
+        const double d = a - b, x = a, y = b;
+        pair[kPairLoss] = share * l;
+        pair[kPairLossSquares] = l - l;  // what one number differs from its mean by: 0, or NaN
+        pair[kPairsCorrect] = a > b ? share : 0.0;
+        pair[kPairsTied] = a == b ? share : 0.0;
+        pair[kPairDifference] = tied ? 0.0 : d;  // the two orders of a tie add up to 0
+        pair[kPairDifferenceSquares] = tied ? share * (d * d) : d - d;
+        pair[kPairChosen] = share * x;
+        pair[kPairChosenSquares] = x - x;
+        pair[kPairRejected] = share * y;
+        pair[kPairRejectedSquares] = y - y;
+        pair[kPairMinimum] = HUGE_VAL;
+        pair[kPairMaximum] = -HUGE_VAL;
       }
+      add_group_sums<kStatistics>(sums, pair);
     }
     if constexpr (kStatistics) sums[kPairMinimum] = sums[kPairMaximum] = item.reward;
     slopes[index] = slope + segment;
@@ -152,18 +159,12 @@ __global__ void __launch_bounds__(kThreads, 2) general_items(Groups groups, doub
   });
 }
 
-// Adds two sums of the same kind. Of the extremes, a NaN that is here stays, one that comes is taken.
-__device__ __forceinline__ double joined(int kind, double here, double other) {
-  if (kind == kPairMinimum) return !(other >= here) && here == here ? other : here;
-  if (kind == kPairMaximum) return !(other <= here) && here == here ? other : here;
-  return here + other;
-}
-
 // A warp adds up the items of a group; the groups of a row, its warps and its blocks make the row's sum. Factors are
 // not divided yet.
 template <typename Real, bool kStatistics>
-__global__ void __launch_bounds__(kThreads, 2) add_groups(Groups groups, GroupAverage average, GroupOutputs outputs,
-                                                          const double* counted, Partial* partials, int64_t blocks) {
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>)
+    add_groups(Groups groups, GroupAverage average, GroupOutputs outputs, const double* counted, Partial* partials,
+               int64_t blocks) {
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   Real* const loss = static_cast<Real*>(outputs.loss);
   const ForwardOutputs of_row{average.per_group ? nullptr : loss, {}, outputs.sums, kStatistics};
@@ -176,15 +177,17 @@ __global__ void __launch_bounds__(kThreads, 2) add_groups(Groups groups, GroupAv
       if constexpr (kStatistics) sums[kPairMinimum] = HUGE_VAL, sums[kPairMaximum] = -HUGE_VAL;
 #pragma unroll 1
       for (int64_t index = begin + lane; index < end; index += kWarp) {
+        double of_item[kItemSums<kStatistics>];
 #pragma unroll
-        for (int k = 0; k < kItemSums<kStatistics>; k++)
-          sums[k] = joined(k, sums[k], load_one(counted + k * groups.items + index));
+        for (int k = 0; k < kItemSums<kStatistics>; k++) of_item[k] = load_one(counted + k * groups.items + index);
+        add_group_sums<kStatistics>(sums, of_item);
       }
 #pragma unroll
-      for (int k = 0; k < kItemSums<kStatistics>; k++) {
+      for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+        double of_lane[kItemSums<kStatistics>];
 #pragma unroll
-        for (int distance = kWarp / 2; distance > 0; distance /= 2)
-          sums[k] = joined(k, sums[k], __shfl_down_sync(0xffffffffu, sums[k], distance));
+        for (int k = 0; k < kItemSums<kStatistics>; k++) of_lane[k] = __shfl_down_sync(0xffffffffu, sums[k], distance);
+        add_group_sums<kStatistics>(sums, of_lane);
       }
       if (lane != 0) continue;
       const double share = share_of(average, groups, group, sums[kPairs]);
@@ -244,7 +247,7 @@ template <typename Real>
 __global__ void __launch_bounds__(kThreads, 2)
     double_backward_items(Groups groups, const double* factors, GroupUpstream upstream, const Real* direction,
                           Column gradient) {
-  const Formula<Real> formula(groups.options);
+  const PairOptions<Real> ranked(groups.options), equal(of_equal_rank(groups.options));
   for_each(groups.items, [&](int64_t index) {
     const int64_t group = group_of(groups, index), begin = groups.begin(group), end = begin + groups.size_of(group);
     const Item<Real> item(groups, index);
@@ -255,12 +258,12 @@ __global__ void __launch_bounds__(kThreads, 2)
       const Item<Real> its(groups, other);
       const bool behind = its.ahead_of(item), tied = !behind && !item.ahead_of(its);
       if (tied && (!groups.half_ties || other == index)) continue;
-      const PairNumbers<Real> numbers(groups.options, tied);
+      const PairOptions<Real>& options = tied ? equal : ranked;
       const Real other_direction = load_one(direction + other);
       const PairGradient<Real> second =
-          formula
-              .second(behind ? its.reward : item.reward, behind ? item.reward : its.reward, numbers.margin, Real(1),
-                      numbers.target, Real(1), Real(1), behind ? other_direction : its_direction,
+          options.formula
+              .second(behind ? its.reward : item.reward, behind ? item.reward : its.reward, options.margin, Real(1),
+                      options.target, Scale<Real>(), Scale<Real>(), behind ? other_direction : its_direction,
                       behind ? its_direction : other_direction, Real(0))
               .gradient;
       total += static_cast<double>(behind ? second.rejected : second.chosen);

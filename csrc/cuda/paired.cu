@@ -102,36 +102,41 @@ __global__ void __launch_bounds__(kThreads, 2)
   });
 }
 
-// Adds what PairStats wants to know of one pair of weight w != 0.
+// Adds what PairStats wants to know of one pair of weight w != 0. One number differs from its own mean by 0, or by NaN
+// where it is not finite.
 template <typename Real>
-__device__ __forceinline__ void add_statistics(Real chosen, Real rejected, Real weight, Real loss, Partial& partial) {
-  const double a = chosen, b = rejected, d = chosen - rejected, w = weight, weighted = w * static_cast<double>(loss);
-  Partial pair = Partial::zero();
-  pair.sums[kCount] = 1;
-  pair.sums[kWeightSquared] = w * w;
-  pair.sums[kWeightedLoss] = weighted;
-  pair.sums[kWeightSquaredLoss] = w * weighted;
-  pair.sums[kWeightSquaredLossSquared] = weighted * weighted;
-  pair.sums[kCorrect] = chosen > rejected ? 1 : 0;
-  pair.sums[kTied] = chosen == rejected ? 1 : 0;
-  pair.sums[kDifference] = d;
-  pair.sums[kDifferenceSquared] = d * d;
-  pair.sums[kChosen] = a;
-  pair.sums[kChosenSquared] = a * a;
-  pair.sums[kRejected] = b;
-  pair.sums[kRejectedSquared] = b * b;
-  pair.sums[kMinimum] = !(b >= a) ? b : a;  // NaN where either is
-  pair.sums[kMaximum] = !(b <= a) ? b : a;
-  if (a != a) pair.sums[kMinimum] = pair.sums[kMaximum] = a;
-  partial.add(pair);
+__device__ __forceinline__ void add_statistics(Real chosen, Real rejected, Real weight, double l, Partial& partial) {
+  const double a = chosen, b = rejected, d = chosen - rejected, w = weight;
+  const double scale = weight_scale(absolute(w)), v2 = w / scale * (w / scale);
+  double pair[kSums];
+  pair[kCount] = 1;
+  pair[kWeight] = 0;  // Partial has it
+  pair[kWeightCorrect] = chosen > rejected ? w : 0;
+  pair[kWeightTied] = chosen == rejected ? w : 0;
+  pair[kWeightedLoss] = w * l;
+  pair[kWeightScale] = scale;
+  pair[kWeightSquared] = v2;
+  pair[kSquaredWeightLoss] = v2 * l;
+  pair[kSquaredWeightLossSquares] = l - l;
+  pair[kCorrect] = chosen > rejected ? 1 : 0;
+  pair[kTied] = chosen == rejected ? 1 : 0;
+  pair[kDifference] = d;
+  pair[kDifferenceSquares] = d - d;
+  pair[kChosen] = a;
+  pair[kChosenSquares] = a - a;
+  pair[kRejected] = b;
+  pair[kRejectedSquares] = b - b;
+  pair[kMinimum] = lesser_or_nan(a, b);
+  pair[kMaximum] = greater_or_nan(a, b);
+  partial.add_statistics(pair);
 }
 
 template <typename Stored, bool kStatistics>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>)
     general_forward(Pairs pairs, Divisor divisor, ForwardOutputs outputs, Partial* partials, int64_t blocks) {
   using Real = RealOf<Stored>;
   constexpr int kSize = kSmallGroup<Stored>, kStep = kThreads * kSize;
-  const Formula<Real> formula(pairs.options);
+  const Formula<Real> formula(pairs);
   for_parts(pairs.rows, blocks, [&](int64_t row, int64_t block) {
     Partial partial = Partial::zero();
 #pragma unroll 1
@@ -144,14 +149,17 @@ __global__ void __launch_bounds__(kThreads, 2)
             load_optional<Stored>(pairs.target, pairs.options.target, row, index, count, target);
 #pragma unroll
             for (int i = 0; i < kSize; i++) {
-              const Real loss = formula.loss(chosen[i], rejected[i], margin[i], target[i]);
+              const Rounded<Real> rounded = formula.loss_and_remainder(chosen[i], rejected[i], margin[i], target[i]);
+              const Real loss = rounded.value;
               const double term = Formula<Real>::weighted(weight[i], formula.centered(loss, chosen[i], rejected[i]));
               terms[i] = static_cast<Real>(term);
               if (i < count) {
                 partial.terms += term;
                 partial.weight += static_cast<double>(weight[i]);
                 if constexpr (kStatistics) {
-                  if (weight[i] != 0) add_statistics(chosen[i], rejected[i], weight[i], loss, partial);
+                  if (weight[i] != 0)
+                    add_statistics(chosen[i], rejected[i], weight[i],
+                                   static_cast<double>(loss) + static_cast<double>(rounded.remainder), partial);
                 }
               }
             }
@@ -168,12 +176,12 @@ __global__ void __launch_bounds__(kThreads, 2)
   using Real = RealOf<Stored>;
   constexpr int kSize = kGroup<Stored>;
   for_parts(pairs.rows, chunks, [&](int64_t row, int64_t chunk) {
-    const Real scale = static_cast<Real>(row_scale<Real>(upstream, divisor, row));
+    const auto scale = Scale<Real>::of(row_scale<Real>(upstream, divisor, row));
     for_groups<Stored>(pairs, row, chunk, [&](int64_t index, int count, const auto& chosen, const auto& rejected) {
       Real grad_chosen[kSize], grad_rejected[kSize];
 #pragma unroll
       for (int i = 0; i < kSize; i++) {
-        grad_chosen[i] = scale * pair_slope(chosen[i] - rejected[i]);
+        grad_chosen[i] = scale.times(Real(1), pair_slope(chosen[i] - rejected[i]));
         grad_rejected[i] = -grad_chosen[i];
       }
       if (gradients.chosen) store_as<Stored>(gradients.chosen, row, index, count, grad_chosen);
@@ -187,11 +195,11 @@ __global__ void __launch_bounds__(kThreads, 2)
     general_backward(Pairs pairs, Divisor divisor, Column upstream, Gradients gradients, int64_t steps) {
   using Real = RealOf<Stored>;
   constexpr int kSize = kSmallGroup<Stored>, kStep = kThreads * kSize;
-  const Formula<Real> formula(pairs.options);
+  const Formula<Real> formula(pairs);
   const bool one_a_row = upstream.stride == 0;
   const Column factors = one_a_row ? Column() : upstream;
   for_parts(pairs.rows, steps, [&](int64_t row, int64_t step) {
-    const double scale = one_a_row ? row_scale<Real>(upstream, divisor, row) : 1.0;
+    const auto scale = Scale<Real>::of(one_a_row ? row_scale<Real>(upstream, divisor, row) : 1.0);
     with_group<Stored, kSize>(
         pairs, row, step * kStep, [&](int64_t index, int count, const auto& chosen, const auto& rejected) {
           Real margin[kSize], weight[kSize], target[kSize], factor[kSize];
@@ -199,11 +207,11 @@ __global__ void __launch_bounds__(kThreads, 2)
           load_optional<Stored>(pairs.margin, pairs.options.margin, row, index, count, margin);
           load_optional<Stored>(pairs.weight, 1, row, index, count, weight);
           load_optional<Stored>(pairs.target, pairs.options.target, row, index, count, target);
-          load_optional<Stored>(factors, scale, row, index, count, factor);
+          load_optional<Stored>(factors, static_cast<double>(scale.second), row, index, count, factor);
 #pragma unroll
           for (int i = 0; i < kSize; i++) {
             const PairGradient<Real> gradient =
-                formula.gradient(chosen[i], rejected[i], margin[i], weight[i], target[i], factor[i]);
+                formula.gradient(chosen[i], rejected[i], margin[i], weight[i], target[i], {scale.first, factor[i]});
             grad_chosen[i] = gradient.chosen;
             grad_rejected[i] = gradient.rejected;
             grad_margin[i] = gradient.margin;
@@ -223,12 +231,12 @@ __global__ void __launch_bounds__(kThreads, sizeof(Stored) == 8 ? 1 : 2)
   using Real = RealOf<Stored>;
   // float64 would spill registers with two pairs at a time.
   constexpr int kSize = kSmallGroup<Stored> < 4 ? 1 : 4, kStep = kThreads * kSize;
-  const Formula<Real> formula(pairs.options);
+  const Formula<Real> formula(pairs);
   const bool one_a_row = upstream.stride == 0;
   const Column factors = one_a_row ? Column() : upstream;
   for_parts(pairs.rows, blocks, [&](int64_t row, int64_t block) {
-    const double scale = one_a_row ? row_scale<Real>(upstream, divisor, row) : 1.0;
-    const Real inverse = static_cast<Real>(one_a_row ? 1.0 / divisor.of_row(row) : 1.0);
+    const auto scale = Scale<Real>::of(one_a_row ? row_scale<Real>(upstream, divisor, row) : 1.0);
+    const auto inverse = Scale<Real>::of(one_a_row ? 1.0 / divisor.of_row(row) : 1.0);
     Partial partial = Partial::zero();
 #pragma unroll 1
     for (int64_t begin = block * kStep; begin < pairs.count; begin += blocks * kStep) {
@@ -240,15 +248,15 @@ __global__ void __launch_bounds__(kThreads, sizeof(Stored) == 8 ? 1 : 2)
             load_optional<Stored>(pairs.margin, pairs.options.margin, row, index, count, margin);
             load_optional<Stored>(pairs.weight, 1, row, index, count, weight);
             load_optional<Stored>(pairs.target, pairs.options.target, row, index, count, target);
-            load_optional<Stored>(factors, scale, row, index, count, factor);
+            load_optional<Stored>(factors, static_cast<double>(scale.second), row, index, count, factor);
             load_optional<Stored>(directions.chosen, 0, row, index, count, v_chosen);
             load_optional<Stored>(directions.rejected, 0, row, index, count, v_rejected);
             load_optional<Stored>(directions.margin, 0, row, index, count, v_margin);
 #pragma unroll
             for (int i = 0; i < kSize; i++) {
               const PairSecond<Real> second =
-                  formula.second(chosen[i], rejected[i], margin[i], weight[i], target[i], factor[i], inverse,
-                                 v_chosen[i], v_rejected[i], v_margin[i]);
+                  formula.second(chosen[i], rejected[i], margin[i], weight[i], target[i], {scale.first, factor[i]},
+                                 inverse, v_chosen[i], v_rejected[i], v_margin[i]);
               grad_upstream[i] = second.upstream;
               grad_chosen[i] = second.gradient.chosen;
               grad_rejected[i] = second.gradient.rejected;

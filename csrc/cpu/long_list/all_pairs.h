@@ -72,7 +72,7 @@ class AllPairs {
 
   static void set(Relation<Real>& relation, const PairOptions<Real>& pairs) {
     relation.margin = static_cast<double>(pairs.margin);
-    relation.wrong = 1.0 - static_cast<double>(pairs.formula.smoothed(pairs.target));
+    relation.wrong = static_cast<double>(pairs.formula.smoothed(pairs.target).wrong);
   }
 
   double score(int i) const { return beta_ * static_cast<double>(items_.rewards[static_cast<size_t>(i)]); }
@@ -191,7 +191,9 @@ class AllPairs {
     leaf.sums.terms = sums[kTerms];
     if (statistics_) {
       for_ranges(own, options_, [&](const Range& range, const PairOptions<Real>& pairs, bool) {
-        add_losses(own, range, pairs, leaf.sums.losses, leaf.sums.squares);
+        const Moments losses = losses_of(own, range, pairs);
+        leaf.sums.losses += losses.sum;
+        leaf.sums.squares += losses.squares + losses.sum * losses.mean();
       });
     }
     std::copy_n(own.slopes.begin(), leaf.size(), items_.slopes.begin() + leaf.begin);

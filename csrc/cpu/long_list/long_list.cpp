@@ -35,25 +35,27 @@ struct ClassPair {
     constexpr Real kExamples[] = {Real(0), std::numeric_limits<Real>::infinity(),
                                   -std::numeric_limits<Real>::infinity(), std::numeric_limits<Real>::quiet_NaN()};
     const Real a = kExamples[chosen], b = kExamples[rejected];
-    gradient = options.formula.gradient(a, b, options.margin, Real(1), options.target, Real(1));
+    gradient = options.formula.gradient(a, b, options.margin, Real(1), options.target, Scale<Real>());
     loss = options.formula.loss(a, b, options.margin, options.target);
     term = options.formula.centered(loss, a, b);
     difference = a - b;
   }
 
-  void add_to(double* sums, double count, bool tied) const {
+  // Numbers that are not finite differ from their mean by NaN; but the mean difference of a tied pair's two orders is
+  // 0.
+  void add_to(PairSums& pairs, double* sums, double count, bool tied) const {
     const double l = static_cast<double>(loss), d = static_cast<double>(difference);
-    sums[kTerms] += times(count, term);
-    sums[kPairLoss] += times(count, l);
-    sums[kPairLossSquared] += times(count, l * l);
+    pairs.terms += times(count, term);
+    pairs.losses += times(count, l);
+    pairs.squares += times(count, l * l);
     if (!tied) sums[kPairDifference] += times(count, d);
-    sums[kPairDifferenceSquared] += times(count, d * d);
+    sums[kPairDifferenceSquares] += times(count, tied ? d * d : d - d);
   }
 };
 
 // Adds all pairs with a reward that is not finite to the slopes and the sums.
 template <typename Real>
-void add_not_finite(RankedItems<Real>& items, const GroupOptions<Real>& options, double* sums) {
+void add_not_finite(RankedItems<Real>& items, const GroupOptions<Real>& options, PairSums& pairs, double* sums) {
   ClassPair<Real> ranked[kClasses][kClasses], tied[kClasses][kClasses];
   double before[kClasses] = {}, after[kClasses] = {};
   for (int a = 0; a < kClasses; a++) {
@@ -74,10 +76,10 @@ void add_not_finite(RankedItems<Real>& items, const GroupOptions<Real>& options,
     for (int a = 0; a < kClasses; a++) {
       for (int b = 0; b < kClasses; b++) {
         slopes[a] += times(after[b], ranked[a][b].gradient.chosen) + times(before[b], ranked[b][a].gradient.rejected);
-        ranked[a][b].add_to(sums, level[a] * after[b], false);
+        ranked[a][b].add_to(pairs, sums, level[a] * after[b], false);
         const double others = a == b ? std::max(level[b] - 1, 0.0) : level[b];
         slopes[a] += times(others, tied[a][b].gradient.chosen);
-        tied[a][b].add_to(sums, level[a] * others / 2, true);
+        tied[a][b].add_to(pairs, sums, level[a] * others / 2, true);
       }
     }
     for (size_t i = begin; i < end; i++) items.slopes[i] += slopes[classes[i]];
@@ -85,28 +87,74 @@ void add_not_finite(RankedItems<Real>& items, const GroupOptions<Real>& options,
   }
 }
 
-// The sums of PairStats that come from rank to rank: of the differences of finite rewards, about `origin`, and of
-// chosen and rejected rewards.
-template <typename Real>
-void add_rank_sums(const RankedItems<Real>& items, double origin, bool half_ties, double* sums) {
-  Powers behind;
+// Calls body(begin, end, better, worse) for the items [begin, end) of each rank, worst first: so many items of its
+// pairs are better than one of these, and so many worse. Half of the others of the same rank are each, where such pairs
+// count.
+template <typename Real, typename Body>
+void for_ranks(const RankedItems<Real>& items, bool half_ties, const Body& body) {
   for (int end = items.size, begin = 0; end > 0; end = begin) {
     begin = items.level_begin(end - 1);
-    const double better = begin, worse = items.size - end, others = half_ties ? 0.5 * (end - begin - 1) : 0.0;
-    Powers level;
-    for (int i = begin; i < end; i++) {
-      const double x = static_cast<double>(items.rewards[static_cast<size_t>(i)]);
-      if (class_of(x) == kFinite) level.add(Powers::of(x - origin));
-      sums[kPairChosen] += times(worse + others, x);
-      sums[kPairChosenSquared] += times(worse + others, x * x);
-      sums[kPairRejected] += times(better + others, x);
-      sums[kPairRejectedSquared] += times(better + others, x * x);
-    }
-    sums[kPairDifference] += behind.count * level.first - level.count * behind.first;
-    sums[kPairDifferenceSquared] += squares_of_differences(level, behind);
-    if (half_ties) sums[kPairDifferenceSquared] += level.count * level.second - level.first * level.first;
-    behind.add(level);
+    const double others = half_ties ? 0.5 * (end - begin - 1) : 0.0;
+    body(begin, end, begin + others, items.size - end + others);
   }
+}
+
+// The sums of PairStats that come from rank to rank: of the differences of finite rewards, and of chosen and rejected
+// rewards. First the means; then the squares, of rewards taken from the means, by which a difference's are O(items):
+// a - b less its mean is (a - mean a) - (b - mean b).
+template <typename Real>
+void add_rank_sums(const RankedItems<Real>& items, bool half_ties, double* sums) {
+  const auto reward = [&](int i) { return static_cast<double>(items.rewards[static_cast<size_t>(i)]); };
+  const auto is_finite = [&](int i) { return class_of(reward(i)) == kFinite; };
+  double chosen = 0, rejected = 0, above = 0, below = 0,
+         ranked = 0;  // the middle three of finite pairs of different rank
+  double finite_behind = 0, sum_behind = 0;
+  for_ranks(items, half_ties, [&](int begin, int end, double better, double worse) {
+    double count = 0, sum = 0;
+    for (int i = begin; i < end; i++) {
+      chosen += times(worse, reward(i));
+      rejected += times(better, reward(i));
+      if (is_finite(i)) count++, sum += reward(i);
+    }
+    above += sum * finite_behind;
+    below += count * sum_behind;
+    ranked += count * finite_behind;
+    finite_behind += count;
+    sum_behind += sum;
+  });
+  const double pairs = sums[kPairs], mean_chosen = chosen / pairs, mean_rejected = rejected / pairs;
+  const double mean_above = ranked == 0 ? 0 : above / ranked, mean_below = ranked == 0 ? 0 : below / ranked;
+  double squares = 0, first = 0, tied_squares = 0, tied = 0;
+  Powers behind;
+  for_ranks(items, half_ties, [&](int begin, int end, double better, double worse) {
+    Powers its_above, its_below;
+    double count = 0, sum = 0, spread = 0;
+    for (int i = begin; i < end; i++) {
+      const double from_chosen = reward(i) - mean_chosen, from_rejected = reward(i) - mean_rejected;
+      sums[kPairChosenSquares] += times(worse, from_chosen * from_chosen);
+      sums[kPairRejectedSquares] += times(better, from_rejected * from_rejected);
+      if (!is_finite(i)) continue;
+      its_above.add(Powers::of(reward(i) - mean_above));
+      its_below.add(Powers::of(reward(i) - mean_below));
+      count++, sum += reward(i);
+    }
+    squares += squares_of_differences(its_above, behind);
+    first += behind.count * its_above.first - its_above.count * behind.first;
+    behind.add(its_below);
+    if (!half_ties || count == 0) return;
+    for (int i = begin; i < end; i++) {
+      if (is_finite(i)) spread += (reward(i) - sum / count) * (reward(i) - sum / count);
+    }
+    tied += count * (count - 1) / 2;
+    tied_squares += count * spread;
+  });
+  sums[kPairChosen] += chosen;
+  sums[kPairRejected] += rejected;
+  Moments differences{ranked, first + (mean_above - mean_below) * ranked, 0};
+  differences.squares = ranked == 0 ? 0 : std::max(squares - first * (first / ranked), 0.0);
+  differences.add({tied, 0, tied_squares});  // the two orders of a tied pair add up to 0
+  sums[kPairDifference] += differences.sum;
+  sums[kPairDifferenceSquares] += differences.squares;
 }
 
 template <typename Real>
@@ -137,12 +185,9 @@ void forward_large_group(RankedItems<Real>& items, const GroupOptions<Real>& opt
     sums[kPairs] += items.size - end + (options.half_ties ? end - i - 1 : 0);
     if (class_of(items.rewards[static_cast<size_t>(i)]) == kFinite) finite.push_back(i);
   }
+  PairSums pairs;
   const auto add_finite = [&](RankedItems<Real>& those) {
-    if (those.size == 0) return;
-    const PairSums pairs = AllPairs<Real>(those, options, statistics, threads).run();
-    sums[kTerms] += pairs.terms;
-    sums[kPairLoss] += pairs.losses;
-    sums[kPairLossSquared] += pairs.squares;
+    if (those.size > 0) pairs.add(AllPairs<Real>(those, options, statistics, threads).run());
   };
   if (finite.size() == static_cast<size_t>(items.size)) {
     add_finite(items);
@@ -151,11 +196,15 @@ void forward_large_group(RankedItems<Real>& items, const GroupOptions<Real>& opt
     those.copy_of(items, finite);
     add_finite(those);
     for (size_t i = 0; i < finite.size(); i++) items.slopes[static_cast<size_t>(finite[i])] = those.slopes[i];
-    add_not_finite(items, options, sums);
+    add_not_finite(items, options, pairs, sums);
   }
+  sums[kTerms] = pairs.terms;
   if (!statistics || sums[kPairs] == 0) return;
-  const double origin = finite.empty() ? 0 : static_cast<double>(items.rewards[static_cast<size_t>(finite[0])]);
-  add_rank_sums(items, origin, options.half_ties, sums);
+  // The tree gives the squares of the losses themselves. Those of losses that are nearly equal are rounding errors.
+  const double squares = pairs.squares - pairs.losses * (pairs.losses / sums[kPairs]);
+  sums[kPairLoss] = pairs.losses;
+  sums[kPairLossSquares] = squares < 0 ? 0 : squares;
+  add_rank_sums(items, options.half_ties, sums);
   add_concordance(items, options.half_ties, sums, threads);
   add_extremes(items, sums);
 }

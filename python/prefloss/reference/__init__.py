@@ -1,0 +1,41 @@
+"""The formula in NumPy, in float64: the executable definition that every kernel is tested against.
+
+Same names and arguments as the package's public functions, arrays for tensors. It is written to be read and to be
+exact, not to be fast, and it checks nothing but that shapes agree. bfloat16, which NumPy lacks, is passed as float32.
+
+For a pair with rewards a (chosen) and b (rejected):
+
+    z    = beta (a - b) - margin
+    t    = target (1 - 2 e) + e,  e = label_smoothing, or -flip_rate / (1 - 2 flip_rate)
+    l    = -t log sigma(z) - (1 - t) log sigma(-z)
+    loss = sum of w (l + c (a + b)^2) / D
+
+D is the total weight for reduction "mean" (1 where that is 0) unless `denominator` is given, and 1 for "sum".
+Sources: Bradley & Terry 1952; Ouyang et al. 2022 (InstructGPT), eq. 1; Touvron et al. 2023 (Llama 2), eq. 2 for the
+margin; Eisenstein et al. 2023 (arXiv 2312.09244), eq. 2 for c; Mitchell 2023 (cDPO) for label smoothing; Natarajan et al.
+2013 and Chowdhury et al. 2024 (robust DPO) for flip_rate.
+"""
+
+from .grouped import bradley_terry_gradient_grouped, bradley_terry_loss_grouped
+from .indexed import bradley_terry_gradient_indexed, bradley_terry_loss_indexed
+from .paired import (
+    bradley_terry_gradient,
+    bradley_terry_loss,
+    bradley_terry_loss_stacked,
+    pair_curvature,
+    pair_loss,
+    pair_slope,
+)
+
+__all__ = [
+    "bradley_terry_gradient",
+    "bradley_terry_gradient_grouped",
+    "bradley_terry_gradient_indexed",
+    "bradley_terry_loss",
+    "bradley_terry_loss_grouped",
+    "bradley_terry_loss_indexed",
+    "bradley_terry_loss_stacked",
+    "pair_curvature",
+    "pair_loss",
+    "pair_slope",
+]
