@@ -109,7 +109,8 @@ struct PairOptions {
 };
 
 template <typename Real, bool kStatistics>
-__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>) general_items(Groups groups, Real* slopes, double* counted) {
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>)
+    general_items(Groups groups, Real* slopes, double* counted) {
   const PairOptions<Real> ranked(groups.options), equal(of_equal_rank(groups.options));
   for_each(groups.items, [&](int64_t index) {
     const int64_t group = group_of(groups, index), begin = groups.begin(group), end = begin + groups.size_of(group);
@@ -160,8 +161,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>) general_
 // A warp adds up the items of a group; the groups of a row, its warps and its blocks make the row's sum. Factors are
 // not divided yet.
 template <typename Real, bool kStatistics>
-__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>) add_groups(Groups groups, GroupAverage average, GroupOutputs outputs,
-                                                          const double* counted, Partial* partials, int64_t blocks) {
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>)
+    add_groups(Groups groups, GroupAverage average, GroupOutputs outputs, const double* counted, Partial* partials,
+               int64_t blocks) {
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   Real* const loss = static_cast<Real*>(outputs.loss);
   const ForwardOutputs of_row{average.per_group ? nullptr : loss, {}, outputs.sums, kStatistics};
