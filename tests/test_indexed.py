@@ -23,7 +23,6 @@ from sample_inputs import (
     real,
     rewards,
 )
-from test_paired_values import drawn
 
 import prefloss
 from prefloss import reference
@@ -81,9 +80,9 @@ def test_each_option_alone_agrees_with_the_reference(name, dtype, reduction, val
         check(scores_of(random, items, dtype, values), *indices, {**options, "reduction": reduction}, device)
 
 
+@pytest.mark.hypothesis
 @over_dtypes
 def test_any_options_together_agree_with_the_reference(dtype, device):
-    @drawn
     @given(
         call=paired_calls(dtype, st.tuples(st.integers(0, 600))),
         items=st.integers(1, 700),
