@@ -358,49 +358,6 @@ def test_a_third_derivative_is_refused():
         second.sum().backward()
 
 
-@over_reductions
-@pytest.mark.parametrize("ragged", [False, True])
-def test_every_way_gives_the_same_bits(reduction, ragged):
-    random = np.random.default_rng(9)
-    given, _ = rewards(random, (5, 8), torch.float32)
-    ranks, sizes = ranks_of(random, (5, 8), 5), torch.tensor([3, 0, 20, 17])
-    if ragged:
-        given, ranks = given.reshape(-1), ranks.reshape(-1)
-    options = {"reduction": reduction, "beta": 0.5, "ties": "half", "group_sizes": sizes if ragged else None}
-    given.requires_grad_()
-
-    def function(given):
-        return prefloss.bradley_terry_loss_grouped(given, ranks, **options)
-
-    loss = function(given)
-    expected = (loss, *torch.autograd.grad(loss.sum(), given))
-    torch.compiler.reset()
-    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)(given)
-    by_functorch, value = torch.func.grad_and_value(lambda given: function(given).sum())(given)
-    graphed = torch.autograd.grad(function(given).sum(), given, create_graph=True)
-    assert_same_bits((compiled, *torch.autograd.grad(compiled.sum(), given)), expected)
-    assert_same_bits((by_functorch,), expected[1:])
-    torch.testing.assert_close(value, loss.sum())
-    assert_same_bits(graphed, expected[1:])
-
-
-def test_vmap_agrees_with_a_loop():
-    random = np.random.default_rng(10)
-    given = real(random.normal(size=(3, 4, 6)), torch.float64)
-    ranks, weight = ranks_of(random, (3, 4, 6), 4), real(random.random((3, 4)), torch.float64)
-
-    def step(given, ranks, weight):
-        function = lambda given: prefloss.bradley_terry_loss_grouped(given, ranks, weight=weight, ties="half")  # noqa: E731
-        return torch.func.grad_and_value(function)(given)
-
-    for dims in ((0, 0, 0), (0, None, None), (None, 0, 0), (0, 0, None)):
-        stacked = given, ranks, weight
-        together = torch.func.vmap(step, dims)(*(t[0] if d is None else t for t, d in zip(stacked, dims, strict=True)))
-        for row in range(3):
-            alone = step(*(t[0 if d is None else row] for t, d in zip(stacked, dims, strict=True)))
-            torch.testing.assert_close([part[row] for part in together], list(alone), rtol=1e-14, atol=0)
-
-
 def test_the_hessian_by_torch_func_is_that_of_the_pairs():
     given, ranks = real(np.random.default_rng(11).normal(size=(1, 5)), torch.float64), torch.arange(5)[None]
     i, j = torch.triu_indices(5, 5, 1)

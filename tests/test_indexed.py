@@ -208,47 +208,6 @@ def test_first_and_second_derivatives_are_those_of_finite_differences(name, redu
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
-@pytest.mark.parametrize("name", ["default", "weight tensor", "margin tensor", "target tensor"])
-@over_reductions
-def test_every_way_gives_the_same_loss_and_nearly_the_same_gradient(name, reduction, device):
-    """Compiled and transformed, the slopes of the comparisons are rounded before they are added up."""
-    random = np.random.default_rng(8)
-    indices = [index.to(device) for index in comparisons(random, 40, 9_000)]
-    options = {k: on(device, v) for k, v in options_alone(name, random, (9_000,), torch.float32).items()}
-    function = call_with({**options, "reduction": reduction}, indices)
-    scores = scores_of(random, 40, torch.float32).to(device).requires_grad_()
-    torch.compiler.reset()
-    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
-    expected_loss = function(scores)
-    (expected,) = torch.autograd.grad(expected_loss.sum(), scores)
-    for loss, gradient in (
-        (compiled(scores), torch.autograd.grad(compiled(scores).sum(), scores)[0]),
-        (function(scores), torch.func.grad(lambda scores: function(scores).sum())(scores)),
-        (function(scores), torch.autograd.grad(function(scores).sum(), scores, create_graph=True)[0]),
-    ):
-        assert_same_bits((loss,), (expected_loss,))
-        torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-7 * expected.abs().max().item())
-
-
-def test_vmap_over_scores_indices_or_both_agrees_with_a_loop():
-    random = np.random.default_rng(9)
-    scores = real(random.normal(size=(3, 8)), torch.float64)
-    chosen, rejected = (torch.from_numpy(index) for index in random.integers(0, 8, (2, 3, 25)))
-
-    def step(scores, chosen, rejected):
-        return torch.func.grad_and_value(prefloss.bradley_terry_loss_indexed)(scores, chosen, rejected)
-
-    for dims in ((0, 0, 0), (0, None, None), (None, 0, 0), (0, 0, None), (1, 1, 1)):
-        stacked = scores, chosen, rejected
-        given = [
-            tensor[0] if dim is None else tensor.movedim(0, dim) for tensor, dim in zip(stacked, dims, strict=True)
-        ]
-        together = torch.func.vmap(step, dims)(*given)
-        for row in range(3):
-            alone = step(*(tensor[0 if dim is None else row] for tensor, dim in zip(stacked, dims, strict=True)))
-            torch.testing.assert_close([part[row] for part in together], list(alone), rtol=1e-14, atol=0)
-
-
 def test_the_hessian_is_that_of_the_bradley_terry_model():
     """Two derivatives by torch.func against n_ij sigma (1 - sigma), the Fisher information."""
     random = np.random.default_rng(10)
