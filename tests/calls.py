@@ -48,6 +48,8 @@ TENSORS = {
     **{"integer denominator": {"denominator": "integer"}, "denominator of one element": {"denominator": "element"}},
     "everything": {"margin": "normal", "weight": "weights", "target": "shares", "denominator": "number"},
 }
+TENSORS["weighted statistics"] = TENSORS["weight"]
+NUMBERS["weighted statistics"] = NUMBERS["statistics"]
 NUMBERS["everything"] = {**NUMBERS["beta"], **NUMBERS["label smoothing"], **NUMBERS["centring"], "return_stats": True}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from calls import ALL, asking
 from rounding_bounds import assert_same_bits
 from sample_inputs import DTYPES, LAYOUTS, OPTIONS_ALONE, REDUCTIONS, laid_out, options_alone, rewards
 
@@ -373,3 +374,45 @@ def test_the_module_has_no_state_and_says_its_options():
     assert repr(module) == (
         "BradleyTerryLoss(beta=0.5, label_smoothing=0.1, center_rewards_coefficient=0.01, reduction='sum')"
     )
+
+
+@pytest.mark.parametrize("call", [call for call in ALL if call.numbers.get("return_stats")], ids=str)
+@pytest.mark.parametrize("seen", [True, False], ids=["in-place", "by-a-collective"])
+def test_statistics_changed_before_backward_change_no_gradient(call, seen, device):
+    """torch.distributed.all_reduce writes into the sums, and autograd does not see it."""
+    tensors = call.drawn(device)
+    expected = call.step(tensors)[2:]
+    loss, sums = call.outputs(tensors)
+    (sums if seen else sums.data).mul_(2.0)
+    assert_same_bits(torch.autograd.grad(loss, asking(tensors), tensors["upstream"]), expected)
+
+
+@pytest.mark.parametrize("call", [call for call in ALL if call.numbers.get("return_stats")], ids=str)
+def test_statistics_are_detached(call, device):
+    """Adding them up, step by step, must not keep the graphs of all steps. Under vmap too."""
+    tensors = call.drawn(device)
+    others = {name: tensor for name, tensor in tensors.items() if not tensor.requires_grad}
+    stacked = {name: tensor.detach()[None].requires_grad_() for name, tensor in tensors.items() if name not in others}
+    loss, sums = torch.vmap(lambda leaves: tuple(call.outputs({**others, **leaves})))(stacked)
+    assert loss.requires_grad
+    assert not sums.requires_grad
+    assert not call.outputs(tensors)[1].requires_grad
+
+
+SECOND_ORDER = ["hessian", "vhp", "hvp", "jvp", "vjp", "jacobian"]
+
+
+@pytest.mark.parametrize("name", SECOND_ORDER)
+@over_ways
+def test_torchs_functionals_give_what_the_composed_loss_gives_or_say_why_not(name, options):
+    chosen, rejected = torch.randn(2, 6, dtype=torch.float64)
+    arguments = (chosen, rejected) if name in ("vhp", "hvp", "jvp") else (chosen,)
+    functional = getattr(torch.autograd.functional, name)
+    beta = options.get("beta", 1.0)
+    expected = functional(lambda chosen: -F.logsigmoid(beta * (chosen - rejected)).mean(), *arguments)
+    try:
+        actual = functional(lambda chosen: prefloss.bradley_terry_loss(chosen, rejected, **options), *arguments)
+    except NotImplementedError as error:
+        assert "first and second derivatives" in str(error)  # noqa: PT017  either is right
+    else:
+        torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-15)

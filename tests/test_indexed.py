@@ -310,6 +310,76 @@ def test_merging_leaves_out_what_counts_nothing_and_takes_no_comparisons():
     assert torch.equal(scores.grad, torch.tensor([-0.5, 0.5]))
 
 
+LAST = 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "merged"),
+    [
+        ([4 * 10**9, 4 * 10**9, 7], [5, 5, 4 * 10**9], [(7, 4 * 10**9, 1.0), (4 * 10**9, 5, 2.0)]),
+        ([LAST], [0], [(LAST, 0, 1.0)]),
+        ([LAST, 0, LAST, LAST], [LAST, LAST, LAST, 1], [(0, LAST, 1.0), (LAST, 1, 1.0), (LAST, LAST, 2.0)]),
+    ],
+)
+def test_comparisons_of_items_with_any_index_are_merged(chosen, rejected, merged):
+    found = prefloss.merge_comparisons(torch.tensor(chosen), torch.tensor(rejected))
+    columns = (found[name].tolist() for name in ("chosen_index", "rejected_index", "weight"))
+    assert sorted(zip(*columns, strict=True)) == merged
+
+
+def merged_and_not(scores, chosen, rejected, **options):
+    """The loss and the gradient, of the comparisons and of them merged."""
+    results = []
+    for call in (
+        {"chosen_index": chosen, "rejected_index": rejected, **options},
+        prefloss.merge_comparisons(chosen, rejected, **options),
+    ):
+        loss = prefloss.bradley_terry_loss_indexed(scores, **call)
+        results.append((loss.detach(), *torch.autograd.grad(loss, scores)))
+    return results
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight": [1.0, 0.0, 1.0], "target": [1.0, float("nan"), 0.5]},
+        {"weight": [3e38, 3e38, 3e38]},
+        {"weight": [3e38, 3e38, 3e38], "target": [0.25, 1.0, 0.0]},
+        {"weight": [1e-45, 1e-45, 1e-45]},
+        {"weight": [0.0, 0.0, 0.0]},
+    ],
+    ids=["nan-target-of-weight-0", "sum-beyond-float32", "with-targets", "subnormal", "nothing"],
+)
+def test_merging_keeps_the_loss_whatever_the_weights_are(options):
+    """To a millionth, which float32 weights allow."""
+    scores = torch.tensor([0.3, -0.2, 1.0], requires_grad=True)
+    options = {name: torch.tensor(values) for name, values in options.items()}
+    before, after = merged_and_not(scores, torch.tensor([0, 0, 1]), torch.tensor([1, 1, 2]), **options)
+    assert before[0].isfinite()
+    torch.testing.assert_close(after, before, rtol=1e-6, atol=0.0)
+
+
+def test_more_comparisons_of_two_items_than_float32_counts_are_merged():
+    """2^24 + 1 against one of the other kind."""
+    count = 2**24 + 1
+    chosen = torch.zeros(count + 1, dtype=torch.int32)
+    chosen[-1] = 1
+    scores = torch.tensor([0.3, -0.2], dtype=torch.float64, requires_grad=True)
+    before, after = merged_and_not(scores, chosen, 1 - chosen)
+    torch.testing.assert_close(after, before, rtol=1e-7, atol=0.0)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_merged_comparisons_are_accepted_however_few_they_are(count, dtype):
+    index = torch.zeros(count, dtype=torch.int64)
+    ones = torch.ones(count, dtype=dtype)
+    merged = prefloss.merge_comparisons(index, index, target=ones, weight=ones)
+    for scores in (torch.zeros(3), torch.zeros(3, dtype=torch.float64)):
+        loss = prefloss.bradley_terry_loss_indexed(scores, **merged)
+        assert loss.item() == pytest.approx(count * np.log(2), rel=1e-7)
+
+
 def test_comparisons_take_no_memory_of_their_own():
     """A step over 4 million comparisons of ten items allocates little: torch's peak says so."""
     scores = torch.zeros(10, requires_grad=True)
