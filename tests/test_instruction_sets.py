@@ -84,6 +84,7 @@ def run(path, file):
     """What is done once for each instruction set: every check, and the results that must be alike into `file`."""
     assert _core.cpu == path
     assert prefloss.build_info()["cpu"] == path
+    torch.set_num_threads(1)  # the processes of all instruction sets share the cores
     for dtype in DTYPES:
         for count in SIZES:
             check_values(count, dtype, LAYOUTS[count % len(LAYOUTS)])
