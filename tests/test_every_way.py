@@ -89,7 +89,7 @@ def under_autocast(call, tensors):
 def backward_in_another_thread(call, tensors):
     outputs = call.outputs(tensors)
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(with_gradients, outputs, tensors).result(timeout=60)
+        return pool.submit(with_gradients, outputs, tensors).result(timeout=300)
 
 
 WAYS = [

@@ -21,7 +21,7 @@ from test_every_float32 import supported_paths
 import prefloss
 from prefloss import _core
 
-SECONDS = 300
+SECONDS = 900
 BLOCK, CHUNK = 512, 8192
 # Around every vector of 2 to 32 lanes, a block, a chunk, and chunks enough for threads; the last with a block and lanes left over.
 SIZES = [*range(18), 31, 32, 33, 63, 64, 65, *(n + step for n in (BLOCK, CHUNK, 5 * CHUNK) for step in (-1, 0, 1))]

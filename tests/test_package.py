@@ -32,7 +32,7 @@ def run(code, path=None, **environment):
     command = [sys.executable, *(["-S"] if path else []), "-c", code]
     if path:
         environment["PYTHONPATH"] = os.pathsep.join([str(path), *sys.path])
-    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600)
 
 
 def import_error(result):

@@ -29,7 +29,7 @@ def train(folder, *options, path=""):
     command = [sys.executable, "-W", "error", str(SCRIPT), *map(str, options)]
     path = os.pathsep.join(filter(None, [str(path), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def write_pairs(path, count):
