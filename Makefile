@@ -11,7 +11,7 @@ PACKAGE := pyproject.toml constraints.txt CMakeLists.txt $(CXX_SOURCES) $(wildca
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench bench-check lint exact sanitize cuda-on-host cuda-sanitize planted-bugs cuda-report gpu-report wheel clean
+.PHONY: help demo test test-random bench bench-check lint exact sanitize cuda-on-host cuda-sanitize planted-bugs cuda-report gpu-report wheel clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 13
@@ -28,8 +28,13 @@ $(INSTALLED): $(PACKAGE)
 demo: $(INSTALLED)  ## build the package and train a reward model with it
 	$(BIN)/python examples/train_reward_model.py $(ARGS)
 
+# A process a core. What a module sets up at length is set up in one of them alone (loadgroup).
+PARALLEL := -n logical --dist loadgroup
 test: $(INSTALLED)  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+test-random: $(INSTALLED)  ## the tests whose inputs Hypothesis draws, with new seeds and many more examples
+	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest $(PARALLEL) -m hypothesis $(ARGS)
 
 bench: $(INSTALLED)  ## time everything, write benchmarks/results.json and draw docs/*.svg
 	$(BIN)/python benchmarks/report.py --json benchmarks/results.json --charts docs $(ARGS)
@@ -54,7 +59,7 @@ runtime = $(shell $(CXX) -print-file-name=lib$(1).so) $(shell $(CXX) -print-file
 ASAN := LD_PRELOAD='$(call runtime,asan)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 TSAN := LD_PRELOAD='$(call runtime,tsan)' TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0
 ON_HOST_TESTS := tests/test_cuda_kernels.py tests/test_paired_values.py tests/test_stats.py tests/test_every_way.py \
-  tests/test_autograd.py tests/test_transforms.py tests/test_not_plain.py tests/test_arguments.py tests/test_grouped.py
+  tests/test_autograd.py tests/test_transforms.py tests/test_not_plain.py tests/test_saved_tensors.py tests/test_option_values.py tests/test_arguments.py tests/test_grouped.py
 
 build/sanitized/installed: $(INSTALLED)
 	$(call install_in,$(@D),PREFLOSS_SANITIZE=address$(,)undefined PREFLOSS_CUDA=OFF)

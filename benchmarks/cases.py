@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
+import call_cases
 import item_cases
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ CASES = (
         for size in (256, 1_048_576)
     ),
     *(Case("options", torch.float32, size) for size in (8, 64, 256, 65_536, 1_048_576)),
+    *(Case(kind, torch.float32, size) for kind, size in call_cases.NAMES),
     *(Case("indexed", torch.float32, size) for size in ITEMS),
     *(Case("grouped", torch.float32, size) for size in GROUPS),
     *(Case("list", torch.float32, size) for size in LIST_SIZES),
@@ -60,6 +62,8 @@ def contenders_of(case: Case, *, compiled: bool) -> dict[str, Contender]:
     `compiled` adds torch.compile, which needs a C++ compiler and time.
     """
     generator = torch.Generator().manual_seed(case.size)
+    if case.kind.startswith("call "):
+        return call_cases.contenders_of(case.kind, case.size, generator, compiled)
     if case.kind == "indexed":
         return item_cases.indexed(case.size, generator)
     if case.kind in LISTS:

@@ -26,7 +26,7 @@ COLOURS = {
 
 
 def draw(results: dict[str, Any], folder: Path) -> None:
-    """Write speed_up.svg, bandwidth.svg and all_pairs.svg into `folder`, each only where `results` has rows for it.
+    """Write speed_up.svg, calls.svg, bandwidth.svg and all_pairs.svg into `folder`, each only where `results` has rows for it.
 
     Those of a GPU are called gpu_speed_up.svg and gpu_bandwidth.svg.
     """
@@ -38,6 +38,7 @@ def draw(results: dict[str, Any], folder: Path) -> None:
     float32 = [row for row in results["rows"] if row["dtype"] == "float32"]
     steps = [row for row in float32 if row["kind"] in ("step", "graph replay")]
     lists = [row for row in float32 if row["kind"] == "list"]
+    calls = [row for row in float32 if row["kind"].startswith("call ") and len(row["seconds"]) > 1]
     kernels = [row for row in float32 if row["kind"].startswith(("forward", "backward"))]
     with plt.rc_context(
         {
@@ -54,6 +55,8 @@ def draw(results: dict[str, Any], folder: Path) -> None:
     ):
         if steps:
             _speed_up(steps, where, folder / f"{prefix}speed_up.svg")
+        if calls:
+            _calls(calls, where, folder / f"{prefix}calls.svg")
         if lists:
             _all_pairs(lists, where, folder / f"{prefix}all_pairs.svg")
         if kernels:
@@ -77,6 +80,31 @@ def _speed_up(rows: list[dict[str, Any]], where: str, path: Path) -> None:
     axes.set_ylabel("times as fast as eager PyTorch")
     axes.set_title("Training step (loss and gradient), float32", loc="left")
     _finish(axes, where)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _calls(rows: list[dict[str, Any]], where: str, path: Path) -> None:
+    """Each call beside the better of its composed forms; of options, those of the smallest number of pairs."""
+    smallest: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        name = row["kind"].removeprefix("call ")
+        if name == "compiled" or name.startswith("indexed"):
+            name = f"{name}, {row['pairs']:,} pairs"
+        smallest.setdefault(name, row)
+    names = list(reversed(smallest))
+    micro = [
+        {contender: 1e6 * timing["median"] for contender, timing in smallest[name]["seconds"].items()} for name in names
+    ]
+    ours = [times.pop("prefloss") for times in micro]
+    theirs = [min(times.values()) for times in micro]
+    figure, axes = plt.subplots(figsize=(7.2, 0.22 * len(names) + 1.2), layout="constrained")
+    axes.hlines(names, ours, theirs, color=COLOURS["rival"], linewidth=1)
+    axes.plot(theirs, names, linestyle="", color=COLOURS["rival"], label="composed operations, the better form")
+    axes.plot(ours, names, linestyle="", color=COLOURS["prefloss"], label="prefloss")
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set_title("A call, loss and gradient, float32", loc="left")
+    _finish(axes, where, "microseconds a call", base=10)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 

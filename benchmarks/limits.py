@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
+import call_cases
 import torch
 from cases import Case
 
@@ -56,9 +57,12 @@ class Limit(NamedTuple):
 def limits_of(case: Case) -> Iterator[Limit]:
     """The limits that hold for a case; most have none and are there for the charts."""
     match case:
+        case Case(kind, torch.float32, size) if kind.startswith("call "):
+            for rival in ("composed", "composed, second form"):
+                yield Limit(rival, "<=", *call_cases.limit(kind, size))
         case Case("step", torch.float32, size) if size <= 256:
-            yield Limit("eager", "<=", 0.75, 0.65)
-            yield Limit("cheapest two-input op", "<=", 1.25, 1.15)
+            yield Limit("eager", "<=", 0.65, 0.55)
+            yield Limit("cheapest two-input op", "<=", 1.15, 1.1)
         case Case("step", torch.float32, 4_096):
             yield Limit("eager", "<=", 0.80, 0.70)
         case Case("step", torch.float32, 65_536):

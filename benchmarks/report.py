@@ -36,6 +36,8 @@ def main() -> None:
         print(line_of(case, row), flush=True)
     figures.append(import_seconds(_import_seconds()))
     print("\n" + "\n".join(map(str, figures)))
+    missed = sum(not figure.reaches(figure.must) for figure in figures)
+    print(f"\n{missed} of {len(figures)} figures miss what they must reach" + (", marked MISSED" if missed else ""))
     results = {
         **circumstances(arguments.seconds, load),
         "figures": [figure.plain() for figure in figures],
@@ -51,7 +53,10 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument(
-        "--charts", type=Path, metavar="FOLDER", help="draw speed_up.svg, bandwidth.svg and all_pairs.svg here"
+        "--charts",
+        type=Path,
+        metavar="FOLDER",
+        help="draw speed_up.svg, calls.svg, bandwidth.svg and all_pairs.svg here",
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="the cases with this in their name")
     parser.add_argument("--seconds", type=float, default=2.0, help="time spent on a case (default: 2)")

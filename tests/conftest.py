@@ -1,4 +1,4 @@
-"""The devices that the tests run on."""
+"""The devices that the tests run on, and what makes two runs alike: seeds, examples, threads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from prefloss import _core, arguments
 
@@ -16,13 +17,26 @@ RUNS_ON_HOST = _core.cuda is not None and _core.cuda[1] == ON_HOST
 DEVICES = ["cpu"] + ["cuda"] * (torch.cuda.is_available() and "cuda" in arguments.DEVICES)
 
 
+# HYPOTHESIS_PROFILE chooses: the same few examples each time, so that nothing fails by chance, or a search (make test-random).
+DRAWN = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("ci", derandomize=True, max_examples=40, database=None, **DRAWN)
+settings.register_profile("random", max_examples=1000, **DRAWN)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
 def pytest_configure():
-    """A job that is there to test the GPU must not pass without one."""
+    """Each process of pytest-xdist takes its share of the cores. A job that is there to test the GPU must not pass without one."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
     if os.environ.get("PREFLOSS_REQUIRE_CUDA") == "1" and "cuda" not in DEVICES:
         raise pytest.UsageError(
             f"PREFLOSS_REQUIRE_CUDA=1, but there is no GPU to test: torch.cuda.is_available() is "
             f"{torch.cuda.is_available()}, and this build has kernels for {arguments.DEVICES}"
         )
+
+
+@pytest.fixture(autouse=True)
+def the_same_random_numbers():
+    torch.manual_seed(0)
 
 
 @pytest.fixture

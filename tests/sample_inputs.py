@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-LAYOUTS = ["contiguous", "every_other", "column", "half", "transposed", "misaligned"]
+LAYOUTS = ["contiguous", "every_other", "column", "all_but_last", "half", "transposed", "misaligned"]
 REDUCTIONS = ["mean", "sum", "none"]
 
 # Zeros, subnormals of every dtype, both sides of where exp(-z) and the dtypes end, huge numbers (infinite in float16).
@@ -70,17 +70,21 @@ def options_alone(name, random, shape, dtype):
 
 
 def laid_out(tensor, layout):
-    """The same values with other strides or offset; NaN (True) lies between them, where no kernel must read."""
+    """The same values with other strides or offset; NaN (True, the largest integer) lies between, where no kernel must read."""
     shape = tuple(tensor.shape)
 
     def surrounded(larger):
-        between = True if tensor.dtype is torch.bool else math.nan
+        between = math.nan
+        if not tensor.dtype.is_floating_point:
+            between = True if tensor.dtype is torch.bool else torch.iinfo(tensor.dtype).max
         return torch.full(larger, between, dtype=tensor.dtype, device=tensor.device)
 
     if layout == "every_other":
         result = surrounded((*shape[:-1], 2 * shape[-1]))[..., ::2]
     elif layout == "column":
         result = surrounded((*shape, 3))[..., 1]
+    elif layout == "all_but_last":
+        result = surrounded((*shape[:-1], shape[-1] + 1))[..., :-1]
     elif layout == "half":
         result = surrounded((2 * shape[0], *shape[1:]))[shape[0] :]
     elif layout == "misaligned":

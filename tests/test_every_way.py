@@ -1,94 +1,355 @@
-"""All ways through the package, eager, compiled, traced, transformed or stacked, give the same bits."""
+"""Every way of calling every layout gives the same: eager, compiled, exported, traced, transformed, checkpointed or watched.
+
+The same bits; but a gradient by index, whose slopes some ways round before they are added up.
+"""
 
 from __future__ import annotations
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
+from calls import ALL, FEW, GROUPS, asking, assert_the_same_step, over_all, over_few
 from rounding_bounds import assert_same_bits
 from test_not_plain import Log
+from torch.autograd.graph import save_on_cpu
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
 
 import prefloss
-from prefloss import ops
-from prefloss.kernels import Options
+
+# Importing what compiles defines script methods in torch itself.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script")
 
 
-def loss_and_gradients(loss, pair, upstream):
-    return [loss.detach(), *torch.autograd.grad(loss, pair, upstream)]
+def with_gradients(outputs, tensors):
+    loss, *sums = outputs
+    return [loss.detach(), *sums, *torch.autograd.grad(loss, asking(tensors), tensors["upstream"])]
 
 
-def eager(pair, upstream, options):
-    return loss_and_gradients(prefloss.bradley_terry_loss(*pair, **options), pair, upstream)
+def function_of(call, tensors):
+    """(the call as a function of the tensors that it differentiates by alone, those tensors)."""
+    names = [name for name in call.places if tensors[name].requires_grad]
+    return lambda *leaves: call.outputs({**tensors, **dict(zip(names, leaves, strict=True))}), [
+        tensors[name] for name in names
+    ]
 
 
-def spelled_out(pair, upstream, options):
-    defaults = {
-        **{"margin": 0.0, "weight": None, "target": 1.0, "beta": float("1"), "label_smoothing": 0},
-        **{"center_rewards_coefficient": -0.0, "reduction": "mean", "denominator": None, "return_stats": False},
-    }
-    return eager(pair, upstream, {**defaults, **options})
+def by_vjp(call, tensors):
+    function, leaves = function_of(call, tensors)
+    outputs, vjp = torch.func.vjp(function, *(leaf.detach() for leaf in leaves))
+    zeros = [torch.zeros_like(output) for output in outputs[1:]]
+    return [*outputs, *vjp([tensors["upstream"], *zeros])]
 
 
-def by_the_module(pair, upstream, options):
-    fixed = {name: options[name] for name in ("beta", "label_smoothing", "center_rewards_coefficient", "reduction")}
-    others = {name: value for name, value in options.items() if name not in fixed}
-    return loss_and_gradients(prefloss.BradleyTerryLoss(**fixed)(*pair, **others), pair, upstream)
+def traced(call, tensors):
+    return make_fx(lambda *values: call.step(dict(zip(tensors, values, strict=True))))(*tensors.values())(
+        *tensors.values()
+    )
 
 
-def stacked(pair, upstream, options):
-    return loss_and_gradients(prefloss.bradley_terry_loss_stacked(torch.cat(pair), **options), pair, upstream)
-
-
-def interleaved(pair, upstream, options):
-    rewards = torch.stack(pair, 1).flatten(0, 1)
-    loss = prefloss.bradley_terry_loss_stacked(rewards, layout="interleaved", **options)
-    return loss_and_gradients(loss, pair, upstream)
-
-
-def by_the_operators(pair, upstream, options):
-    tensors = [options.get(name) for name in ("margin", "weight", "target", "denominator")]
-    numbers = {name: value for name, value in options.items() if not isinstance(value, torch.Tensor)}
-    loss, _ = ops.loss(*pair, *tensors, Options(**numbers))
-    return loss_and_gradients(loss, pair, upstream)
-
-
-def compiled(pair, upstream, options):
-    torch.compiler.reset()
-    function = torch.compile(prefloss.bradley_terry_loss, backend="aot_eager", fullgraph=True)
-    return loss_and_gradients(function(*pair, **options), pair, upstream)
-
-
-def functorch(pair, upstream, options):
-    loss, gradients = torch.func.vjp(lambda *pair: prefloss.bradley_terry_loss(*pair, **options), *pair)
-    return [loss.detach(), *gradients(upstream)]
-
-
-def traced(pair, upstream, options):
-    return make_fx(lambda *pair: eager(pair, upstream, options))(*pair)(*pair)
-
-
-def dispatched(pair, upstream, options):
+def dispatched(call, tensors):
     with Log():
-        return eager(pair, upstream, options)
+        return call.step(tensors)
 
 
-WAYS = [spelled_out, by_the_module, stacked, interleaved, by_the_operators, compiled, functorch, traced, dispatched]
+def with_a_graph_of_the_gradients(call, tensors):
+    loss, *sums = call.outputs(tensors)
+    gradients = torch.autograd.grad(loss, asking(tensors), tensors["upstream"], create_graph=True)
+    assert all(gradient.requires_grad for gradient in gradients)
+    return [loss.detach(), *sums, *(gradient.detach() for gradient in gradients)]
 
 
+def checkpointed(call, tensors):
+    function, leaves = function_of(call, tensors)
+    return with_gradients(checkpoint(lambda *leaves: tuple(function(*leaves)), *leaves, use_reentrant=False), tensors)
+
+
+def checkpointed_reentrantly(call, tensors):
+    function, leaves = function_of(call, tensors)
+    loss, *sums = checkpoint(lambda *leaves: tuple(function(*leaves)), *leaves, use_reentrant=True)
+    loss.backward(tensors["upstream"])
+    gradients = [leaf.grad for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
+    return [loss.detach(), *sums, *gradients]
+
+
+def saved_on_the_cpu(call, tensors):
+    with save_on_cpu():
+        return call.step(tensors)
+
+
+def under_autocast(call, tensors):
+    with torch.autocast(next(iter(tensors.values())).device.type, torch.bfloat16):
+        return call.step(tensors)
+
+
+def backward_in_another_thread(call, tensors):
+    outputs = call.outputs(tensors)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(with_gradients, outputs, tensors).result(timeout=300)
+
+
+WAYS = [
+    *(by_vjp, traced, dispatched, with_a_graph_of_the_gradients, checkpointed, checkpointed_reentrantly),
+    *(saved_on_the_cpu, under_autocast, backward_in_another_thread),
+]
+
+
+@over_all
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-@pytest.mark.parametrize("shape", [(7,), (40_001,)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("which", ["default", "per-pair", "options"])
-def test_every_way_gives_the_same_bits(way, shape, dtype, which, device):
-    generator = torch.Generator().manual_seed(3)
-    chosen, rejected, margin, weight, target = (torch.rand((5, *shape), generator=generator) * 4.0).to(device)
-    options = {"beta": 1.0, "label_smoothing": 0.0, "center_rewards_coefficient": 0.0, "reduction": "mean"}
-    if which == "per-pair":
-        options["reduction"] = "none"
-    elif which == "options":
-        options = {"beta": 0.3, "label_smoothing": 0.1, "center_rewards_coefficient": 0.01, "reduction": "mean"}
-        options |= {"margin": margin, "weight": weight.clamp(min=1.0) - 1.0, "target": target / 4.0}
-    pair = [tensor.to(dtype).requires_grad_() for tensor in (chosen, rejected)]
-    expected_loss = prefloss.bradley_terry_loss(*pair, **({} if which == "default" else options))
-    upstream = torch.full_like(expected_loss, 0.7)
-    assert_same_bits(way(pair, upstream, options), loss_and_gradients(expected_loss, pair, upstream))
+def test_every_way_gives_the_same(call, way, device):
+    tensors = call.drawn(device)
+    assert_the_same_step(call, tensors, way(call, tensors), call.step(tensors))
+
+
+@over_few
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_every_way_gives_the_same_in_other_dtypes(call, way, dtype, device):
+    tensors = call.drawn(device, dtype)
+    assert_the_same_step(call, tensors, way(call, tensors), call.step(tensors))
+
+
+@over_few
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_every_way_gives_the_same_where_threads_are_used(call, way, device):
+    tensors = call.drawn(device, large=True)
+    assert_the_same_step(call, tensors, way(call, tensors), call.step(tensors))
+
+
+@over_all
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_the_value_is_the_same_and_has_no_graph(call, context, device):
+    tensors = call.drawn(device)
+    expected = call.outputs(tensors)
+    with context():
+        results = [call.outputs(tensors), call.outputs({name: tensor.clone() for name, tensor in tensors.items()})]
+    for outputs in results:
+        assert not any(output.requires_grad for output in outputs)
+        assert_same_bits(outputs, expected)
+
+
+def all_outputs(calls, many):
+    return [call.outputs(tensors) for call, tensors in zip(calls, many, strict=True)]
+
+
+# A graph for each layout with all its options: one compilation.
+BY_LAYOUT = [[call for call in ALL if call.layout == layout] for layout in dict.fromkeys(call.layout for call in ALL)]
+over_layouts = pytest.mark.parametrize("calls", BY_LAYOUT, ids=lambda calls: calls[0].layout)
+# Inductor takes long: one of each kind.
+FOR_INDUCTOR = [call for call in FEW if call.layout in ("paired", "halves", "grouped", "indexed")]
+
+
+def check_compiled(function, calls, device):
+    many = [call.drawn(device) for call in calls]
+    results = function(calls, many)
+    leaves = [leaf for tensors in many for leaf in asking(tensors)]
+    upstream = [tensors["upstream"] for tensors in many]
+    gradients = iter(torch.autograd.grad([loss for loss, *_ in results], leaves, upstream))
+    for call, tensors, (loss, *sums) in zip(calls, many, results, strict=True):
+        assert not any(part.requires_grad for part in sums)
+        actual = [loss.detach(), *sums, *(next(gradients) for _ in asking(tensors))]
+        assert_the_same_step(call, tensors, actual, call.step(tensors))
+
+
+@over_layouts
+def test_compiled_it_gives_the_same(calls, device):
+    torch.compiler.reset()
+    check_compiled(torch.compile(all_outputs, backend="aot_eager", fullgraph=True), calls, device)
+
+
+def test_compiled_by_inductor_it_gives_the_same(device):
+    torch.compiler.reset()
+    check_compiled(torch.compile(all_outputs, fullgraph=True), FOR_INDUCTOR, device)
+
+
+class Exported(torch.nn.Module):
+    def __init__(self, calls, names):
+        super().__init__()
+        self.calls, self.names = calls, names
+
+    def forward(self, *values):
+        values = iter(values)
+        return all_outputs(self.calls, [{name: next(values) for name in names} for names in self.names])
+
+
+@pytest.mark.parametrize(
+    "calls", [calls for calls in BY_LAYOUT if calls[0].layout != "module"], ids=lambda calls: calls[0].layout
+)
+def test_exported_it_gives_the_same(calls):
+    many = [call.drawn() for call in calls]
+    flat = tuple(tensor for tensors in many for tensor in tensors.values())
+    program = torch.export.export(Exported(calls, [list(tensors) for tensors in many]), flat)
+    for call, tensors, outputs in zip(calls, many, program.module()(*flat), strict=True):
+        assert_the_same_step(call, tensors, with_gradients(outputs, tensors), call.step(tensors))
+
+
+def rows_of(call, device, count=2):
+    """([the tensors of each row], {argument: stacked}); the sizes of groups are those of all rows.
+
+    Two rows: of 16 groups and more, some lie in other lanes than those of a row, and have other last bits.
+    """
+    rows = [call.drawn(device, seed=seed) for seed in range(count)]
+    stacked = {name: torch.stack([row[name].detach() for row in rows]) for name in rows[0] if name != "group_sizes"}
+    return rows, stacked
+
+
+def mapped(call, rows, stacked, in_dims):
+    """vmap of the call over the arguments in `stacked` that have a dimension; the others are the first row's."""
+
+    def outputs(values):
+        return tuple(call.outputs({**rows[0], **values}))
+
+    values = {name: stacked[name] for name in in_dims}
+    return torch.vmap(outputs, in_dims=(dict.fromkeys(values, 0),))(values)
+
+
+@over_all
+@pytest.mark.parametrize("which", ["all", "differentiated", "others"])
+def test_vmap_is_a_loop_over_rows(call, which, device):
+    rows, stacked = rows_of(call, device)
+    names = [
+        name
+        for name in call.places
+        if name in stacked and (which == "all" or rows[0][name].requires_grad == (which == "differentiated"))
+    ]
+    if not names:
+        pytest.skip("no such arguments")
+    together = mapped(call, rows, stacked, names)
+    for i, row in enumerate(rows):
+        alone = call.outputs({**rows[0], **{name: row[name] for name in names}})
+        assert_same_bits([part[i] for part in together], alone)
+
+
+def gradient_of(call, others):
+    """A function of a dictionary of tensors: ([the gradients of the differentiable ones], loss and statistics)."""
+
+    def loss(leaves, values):
+        outputs = call.outputs({**others, **values, **leaves})
+        return (outputs[0] * values["upstream"]).sum(), tuple(output.detach() for output in outputs)
+
+    return torch.func.grad(loss, has_aux=True)
+
+
+def split(call, tensors, rows):
+    leaves = {name: tensor.detach() for name, tensor in tensors.items() if rows[0][name].requires_grad}
+    return leaves, {name: tensor for name, tensor in tensors.items() if name not in leaves}
+
+
+def check_rows_of_gradients(call, rows, stacked, function, device):
+    gradients, outputs = function(*split(call, stacked, rows))
+    for i, row in enumerate(rows):
+        actual = [*(output[i] for output in outputs), *(gradient[i] for gradient in gradients.values())]
+        assert_the_same_step(call, row, actual, call.step(row))
+
+
+@over_all
+def test_vmap_of_grad_is_a_loop_over_rows(call, device):
+    rows, stacked = rows_of(call, device)
+    sizes = {name: rows[0][name] for name in rows[0] if name == "group_sizes"}
+    check_rows_of_gradients(call, rows, stacked, torch.vmap(gradient_of(call, sizes)), device)
+
+
+@over_few
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # what dynamo itself does
+def test_compiled_grad_is_grad(call, device):
+    torch.compiler.reset()
+    tensors = call.drawn(device)
+    sizes = {name: tensors[name] for name in tensors if name == "group_sizes"}
+    others = {name: tensor for name, tensor in tensors.items() if name not in sizes}
+    function = torch.compile(gradient_of(call, sizes), backend="aot_eager", fullgraph=True)
+    gradients, outputs = function(*split(call, others, [tensors]))
+    assert_the_same_step(call, tensors, [*outputs, *gradients.values()], call.step(tensors))
+
+
+@over_few
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiled_vmap_of_grad_is_a_loop_over_rows(call, device):
+    torch.compiler.reset()
+    rows, stacked = rows_of(call, device)
+    sizes = {name: rows[0][name] for name in rows[0] if name == "group_sizes"}
+    function = torch.compile(torch.vmap(gradient_of(call, sizes)), backend="aot_eager", fullgraph=True)
+    check_rows_of_gradients(call, rows, stacked, function, device)
+
+
+@over_few
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiled_vmap_is_a_loop_over_rows(call, device):
+    torch.compiler.reset()
+    rows, stacked = rows_of(call, device)
+    names = [name for name in call.places if name in stacked]
+
+    def function(stacked):
+        return mapped(call, rows, stacked, names)
+
+    together = torch.compile(function, backend="aot_eager", fullgraph=True)(stacked)
+    for i, row in enumerate(rows):
+        assert_same_bits([part[i] for part in together], call.outputs(row))
+
+
+# What the loss is not differentiated by, and may be a floating-point tensor.
+ASKING = [
+    (call, place)
+    for call in ALL
+    for place in call.places
+    if place in ("weight", "target", "denominator", "ranks") and call.option not in ("mask", "integer denominator")
+]
+
+
+@pytest.mark.parametrize(("call", "place"), ASKING, ids=lambda value: str(value))
+@pytest.mark.parametrize("way", ["eager", "vmap", "grad", "grad of vmap"])
+def test_a_gradient_that_there_is_not_is_refused_by_name(call, place, way, device):
+    rows, stacked = rows_of(call, device)
+    asked = stacked[place].float()
+
+    def one(value):
+        return call.loss({**rows[0], place: value}).sum()
+
+    def many(values):
+        return mapped(call, rows, {place: values}, [place])[0].sum()
+
+    ways = {
+        "eager": lambda: one(asked[0].requires_grad_()),
+        "vmap": lambda: many(asked.requires_grad_()),
+        "grad": lambda: torch.func.grad(one)(asked[0]),
+        "grad of vmap": lambda: torch.func.grad(many)(asked),
+    }
+    with pytest.raises(ValueError, match=f"^{place} must not require a gradient"):
+        ways[way]()
+
+
+@over_all
+def test_spelling_out_the_defaults_changes_nothing(call, device):
+    defaults = {"weight": None, "beta": 1, "label_smoothing": 0, "center_rewards_coefficient": -0.0}
+    defaults |= {"reduction": "mean", "denominator": None, "margin": 0, "return_stats": False}
+    if call.layout not in GROUPS:
+        defaults["target"] = 1
+    tensors = call.drawn(device)
+    own = {name: tensors[name] for name in call.places}
+    result = call.function(**{**defaults, **call.numbers, **own})
+    outputs = [result[0], result[1].sums] if isinstance(result, tuple) else [result]
+    assert_same_bits(with_gradients(outputs, tensors), call.step(tensors))
+
+
+@over_all
+def test_none_is_off(call, device):
+    """As a trainer's configuration holds it."""
+    tensors = call.drawn(device)
+    options = ["margin", "weight", "label_smoothing", "center_rewards_coefficient", "denominator"]
+    if call.layout not in GROUPS:
+        options.append("target")
+    off = {name: None for name in options if name not in (*call.places, *call.numbers)}
+    result = call.function(**{**off, **call.numbers}, **{name: tensors[name] for name in call.places})
+    outputs = [result[0], result[1].sums] if isinstance(result, tuple) else [result]
+    assert_same_bits(with_gradients(outputs, tensors), call.step(tensors))
+
+
+def test_modules_copied_give_the_same():
+    chosen, rejected = (tensor.requires_grad_() for tensor in torch.randn(2, 9))
+    module = prefloss.BradleyTerryLoss(beta=0.5, label_smoothing=0.1)
+    for margin in (0.25, torch.rand(9)):
+        expected = module(chosen, rejected, margin=margin)
+        assert_same_bits([copy.deepcopy(module)(chosen, rejected, margin)], [expected])  # the published order

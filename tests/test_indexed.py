@@ -23,7 +23,6 @@ from sample_inputs import (
     real,
     rewards,
 )
-from test_paired_values import drawn
 
 import prefloss
 from prefloss import reference
@@ -81,9 +80,9 @@ def test_each_option_alone_agrees_with_the_reference(name, dtype, reduction, val
         check(scores_of(random, items, dtype, values), *indices, {**options, "reduction": reduction}, device)
 
 
+@pytest.mark.hypothesis
 @over_dtypes
 def test_any_options_together_agree_with_the_reference(dtype, device):
-    @drawn
     @given(
         call=paired_calls(dtype, st.tuples(st.integers(0, 600))),
         items=st.integers(1, 700),
@@ -209,47 +208,6 @@ def test_first_and_second_derivatives_are_those_of_finite_differences(name, redu
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
-@pytest.mark.parametrize("name", ["default", "weight tensor", "margin tensor", "target tensor"])
-@over_reductions
-def test_every_way_gives_the_same_loss_and_nearly_the_same_gradient(name, reduction, device):
-    """Compiled and transformed, the slopes of the comparisons are rounded before they are added up."""
-    random = np.random.default_rng(8)
-    indices = [index.to(device) for index in comparisons(random, 40, 9_000)]
-    options = {k: on(device, v) for k, v in options_alone(name, random, (9_000,), torch.float32).items()}
-    function = call_with({**options, "reduction": reduction}, indices)
-    scores = scores_of(random, 40, torch.float32).to(device).requires_grad_()
-    torch.compiler.reset()
-    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
-    expected_loss = function(scores)
-    (expected,) = torch.autograd.grad(expected_loss.sum(), scores)
-    for loss, gradient in (
-        (compiled(scores), torch.autograd.grad(compiled(scores).sum(), scores)[0]),
-        (function(scores), torch.func.grad(lambda scores: function(scores).sum())(scores)),
-        (function(scores), torch.autograd.grad(function(scores).sum(), scores, create_graph=True)[0]),
-    ):
-        assert_same_bits((loss,), (expected_loss,))
-        torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-7 * expected.abs().max().item())
-
-
-def test_vmap_over_scores_indices_or_both_agrees_with_a_loop():
-    random = np.random.default_rng(9)
-    scores = real(random.normal(size=(3, 8)), torch.float64)
-    chosen, rejected = (torch.from_numpy(index) for index in random.integers(0, 8, (2, 3, 25)))
-
-    def step(scores, chosen, rejected):
-        return torch.func.grad_and_value(prefloss.bradley_terry_loss_indexed)(scores, chosen, rejected)
-
-    for dims in ((0, 0, 0), (0, None, None), (None, 0, 0), (0, 0, None), (1, 1, 1)):
-        stacked = scores, chosen, rejected
-        given = [
-            tensor[0] if dim is None else tensor.movedim(0, dim) for tensor, dim in zip(stacked, dims, strict=True)
-        ]
-        together = torch.func.vmap(step, dims)(*given)
-        for row in range(3):
-            alone = step(*(tensor[0 if dim is None else row] for tensor, dim in zip(stacked, dims, strict=True)))
-            torch.testing.assert_close([part[row] for part in together], list(alone), rtol=1e-14, atol=0)
-
-
 def test_the_hessian_is_that_of_the_bradley_terry_model():
     """Two derivatives by torch.func against n_ij sigma (1 - sigma), the Fisher information."""
     random = np.random.default_rng(10)
@@ -350,6 +308,76 @@ def test_merging_leaves_out_what_counts_nothing_and_takes_no_comparisons():
     scores = torch.zeros(2, requires_grad=True)
     prefloss.bradley_terry_loss_indexed(scores, **merged).backward()
     assert torch.equal(scores.grad, torch.tensor([-0.5, 0.5]))
+
+
+LAST = 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "merged"),
+    [
+        ([4 * 10**9, 4 * 10**9, 7], [5, 5, 4 * 10**9], [(7, 4 * 10**9, 1.0), (4 * 10**9, 5, 2.0)]),
+        ([LAST], [0], [(LAST, 0, 1.0)]),
+        ([LAST, 0, LAST, LAST], [LAST, LAST, LAST, 1], [(0, LAST, 1.0), (LAST, 1, 1.0), (LAST, LAST, 2.0)]),
+    ],
+)
+def test_comparisons_of_items_with_any_index_are_merged(chosen, rejected, merged):
+    found = prefloss.merge_comparisons(torch.tensor(chosen), torch.tensor(rejected))
+    columns = (found[name].tolist() for name in ("chosen_index", "rejected_index", "weight"))
+    assert sorted(zip(*columns, strict=True)) == merged
+
+
+def merged_and_not(scores, chosen, rejected, **options):
+    """The loss and the gradient, of the comparisons and of them merged."""
+    results = []
+    for call in (
+        {"chosen_index": chosen, "rejected_index": rejected, **options},
+        prefloss.merge_comparisons(chosen, rejected, **options),
+    ):
+        loss = prefloss.bradley_terry_loss_indexed(scores, **call)
+        results.append((loss.detach(), *torch.autograd.grad(loss, scores)))
+    return results
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight": [1.0, 0.0, 1.0], "target": [1.0, float("nan"), 0.5]},
+        {"weight": [3e38, 3e38, 3e38]},
+        {"weight": [3e38, 3e38, 3e38], "target": [0.25, 1.0, 0.0]},
+        {"weight": [1e-45, 1e-45, 1e-45]},
+        {"weight": [0.0, 0.0, 0.0]},
+    ],
+    ids=["nan-target-of-weight-0", "sum-beyond-float32", "with-targets", "subnormal", "nothing"],
+)
+def test_merging_keeps_the_loss_whatever_the_weights_are(options):
+    """To a millionth, which float32 weights allow."""
+    scores = torch.tensor([0.3, -0.2, 1.0], requires_grad=True)
+    options = {name: torch.tensor(values) for name, values in options.items()}
+    before, after = merged_and_not(scores, torch.tensor([0, 0, 1]), torch.tensor([1, 1, 2]), **options)
+    assert before[0].isfinite()
+    torch.testing.assert_close(after, before, rtol=1e-6, atol=0.0)
+
+
+def test_more_comparisons_of_two_items_than_float32_counts_are_merged():
+    """2^24 + 1 against one of the other kind."""
+    count = 2**24 + 1
+    chosen = torch.zeros(count + 1, dtype=torch.int32)
+    chosen[-1] = 1
+    scores = torch.tensor([0.3, -0.2], dtype=torch.float64, requires_grad=True)
+    before, after = merged_and_not(scores, chosen, 1 - chosen)
+    torch.testing.assert_close(after, before, rtol=1e-7, atol=0.0)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_merged_comparisons_are_accepted_however_few_they_are(count, dtype):
+    index = torch.zeros(count, dtype=torch.int64)
+    ones = torch.ones(count, dtype=dtype)
+    merged = prefloss.merge_comparisons(index, index, target=ones, weight=ones)
+    for scores in (torch.zeros(3), torch.zeros(3, dtype=torch.float64)):
+        loss = prefloss.bradley_terry_loss_indexed(scores, **merged)
+        assert loss.item() == pytest.approx(count * np.log(2), rel=1e-7)
 
 
 def test_comparisons_take_no_memory_of_their_own():

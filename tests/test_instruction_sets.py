@@ -21,7 +21,7 @@ from test_every_float32 import supported_paths
 import prefloss
 from prefloss import _core
 
-SECONDS = 300
+SECONDS = 900
 BLOCK, CHUNK = 512, 8192
 # Around every vector of 2 to 32 lanes, a block, a chunk, and chunks enough for threads; the last with a block and lanes left over.
 SIZES = [*range(18), 31, 32, 33, 63, 64, 65, *(n + step for n in (BLOCK, CHUNK, 5 * CHUNK) for step in (-1, 0, 1))]
@@ -84,6 +84,7 @@ def run(path, file):
     """What is done once for each instruction set: every check, and the results that must be alike into `file`."""
     assert _core.cpu == path
     assert prefloss.build_info()["cpu"] == path
+    torch.set_num_threads(1)  # the processes of all instruction sets share the cores
     for dtype in DTYPES:
         for count in SIZES:
             check_values(count, dtype, LAYOUTS[count % len(LAYOUTS)])
@@ -110,6 +111,9 @@ def run_with(path, command):
     )
 
 
+in_one_process = pytest.mark.xdist_group("instruction_sets")
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Of each instruction set: what its process said, and the file that it wrote."""
@@ -128,6 +132,7 @@ def skip_unless_supported(path, supported):
         pytest.skip(f"this processor has no {path}")
 
 
+@in_one_process
 @over_paths
 def test_every_size_dtype_and_stride_is_right_and_no_thread_changes_a_bit(path, results):
     skip_unless_supported(path, results)
@@ -135,6 +140,7 @@ def test_every_size_dtype_and_stride_is_right_and_no_thread_changes_a_bit(path, 
     assert process.returncode == 0, process.stdout + process.stderr
 
 
+@in_one_process
 @pytest.mark.parametrize("path", ["avx2", "avx512"])
 def test_instruction_sets_agree_to_the_last_bits(path, results):
     skip_unless_supported(path, results)
@@ -150,7 +156,7 @@ def test_instruction_sets_agree_to_the_last_bits(path, results):
 
 @pytest.mark.slow
 @over_paths
-@pytest.mark.parametrize("file", ["test_paired_values.py", "test_indexed.py", "test_grouped.py"])
+@pytest.mark.parametrize("file", ["test_paired_values.py", "test_indexed.py", "test_grouped.py", "test_long_lists.py"])
 def test_the_tests_of_the_values_pass(path, file):
     skip_unless_supported(path, supported_paths())
     process = run_with(path, ["-m", "pytest", "-q", "-p", "no:cacheprovider", Path(__file__).with_name(file)])

@@ -32,7 +32,7 @@ def run(code, path=None, **environment):
     command = [sys.executable, *(["-S"] if path else []), "-c", code]
     if path:
         environment["PYTHONPATH"] = os.pathsep.join([str(path), *sys.path])
-    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600)
 
 
 def import_error(result):
@@ -182,15 +182,49 @@ def test_the_best_instruction_set_is_the_default(accepted):
     assert run(CPU_IN_USE, PREFLOSS_CPU="").stdout.strip() == accepted[-1]
 
 
-def test_an_import_after_torch_is_quick():
-    """A guard: it takes some 30 ms."""
+def test_an_import_after_torch_brings_no_other_package():
+    """So that it takes some 30 ms: what costs is what torch and others import."""
+    code = "import sys, torch; before = set(sys.modules); import prefloss; print(*set(sys.modules) - before)"
+    packages = {name.partition(".")[0] for name in run(code).stdout.split()}
+    assert packages - sys.stdlib_module_names <= {"prefloss", "numpy"}
+
+
+def test_it_may_be_imported_while_something_is_traced_with_fake_tensors():
     code = """
-import time, torch
-started = time.perf_counter()
-import prefloss
-print(time.perf_counter() - started)
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+with FakeTensorMode():
+    import prefloss
+rewards = torch.zeros(4, requires_grad=True)
+for options in ({}, {"beta": 0.5}, {"denominator": torch.tensor(4)}):
+    loss = prefloss.bradley_terry_loss(rewards, torch.zeros(4), **options)
+    loss.backward()
+prefloss.bradley_terry_loss_grouped(rewards[None], torch.arange(4)[None]).backward()
+prefloss.bradley_terry_loss_indexed(rewards, torch.tensor([0]), torch.tensor([1])).backward()
+print(type(loss).__name__, loss.item())
 """
-    assert float(run(code).stdout) < 0.5
+    name, loss = run(code).stdout.split()
+    assert name == "Tensor"
+    assert float(loss) == pytest.approx(math.log(2), rel=1e-7)
+
+
+def test_a_second_import_works_or_is_one_clear_error():
+    code = """
+import sys, torch, prefloss
+for name in [name for name in sys.modules if name.partition(".")[0] == "prefloss"]:
+    del sys.modules[name]
+import prefloss
+print(prefloss.bradley_terry_loss(torch.zeros(4), torch.zeros(4)).item())
+"""
+    result = run(code)
+    if result.returncode == 0:
+        assert float(result.stdout) == pytest.approx(math.log(2), rel=1e-7)
+    else:
+        assert import_error(result).startswith("ImportError: prefloss")
+
+
+def test_the_public_names_are_all_that_a_user_sees():
+    assert set(prefloss.__all__) == {name for name in dir(prefloss) if not name.startswith("_")}
 
 
 def documented():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from rounding_bounds import Bounds, assert_same_bits
 from sample_inputs import (
@@ -35,7 +35,6 @@ over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dty
 over_layouts = pytest.mark.parametrize("layout", LAYOUTS)
 over_reductions = pytest.mark.parametrize("reduction", REDUCTIONS)
 over_options = pytest.mark.parametrize("name", OPTIONS_ALONE, ids=lambda name: name.replace(" ", "-"))
-drawn = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def accumulation(dtype):
@@ -93,9 +92,9 @@ def test_every_pair_of_extreme_values_agrees_with_the_reference(dtype, device):
         check_call(grid[:, 0], grid[:, 1], {**options, "reduction": "none"}, no_upstream, device)
 
 
+@pytest.mark.hypothesis
 @over_dtypes
 def test_any_options_together_agree_with_the_reference(dtype, device):
-    @drawn
     @given(call=paired_calls(dtype), upstream_layout=st.sampled_from([*LAYOUTS, "expanded"]))
     def check(call, upstream_layout):
         def upstream(loss):
@@ -110,10 +109,10 @@ def test_any_options_together_agree_with_the_reference(dtype, device):
     check()
 
 
+@pytest.mark.hypothesis
 @over_dtypes
 @pytest.mark.parametrize("pair_layout", ["halves", "interleaved"])
 def test_stacked_agrees_with_the_reference(dtype, pair_layout):
-    @drawn
     @given(call=paired_calls(dtype), rewards_layout=st.sampled_from(LAYOUTS))
     def check(call, rewards_layout):
         chosen, rejected, options = call
@@ -251,9 +250,9 @@ def test_weighted_micro_batches_add_up_to_the_whole_batch():
     assert sum(part for _, part in parts).loss == pytest.approx(stats.loss, rel=1e-14)
 
 
+@pytest.mark.hypothesis
 @over_dtypes
 def test_pairs_of_weight_zero_contribute_exactly_nothing(dtype):
-    @drawn
     @given(call=paired_calls(dtype), poison=st.sampled_from([math.nan, math.inf, -math.inf]))
     def check(call, poison):
         chosen, rejected, options = call

@@ -12,7 +12,6 @@ import os
 import sys
 import tempfile
 import traceback
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -28,7 +27,7 @@ from prefloss import PairStats
 from prefloss.kernels import PARALLEL_PAIRS
 
 pytestmark = pytest.mark.usefixtures("set_threads")
-SECONDS = 60
+SECONDS = 300  # only what hangs takes so long, on however busy a machine
 LARGE = 8 * PARALLEL_PAIRS + 1  # many chunks for each of many threads
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
@@ -149,29 +148,24 @@ def test_backward_may_run_in_another_thread():
 
 
 @needs_fork
-@pytest.mark.parametrize("options", [{}, {"beta": 0.5}], ids=["default", "with-an-option"])
-def test_a_fork_of_a_process_that_used_threads_computes_the_same_bits(options):
-    """The threads do not survive the fork; the child, which nobody has told, must not wait for them."""
-    ((here, *elsewhere),) = results_of_processes("spawn", here_and_in_forks, [(*inputs(LARGE), options)])
-    assert elsewhere == [here] * 4
+def test_a_fork_of_a_process_with_one_thread_computes_the_same_bits():
+    """As a fork does with torch's own operators; of a process that used more threads, neither promises anything."""
+    ((here, *elsewhere),) = results_of_processes("spawn", here_and_in_forks, [(*inputs(LARGE), items())])
+    assert elsewhere == [here] * 3
 
 
 def here_and_in_forks(*case):
     """In a new process: autograd, which other tests gave threads of its own, would refuse to run in a fork of this one."""
-    warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
-    torch.set_num_threads(4)
-    here = everything(*case)
-    children = results_of_processes("fork", everything, [case, case])
-    return [here, *children, *results_of_processes("fork", in_another_fork, [case]), everything(*case)]
+    torch.set_num_threads(1)
+    here = everything_of_both(*case)
+    return [here, *results_of_processes("fork", everything_of_both, [case, case]), everything_of_both(*case)]
 
 
-def in_another_fork(*case):
-    everything(*case)
-    return results_of_processes("fork", everything, [case])[0]
+def everything_of_both(chosen, rejected, items):
+    return [everything(chosen, rejected, options) for options in ({}, {"beta": 0.5})] + everything_of_items(*items)
 
 
 def items():
-    """Fewer than torch gives threads to in operations of its own, which hang in a fork."""
     random = np.random.default_rng(3)
     given = torch.from_numpy(random.normal(size=30_000)).float()
     ranks = torch.from_numpy(random.integers(0, 20_000, 30_000))
@@ -191,20 +185,16 @@ def everything_of_items(given, ranks, indices):
     return [tensor.detach().view(-1).view(torch.uint8).numpy().tobytes() for tensor in results]
 
 
-@needs_fork
-def test_losses_over_items_have_the_same_bits_in_forks_and_in_threads_of_python():
-    ((here, *elsewhere),) = results_of_processes("spawn", items_here_and_elsewhere, [items()])
-    assert len(elsewhere) == 6
-    assert elsewhere == [here] * 6
+def test_losses_over_items_have_the_same_bits_in_threads_of_python():
+    ((here, *elsewhere),) = results_of_processes("spawn", items_here_and_in_threads, [items()])
+    assert elsewhere == [here] * 4
 
 
-def items_here_and_elsewhere(*case):
-    warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
+def items_here_and_in_threads(*case):
     torch.set_num_threads(4)
     here = everything_of_items(*case)
-    children = results_of_processes("fork", everything_of_items, [case, case])
     with ThreadPoolExecutor(4) as pool:
-        return [here, *children, *pool.map(lambda _: everything_of_items(*case), range(4))]
+        return [here, *pool.map(lambda _: everything_of_items(*case), range(4))]
 
 
 class Losses(Dataset):

@@ -1,0 +1,238 @@
+"""Long lists, which are done in linear time: against the reference, every pair visited, and the promised error."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import RUNS_ON_HOST
+from hypothesis import given
+from hypothesis import strategies as st
+from rounding_bounds import assert_same_bits
+from sample_inputs import array, real, rewards
+from test_grouped import LEVELS, OPTIONS, check, over_dtypes, over_options, over_ties, ranks_of
+
+import prefloss
+from prefloss import group_kernels, reference
+from prefloss.stats import Sum
+
+# On a GPU every pair is visited, as in shorter lists.
+linear = pytest.mark.skipif(RUNS_ON_HOST, reason="the CUDA kernels have no linear time")
+
+SCORES = {
+    "normal": lambda random, n: random.normal(size=n),
+    "sorted with the ranks": lambda random, n: -np.arange(n) / n * 20.0,
+    "sorted against the ranks": lambda random, n: np.arange(n) / n * 20.0,
+    "deviation 0.01": lambda random, n: 0.01 * random.normal(size=n),
+    "deviation 30": lambda random, n: 30.0 * random.normal(size=n),
+    "deviation 1000": lambda random, n: 1000.0 * random.normal(size=n),
+    "outlier above": lambda random, n: np.r_[1e30, random.normal(size=n - 1)],
+    "outlier below": lambda random, n: np.r_[random.normal(size=n - 1), -1e30],
+    "clusters": lambda random, n: random.choice([-60.0, 0.0, 1e-3, 9.0, 300.0], n) + 1e-4 * random.normal(size=n),
+    "near ties": lambda random, n: 1.0 + random.integers(0, 3, n) * 2.0**-23,
+    "equal": lambda random, n: np.full(n, 3.25),
+    "subnormal spacings": lambda random, n: random.integers(-99, 99, n) * 1e-44,
+    "edges of cells": lambda random, n: random.integers(-9, 9, n) * 2.0,
+    "far apart": lambda random, n: -25.0 * np.arange(n),
+    "far tail": lambda random, n: np.where(np.arange(n) < n // 2, 60.0, 0.0) + random.normal(size=n),
+}
+LARGE_RANKS = {
+    "distinct": lambda random, n: random.permutation(n),
+    "in order": lambda random, n: np.arange(n),
+    "two": lambda random, n: (random.random(n) < 0.1).astype(np.int64),
+    "a few": lambda random, n: random.integers(0, 7, n),
+    "one of many items": lambda random, n: np.where(random.random(n) < 0.8, 50, random.integers(0, 100, n)),
+    "many": lambda random, n: random.integers(0, n // 8, n),
+    "floating": lambda random, n: random.normal(size=n),
+}
+
+
+@linear
+@pytest.mark.parametrize(
+    ("scores", "ranks", "ties"),
+    [
+        *((scores, "distinct", "skip") for scores in SCORES),
+        *((scores, "a few", ties) for scores in SCORES for ties in ("skip", "half")),
+        *(("normal", ranks, "half") for ranks in ("in order", "two", "one of many items", "many", "floating")),
+        ("far apart", "in order", "skip"),  # every slope is tiny, and right
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_long_lists_agree_with_the_reference_to_the_promised_error(scores, ranks, dtype, ties):
+    """Against the sum of the absolute values of an entry's terms: 2^-23, and in float64 1e-14; the loss to 1e-7 and 1e-13."""
+    random = np.random.default_rng(3)
+    size = 2200
+    given = real(SCORES[scores](random, size), dtype).requires_grad_()
+    order = torch.from_numpy(LARGE_RANKS[ranks](random, size))
+    loss = prefloss.bradley_terry_loss_grouped(given[None], order[None], reduction="sum", average="pairs", ties=ties)
+    (gradient,) = torch.autograd.grad(loss, given)
+    expected, slopes, magnitudes = every_pair(array(given).astype(np.float64), array(order), ties)
+    promise = 1e-14 if dtype is torch.float64 else 2.0**-23
+    tiny = torch.finfo(dtype).tiny
+    assert abs(loss.item() - expected) <= (1e-13 if dtype is torch.float64 else 1e-7) * expected + tiny
+    assert np.all(np.abs(gradient.double().numpy() - slopes) <= promise * magnitudes + tiny)
+
+
+def every_pair(scores, ranks, ties="skip"):
+    """The sum of the losses, its gradient, and the sums of the absolute values of what each entry adds up."""
+    loss, gradient, magnitudes = 0.0, np.zeros(scores.size), np.zeros(scores.size)
+    for begin in range(0, scores.size, 500):
+        block = slice(begin, begin + 500)
+        better, tied = ranks[block, None] < ranks[None, :], ranks[block, None] == ranks[None, :]
+        z = scores[block, None] - scores[None, :]
+        slope = np.zeros(z.shape)
+        slope[better] = -reference.pair_slope(z[better])
+        loss += reference.pair_loss(z[better]).sum()
+        gradient[block] -= slope.sum(1)
+        gradient += slope.sum(0)
+        magnitudes[block] += slope.sum(1)
+        magnitudes += slope.sum(0)
+        if ties == "half":  # each pair is here twice
+            tied[np.arange(len(z)), begin + np.arange(len(z))] = False
+            loss += reference.pair_loss(z[tied], 0.5).sum() / 2
+            up, down = np.zeros((2, *z.shape))
+            up[tied], down[tied] = -reference.pair_slope(z[tied]), -reference.pair_slope(-z[tied])
+            gradient[block] += (down - up).sum(1) / 2
+            magnitudes[block] += (down + up).sum(1) / 2
+    return loss, gradient, magnitudes
+
+
+@linear
+@pytest.mark.parametrize("scores", SCORES)
+@pytest.mark.parametrize(("ranks", "ties"), [("distinct", "skip"), ("one of many items", "half")])
+def test_statistics_of_long_lists_are_those_of_every_pair(scores, ranks, ties):
+    random = np.random.default_rng(10)
+    order = LARGE_RANKS[ranks](random, 1300)
+    given = SCORES[scores](random, 1300)
+    for options in ({}, OPTIONS["all"]):
+        _, expected = reference.bradley_terry_loss_grouped(
+            given[None], order[None], ties=ties, **options, return_stats=True
+        )
+        _, stats = prefloss.bradley_terry_loss_grouped(
+            torch.from_numpy(given)[None], torch.from_numpy(order)[None], ties=ties, **options, return_stats=True
+        )
+        # The mean difference is compared with its deviation, as it may be nearly 0; rewards with their size.
+        scale, names = np.abs(expected), list(Sum)
+        scale[Sum.DIFFERENCE] += np.sqrt(expected[Sum.COUNT] * expected[Sum.DIFFERENCE_SQUARES])
+        for first, second in ((Sum.CHOSEN, Sum.CHOSEN_SQUARES), (Sum.REJECTED, Sum.REJECTED_SQUARES)):
+            scale[first] += np.sqrt(expected[Sum.COUNT] * expected[second])
+        # What is taken from the losses' squares when they are centred: they are not summed about their mean.
+        scale[Sum.SQUARED_WEIGHT_LOSS_SQUARES] += expected[Sum.SQUARED_WEIGHT_LOSS] ** 2 / expected[Sum.WEIGHT_SQUARED]
+        error = np.abs(stats.sums.numpy() - expected)
+        assert np.all(error <= 1e-12 * scale + 1e-300), {
+            name: (error[name], expected[name]) for name in names if error[name] > 1e-12 * scale[name]
+        }
+
+
+@linear
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@over_options
+@over_ties
+def test_long_lists_with_options_agree_with_the_reference(name, dtype, ties):
+    random = np.random.default_rng(4)
+    given = real(2.0 * random.normal(size=(1, 1300)), dtype)
+    check(given, torch.from_numpy(LARGE_RANKS["many"](random, 1300))[None], {**OPTIONS[name], "ties": ties})
+
+
+# Differences that float32 holds: where z overflows, it does so pair by pair alone.
+EXTREME = (0.0, -0.0, 1e30, -1e30, 1e-44, 60.0, -60.0)
+
+
+@pytest.mark.hypothesis
+@linear
+@over_dtypes
+def test_both_ways_agree_on_groups_of_any_sizes(dtype, monkeypatch):
+    """From two items on in linear time, and pair by pair whatever the size."""
+
+    @given(
+        sizes=st.lists(st.integers(0, 300), min_size=1, max_size=3),
+        levels=st.sampled_from(LEVELS),
+        scale=st.sampled_from([0.0, 1e-3, 1.0, 30.0, 1e3]),
+        values=st.sampled_from([(), EXTREME, (*EXTREME, math.inf, -math.inf, math.nan)]),
+        name=st.sampled_from(list(OPTIONS)),
+        ties=st.sampled_from(["skip", "half"]),
+        seed=st.integers(0, 2**32 - 1),
+    )
+    def check_one(sizes, levels, scale, values, name, ties, seed):
+        random = np.random.default_rng(seed)
+        given, _ = rewards(random, (sum(sizes),), dtype, values)
+        order = ranks_of(random, (sum(sizes),), levels)
+        for large in (2, 1000):
+            monkeypatch.setattr(group_kernels, "LARGE", large)
+            check(given * scale, order, {**OPTIONS[name], "ties": ties, "group_sizes": sizes})
+
+    check_one()
+
+
+@linear
+@pytest.mark.parametrize("ranks", ["distinct", "a few"])
+@pytest.mark.parametrize("nans", [1, 2])
+def test_nan_in_a_long_list_reaches_only_the_items_that_it_is_paired_with(nans, ranks):
+    random = np.random.default_rng(6)
+    given, order = real(random.normal(size=3000), torch.float32), torch.from_numpy(LARGE_RANKS[ranks](random, 3000))
+    expected = torch.autograd.grad(*with_gradient(given, order))[0]
+    given[order.argsort()[: 900 * nans : 900]] = math.nan
+    loss, leaf = with_gradient(given, order)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    assert loss.isnan()
+    paired = given.isnan()
+    for rank in order[given.isnan()]:
+        paired |= order != rank
+    assert torch.equal(gradient.isnan(), paired)
+    # Those of the same rank lose nothing but NaN: their pairs are what they were.
+    torch.testing.assert_close(gradient[~paired], expected[~paired], rtol=1e-5, atol=1e-7)
+
+
+def with_gradient(given, order):
+    leaf = given.detach().clone().requires_grad_()
+    return prefloss.bradley_terry_loss_grouped(leaf[None], order[None], reduction="sum"), leaf
+
+
+@linear
+@pytest.mark.parametrize("name", ["default", "negative beta", "label smoothing", "all"])
+@pytest.mark.parametrize("kinds", [[-math.inf], [math.inf, -math.inf], [math.inf, -math.inf, math.nan]], ids=str)
+@pytest.mark.parametrize(("ranks", "ties"), [("distinct", "skip"), ("two", "skip"), ("many", "half")])
+def test_rewards_that_are_not_finite_in_a_long_list_agree_with_the_reference(name, ties, kinds, ranks):
+    random = np.random.default_rng(7)
+    given = random.normal(size=(1, 1200))
+    given[0, random.choice(1200, 200, replace=False)] = random.choice(kinds, 200)
+    order = torch.from_numpy(LARGE_RANKS[ranks](random, 1200))[None]
+    check(torch.from_numpy(given), order, {**OPTIONS[name], "ties": ties})
+
+
+@linear
+@pytest.mark.parametrize("scale", [1e140, 1e160, 1e308])
+def test_rewards_of_a_long_list_beyond_any_square_agree_with_the_reference(scale):
+    random = np.random.default_rng(8)
+    given = torch.from_numpy(scale * random.uniform(-1, 1, (1, 1200)))
+    order = torch.from_numpy(random.permutation(1200))[None]
+    for options in ({}, {"beta": 3.0, "margin": 1.0}):
+        check(given, order, options)
+
+
+@linear
+@pytest.mark.parametrize("scores", ["normal", "deviation 30"])
+def test_the_number_of_threads_does_not_change_a_bit_of_a_long_list(scores, set_threads):
+    random = np.random.default_rng(8)
+    given = real(SCORES[scores](random, 30_000), torch.float32)
+    order = torch.from_numpy(random.permutation(30_000))
+    results = []
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        loss, leaf = with_gradient(given, order)
+        results.append((loss, *torch.autograd.grad(loss, leaf)))
+    for other in results[1:]:
+        assert_same_bits(other, results[0])
+
+
+@linear
+def test_a_long_list_takes_time_and_memory_for_its_items():
+    """A million items have 5e11 pairs, of which a computer that visited each would take minutes."""
+    random = np.random.default_rng(9)
+    given, order = real(random.normal(size=10**6), torch.float32), torch.from_numpy(random.permutation(10**6))
+    loss, leaf = with_gradient(given, order)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    assert loss.item() == pytest.approx(0.90, abs=0.01)  # E log(1 + exp(z)) of z of variance 2
+    assert abs(gradient.double().sum().item()) < 1e-6 * gradient.abs().sum().item()
