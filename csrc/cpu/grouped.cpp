@@ -170,7 +170,6 @@ class GroupsForward {
     const Ranks<Integer> ranks(levels, size);
     if (ranks.are_one() && !options_.half_ties) {
       std::fill_n(sums, stride_, 0.0);
-      std::fill_n(slopes, size, 0.0);
       return;
     }
     if (!statistics_ && !options_.half_ties && are_few(ranks, size)) {
