@@ -28,8 +28,8 @@ $(INSTALLED): $(PACKAGE)
 demo: $(INSTALLED)  ## build the package and train a reward model with it
 	$(BIN)/python examples/train_reward_model.py $(ARGS)
 
-# A process a core. What a module sets up at length is set up in one of them alone (loadgroup).
-PARALLEL := -n logical --dist loadgroup
+# A process a core. A file's tests stay together, so that what the file sets up at length is set up once.
+PARALLEL := -n logical --dist loadfile
 test: $(INSTALLED)  ## run the tests
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 

@@ -25,8 +25,15 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 def pytest_configure():
-    """Each process of pytest-xdist takes its share of the cores. A job that is there to test the GPU must not pass without one."""
-    torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+    """Each process of pytest-xdist takes its share of the cores, and so do the processes that it starts.
+
+    Threads that wait for each other's cores made the training example three times as slow. A job that is there to test the GPU
+    must not pass without one.
+    """
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+        share = max(1, torch.get_num_threads() // int(workers))
+        torch.set_num_threads(share)
+        os.environ["OMP_NUM_THREADS"] = str(share)
     if os.environ.get("PREFLOSS_REQUIRE_CUDA") == "1" and "cuda" not in DEVICES:
         raise pytest.UsageError(
             f"PREFLOSS_REQUIRE_CUDA=1, but there is no GPU to test: torch.cuda.is_available() is "

@@ -111,9 +111,6 @@ def run_with(path, command):
     )
 
 
-in_one_process = pytest.mark.xdist_group("instruction_sets")
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Of each instruction set: what its process said, and the file that it wrote."""
@@ -132,7 +129,6 @@ def skip_unless_supported(path, supported):
         pytest.skip(f"this processor has no {path}")
 
 
-@in_one_process
 @over_paths
 def test_every_size_dtype_and_stride_is_right_and_no_thread_changes_a_bit(path, results):
     skip_unless_supported(path, results)
@@ -140,7 +136,6 @@ def test_every_size_dtype_and_stride_is_right_and_no_thread_changes_a_bit(path, 
     assert process.returncode == 0, process.stdout + process.stderr
 
 
-@in_one_process
 @pytest.mark.parametrize("path", ["avx2", "avx512"])
 def test_instruction_sets_agree_to_the_last_bits(path, results):
     skip_unless_supported(path, results)

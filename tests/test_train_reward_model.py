@@ -56,9 +56,6 @@ def example(monkeypatch):
 # ---- A known world ----
 
 
-over_one_world = pytest.mark.xdist_group("world")
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """(folder, what was printed) of a run without --data."""
@@ -68,7 +65,6 @@ def world(tmp_path_factory):
     return folder, result
 
 
-@over_one_world
 def test_the_held_out_interval_holds_the_expected_loss_and_the_training_loss_is_below_it(world):
     found = metrics(world[0])
     low, high = found["held_out"]["interval_95"]
@@ -78,7 +74,6 @@ def test_the_held_out_interval_holds_the_expected_loss_and_the_training_loss_is_
     assert found["training"]["pairs"] == found["held_out"]["pairs"] == 500
 
 
-@over_one_world
 def test_the_interval_closes_as_one_over_the_root_of_n_and_holds_as_often_as_it_says(world):
     rows = metrics(world[0])["intervals"]["uniform"]
     constants = [row["half_width"] * math.sqrt(row["pairs"]) for row in rows]
@@ -88,7 +83,6 @@ def test_the_interval_closes_as_one_over_the_root_of_n_and_holds_as_often_as_it_
     assert np.mean([row["coverage"] for row in rows]) == pytest.approx(0.95, abs=0.02)
 
 
-@over_one_world
 def test_a_narrow_collection_misses_however_large_and_the_weight_repairs_it(world):
     found = metrics(world[0])
     narrow, weighted = found["intervals"]["narrow"], found["intervals"]["weighted"]
@@ -104,7 +98,6 @@ def test_a_narrow_collection_misses_however_large_and_the_weight_repairs_it(worl
     assert found["narrow"]["trained_weighted"]["expected_loss"] < expected - 0.1
 
 
-@over_one_world
 def test_the_table_says_what_the_metrics_say(world):
     folder, result = world
     found = metrics(folder)
@@ -117,7 +110,6 @@ def test_the_table_says_what_the_metrics_say(world):
     assert "100%" not in result.stdout
 
 
-@over_one_world
 def test_the_head_loads_into_a_linear_layer_and_has_the_loss_that_was_printed(world, example):
     folder, _ = world
     synthetic = example("synthetic_preferences")
@@ -127,7 +119,6 @@ def test_the_head_loads_into_a_linear_layer_and_has_the_loss_that_was_printed(wo
     assert expected == pytest.approx(metrics(folder)["expected"]["loss"], rel=1e-6)
 
 
-@over_one_world
 def test_the_picture_is_a_png_and_the_metrics_name_the_versions(world):
     folder, _ = world
     assert (folder / "reward_model" / "reward_model.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
