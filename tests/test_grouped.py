@@ -14,6 +14,7 @@ from sample_inputs import DTYPES, FINITE_VALUES, VALUES, array, laid_out, real, 
 
 import prefloss
 from prefloss import reference
+from prefloss.stats import Sum
 
 OPTIONS = {
     "default": {},
