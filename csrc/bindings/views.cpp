@@ -1,5 +1,6 @@
 #include "views.h"
 
+#include <algorithm>
 #include <functional>
 #include <numeric>
 #include <stdexcept>
@@ -163,8 +164,13 @@ const torch_abi::Tensor& Columns::keep(torch_abi::Tensor&& tensor) {
   return alive_.back();
 }
 
-Column Columns::of(torch_abi::Tensor&& tensor, const char* name) {
-  return tensor ? of(keep(std::move(tensor)), name) : Column{};
+Column Columns::of(torch_abi::Tensor&& tensor, const char* name, int64_t entries, std::initializer_list<Dtype> dtypes) {
+  if (!tensor) return {};
+  if (product(tensor.sizes()) != entries || std::find(dtypes.begin(), dtypes.end(), tensor.dtype()) == dtypes.end())
+    throw std::invalid_argument(std::string(name) + " does not fit the rewards: it has " +
+                                std::to_string(product(tensor.sizes())) + " entries where " + std::to_string(entries) +
+                                " are needed, or another dtype; was it changed between forward and backward?");
+  return of(keep(std::move(tensor)), name);
 }
 
 Column Columns::of(const torch_abi::Tensor& kept, const char* name) {
@@ -178,7 +184,7 @@ Column Columns::of(const torch_abi::Tensor& kept, const char* name) {
   if (view.data == nullptr && view.count() > 0)
     throw std::invalid_argument(std::string(name) + " has no memory (a null pointer); a plain dense tensor is needed");
   Column column;
-  return as_column(view, batch, column) == Fit::kYes ? column : of(kept.contiguous(kept.dtype()), name);
+  return as_column(view, batch, column) == Fit::kYes ? column : of(keep(kept.contiguous(kept.dtype())), name);
 }
 
 Place place_of(bool cuda, int device_index, int64_t entries) {

@@ -178,7 +178,7 @@ def as_group_sizes(group_sizes: object) -> Tensor | None:
             raise ValueError(
                 f"{accepted}, got one of {_dtype(group_sizes)}, shape {_shape(group_sizes)}, on {group_sizes.device}"
             )
-        return group_sizes.to(torch.int64, copy=True)  # the caller's may be filled anew before backward
+        return group_sizes.to(torch.int64)
     if isinstance(group_sizes, str) or not isinstance(group_sizes, Sequence):
         raise TypeError(f"{accepted}, got {_given(group_sizes)}")
     for size in group_sizes:

@@ -54,6 +54,7 @@ paired_forward = Operator(
     save=_save_forward,
     derivative=_forward_derivative,
     constant=(1,),
+    shared=("numbers",),
 )
 
 
@@ -76,6 +77,7 @@ paired_backward = Operator(
     fake=_backward_fake,
     save=lambda tensors, options, outputs: tensors,
     derivative=_backward_derivative,
+    shared=("numbers",),
 )
 
 
@@ -111,6 +113,7 @@ paired_double_backward = Operator(
     fake=_double_backward_fake,
     save=lambda tensors, options, outputs: tensors,
     derivative=_double_backward_derivative,
+    shared=("numbers",),
 )
 
 
