@@ -96,9 +96,9 @@ bool View::has_shape_of(const View& other) const {
   return dimensions == other.dimensions && std::equal(sizes, sizes + dimensions, other.sizes);
 }
 
-void set_torch(const py::type& tensor, const py::type& parameter, const py::object& exchange_api,
+bool set_torch(const py::type& tensor, const py::type& parameter, const py::object& exchange_api,
                const std::string& library) {
-  if (torch.api != nullptr) return;
+  if (torch.api != nullptr) return false;
   const auto* api =
       static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(exchange_api.ptr(), dlpack::kCapsuleName));
   if (api == nullptr) throw py::error_already_set();
@@ -111,6 +111,7 @@ void set_torch(const py::type& tensor, const py::type& parameter, const py::obje
   torch.parameter = reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr());
   torch.is_neg = PyUnicode_InternFromString("is_neg");
   torch.api = api;
+  return true;
 }
 
 // DLPack refuses what has no memory of its own (sparse, nested, meta, functorch's wrappers); the type tells subclasses,

@@ -42,7 +42,7 @@ struct View {
 
 // What to recognise a plain tensor by, and the path of libtorch_cpu, with which the operators are registered. Once in a
 // process. Throws std::runtime_error, saying what this torch lacks.
-void set_torch(const py::type& tensor, const py::type& parameter, const py::object& exchange_api,
+bool set_torch(const py::type& tensor, const py::type& parameter, const py::object& exchange_api,
                const std::string& library);
 
 // False for whatever is not certainly a plain strided tensor in the memory of the host or of the current CUDA device:

@@ -21,20 +21,24 @@ from . import _core
 
 _functorch_depth = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
-_FUNCTIONALIZE = torch._C._functorch.TransformType.Functionalize
 
 
 def connect() -> None:
     """Gives the compiled module torch's tensors and its stable C ABI (torch >= 2.10)."""
-    name = {"linux": "libtorch_cpu.so", "darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}[sys.platform]
+    name = {"darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}.get(sys.platform, "libtorch_cpu.so")
     library = os.path.join(os.path.dirname(torch.__file__), "lib", name)
     try:
-        _core.set_torch(Tensor, Parameter, Tensor.__dlpack_c_exchange_api__, library)
+        first = _core.set_torch(Tensor, Parameter, Tensor.__dlpack_c_exchange_api__, library)
     except (AttributeError, RuntimeError) as error:
         raise ImportError(
             f"prefloss needs torch's stable C ABI, which torch 2.10 and later have; this is torch {torch.__version__}, "
             f"{library}: {error}"
         ) from error
+    if not first:
+        raise ImportError(
+            "prefloss was imported before in this process, and its modules were removed from sys.modules; torch registers an "
+            "operator only once, so start a new process"
+        )
 
 
 def real_tensors() -> AbstractContextManager[Any]:
@@ -46,15 +50,6 @@ def real_tensors() -> AbstractContextManager[Any]:
 # of torch's own operators. There the derivative is recorded by a Function of that level alone.
 Function = _SingleLevelFunction
 at_this_level = enable_single_level_autograd_function
-
-
-def in_transform() -> bool:
-    """Whether functorch, batched autograd or forward mode must find a derivative: `torch.func.functionalize` alone needs none."""
-    if forward_ad._current_level >= 0:
-        return True
-    if not _functorch_depth():
-        return False
-    return is_compiling() or torch._C._functorch.peek_interpreter_stack().key() != _FUNCTIONALIZE
 
 
 def is_watched() -> bool:
