@@ -46,6 +46,11 @@ def real_tensors() -> AbstractContextManager[Any]:
 # of torch's own operators. There the derivative is recorded by a Function of that level alone.
 Function = _SingleLevelFunction
 at_this_level = enable_single_level_autograd_function
+below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+def in_functorch() -> bool:
+    return bool(_functorch_depth())
 
 
 def in_transform() -> bool:
