@@ -93,7 +93,8 @@ class Operator:
             *given, options = arguments
             if not in_functorch():
                 return self.plain(*options.all_tensors(given), *options)
-            with below_autograd(), torch.enable_grad():  # the levels further out record a derivative too: not the plain one
+            # The levels further out record a derivative too, which the plain operator does not have.
+            with below_autograd(), torch.enable_grad():
                 return self.operator(*options.all_tensors(given), *options)
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
