@@ -86,12 +86,27 @@ struct ChunkOfItems {
             size,      all.options};
   }
 
-  void add_gradients_to(double* slopes) const {
+  // Adds the slopes of these pairs to the sums of their items. Weights multiply here, in double: float32 weights near
+  // the ends of their range would underflow or overflow before the sums are divided by their total.
+  void add_slopes_of(Pairs its, double* sums) const {
+    const Column weight = its.weight;
+    its.weight = {};
+    backward_chunk<Real>(its, 1, Column{}, {column(2), column(3), {}}, 0, 0);
     const Real *a = values(2), *b = values(3);
-    for (int64_t i = 0; i < size; i++) {
-      slopes[chosen[i * chosen_stride]] += static_cast<double>(a[i]);
-      slopes[rejected[i * rejected_stride]] += static_cast<double>(b[i]);
+    const auto add = [&](int64_t i, double by) {
+      sums[chosen[i * chosen_stride]] += by * static_cast<double>(a[i]);
+      sums[rejected[i * rejected_stride]] += by * static_cast<double>(b[i]);
+    };
+    if (!weight) {
+      for (int64_t i = 0; i < size; i++) add(i, 1);
+      return;
     }
+    Buffer<double> buffer;
+    for_blocks(0, size, [&](int64_t begin, int count) {
+      const double* by = load(weight, 0, begin, count, buffer);
+      for (int i = 0; i < count; i++)
+        if (by[i] != 0) add(begin + i, by[i]);  // a pair of weight 0 counts 0, even if its scores are NaN
+    });
   }
 };
 
@@ -110,15 +125,12 @@ bool indexed(const Comparisons& comparisons, const Pairs& pairs, const Divisor& 
   std::atomic<bool> outside{false};
   for_chunks(stripes, threads, [&](int64_t stripe) {
     ChunkOfItems<Real, Integer> part{comparisons, scores, std::min(kChunk, pairs.count)};
-    const Gradients gradients{part.column(2), part.column(3), {}};
     for (int64_t chunk = stripe * chunks / stripes; chunk < (stripe + 1) * chunks / stripes; chunk++) {
       if (!part.load_from(chunk * kChunk, pairs.count)) outside = true;
       if (outside) return;
       const Pairs its = part.pairs(pairs, chunk * kChunk);
       partials[static_cast<size_t>(chunk)] = forward_chunk<Real>(its, outputs, 0, 0);
-      if (!slopes) continue;
-      backward_chunk<Real>(its, 1, Column{}, gradients, 0, 0);
-      part.add_gradients_to(sums_of(stripe));
+      if (slopes) part.add_slopes_of(its, sums_of(stripe));
     }
   });
   if (outside) return false;

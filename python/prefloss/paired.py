@@ -22,6 +22,7 @@ Reduction = Literal["mean", "sum", "none"]
 Layout = Literal["halves", "interleaved"]
 Result = Tensor | tuple[Tensor, PairStats]
 
+_MEAN: Reduction = "mean"  # told by identity, as the other defaults are: an array is not compared
 _LAYOUTS = {"halves": HALVES, "interleaved": INTERLEAVED}
 
 
@@ -62,7 +63,7 @@ def bradley_terry_loss(
     label_smoothing: float = DEFAULTS.label_smoothing,
     flip_rate: float = DEFAULTS.label_smoothing,
     center_rewards_coefficient: float = DEFAULTS.center_rewards_coefficient,
-    reduction: Reduction = "mean",
+    reduction: Reduction = _MEAN,
     denominator: Tensor | float | None = None,
     return_stats: bool = False,
 ) -> Result:
@@ -90,10 +91,12 @@ def bradley_terry_loss(
         reduction: "mean" divides by the total weight (the number of pairs without weights), "sum" by 1; "none" returns
             the pairs' terms w (l + c (a + b)^2) in the rewards' shape.
         denominator: what "mean" divides by instead, so that micro-batches and ranks add up to the loss of the whole
-            batch: a number > 0, or a 0-d tensor on the rewards' device (Hugging Face's ``num_items_in_batch``).
+            batch: a number > 0, or a tensor of one entry on the rewards' device (Hugging Face's ``num_items_in_batch``).
         return_stats: also return `PairStats`, gathered in the same pass.
 
-    Per-pair tensors (margin, weight, target) are float32 or of the rewards' dtype, on their device and of their shape.
+    Per-pair tensors (margin, weight, target) are of the rewards' shape, on their device. Any real dtype; float32 and the
+    rewards' own are read as they are, others converted. Numbers may be tensors of one entry: on the CPU, so that they can be
+    read without waiting; for margin, target and denominator, on the rewards' device. None switches an option off.
 
     Returns:
         The loss, float64 for float64 rewards and float32 for all others; with ``return_stats``, (loss, `PairStats`).
@@ -117,7 +120,7 @@ def bradley_terry_loss(
         and label_smoothing is DEFAULTS.label_smoothing
         and flip_rate is DEFAULTS.label_smoothing
         and center_rewards_coefficient is DEFAULTS.center_rewards_coefficient
-        and reduction == "mean"
+        and reduction is _MEAN
         and denominator is None
         and return_stats is False
         and not is_compiling()
@@ -125,10 +128,9 @@ def bradley_terry_loss(
         and paired_accepts(chosen, rejected, PAIRED, None, None, None) == ACCEPTED
     ):
         return cast(Tensor, DefaultLoss.apply(chosen, rejected))
-    numbers = arguments.check_numbers(
-        margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient
-    )
-    return loss_of(Pairs(chosen, rejected, margin, weight, target), PAIRED, numbers, reduction, denominator, return_stats)
+    numbers = arguments.check_numbers(margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient)
+    pairs = Pairs(chosen, rejected, only_tensor(margin), weight, only_tensor(target))
+    return loss_of(pairs, PAIRED, numbers, reduction, denominator, return_stats)
 
 
 @overload
@@ -158,7 +160,7 @@ def bradley_terry_loss_stacked(
     label_smoothing: float = DEFAULTS.label_smoothing,
     flip_rate: float = DEFAULTS.label_smoothing,
     center_rewards_coefficient: float = DEFAULTS.center_rewards_coefficient,
-    reduction: Reduction = "mean",
+    reduction: Reduction = _MEAN,
     denominator: Tensor | float | None = None,
     return_stats: bool = False,
 ) -> Result:
@@ -173,10 +175,8 @@ def bradley_terry_loss_stacked(
     is missing or odd, or ``layout`` unknown.
     """
     arguments.check_choice("layout", layout, tuple(_LAYOUTS))
-    numbers = arguments.check_numbers(
-        margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient
-    )
-    pairs = Pairs(rewards, None, margin, weight, target)
+    numbers = arguments.check_numbers(margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient)
+    pairs = Pairs(rewards, None, only_tensor(margin), weight, only_tensor(target))
     return loss_of(pairs, _LAYOUTS[layout], numbers, reduction, denominator, return_stats)
 
 
@@ -186,15 +186,6 @@ def loss_of(
     """The loss of pairs whose options are not checked yet: eager where the tensors are plain, else by the operators."""
     code = arguments.check_reduction(reduction)
     arguments.check_flag("return_stats", return_stats)
-    chosen, rejected, margin, weight, target = pairs
-    # Numbers are among the numbers already.
-    pairs = Pairs(
-        chosen,
-        rejected,
-        margin if isinstance(margin, Tensor) else None,
-        weight,
-        target if isinstance(target, Tensor) else None,
-    )
     eager = not is_compiling() and not is_watched()
     result = _eager_loss(pairs, layout, numbers, code, denominator, return_stats) if eager else None
     if result is None:
@@ -205,6 +196,11 @@ def loss_of(
         divisor = arguments.check_denominator(denominator, code, pairs.chosen)
         result = paired_loss(pairs, numbers, divisor, code, return_stats)
     return (result[0], PairStats(result[1].detach())) if return_stats else result[0]
+
+
+def only_tensor(option: Tensor | float | None) -> Tensor | None:
+    """None for a number, which is among the `Numbers`."""
+    return option if isinstance(option, Tensor) else None
 
 
 def _checked(pairs: Pairs, layout: int) -> Pairs:

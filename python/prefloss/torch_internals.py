@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
@@ -50,6 +50,11 @@ def real_tensors() -> AbstractContextManager[Any]:
 # of torch's own operators. There the derivative is recorded by a Function of that level alone.
 Function = _SingleLevelFunction
 at_this_level = enable_single_level_autograd_function
+below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+def in_functorch() -> bool:
+    return bool(_functorch_depth())
 
 
 def is_watched() -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..torch_internals import Function, at_this_level
+from ..torch_internals import Function, at_this_level, below_autograd, in_functorch
 
 _library = torch.library.Library("prefloss", "FRAGMENT")
 
@@ -91,7 +91,11 @@ class Operator:
     def _make_function(self, name: str, save: Any, derivative: Any, constant: Sequence[int]) -> Any:
         def forward(*arguments: Any) -> Any:
             *given, options = arguments
-            return self.plain(*options.all_tensors(given), *options)
+            if not in_functorch():
+                return self.plain(*options.all_tensors(given), *options)
+            # The levels further out record a derivative too, which the plain operator does not have.
+            with below_autograd(), torch.enable_grad():
+                return self.operator(*options.all_tensors(given), *options)
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             *given, ctx.options = inputs
