@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _core
-from .pairs import DEFAULTS, REDUCTIONS, Numbers, Pairs, accumulation_dtype
+from .pairs import DEFAULTS, REDUCTIONS, Numbers, accumulation_dtype
 from .torch_internals import requires_gradient
 
 REWARD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -87,7 +87,9 @@ def check_scores(scores: object) -> Tensor:
     """One reward an item."""
     scores = check_rewards("scores", scores)
     if scores.dim() != 1:
-        raise ValueError(f"scores must have one entry an item, shape (n,), got {_shape(scores)}; .flatten() makes it so")
+        raise ValueError(
+            f"scores must have one entry an item, shape (n,), got {_shape(scores)}; .flatten() makes it so"
+        )
     return scores
 
 
@@ -97,7 +99,9 @@ def check_index(name: str, index: object, scores: Tensor | None = None) -> Tenso
     if index.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"{name} must have dtype int64 or int32, got {_dtype(index)}; {name}.long() converts it")
     if index.dim() != 1:
-        raise ValueError(f"{name} must have one entry a comparison, shape (P,), got {_shape(index)}; .flatten() makes it so")
+        raise ValueError(
+            f"{name} must have one entry a comparison, shape (P,), got {_shape(index)}; .flatten() makes it so"
+        )
     if scores is not None:
         _check_device(name, index, scores, "scores")
     return index
@@ -123,7 +127,13 @@ def check_index_pair(
 
 
 def per_pair(
-    name: str, value: object, rewards: Tensor, shape: torch.Size | None = None, *, mask: bool = False, entry: str = "pair"
+    name: str,
+    value: object,
+    rewards: Tensor,
+    shape: torch.Size | None = None,
+    *,
+    mask: bool = False,
+    entry: str = "pair",
 ) -> Tensor | None:
     """None, or one entry a pair (or group) as kernels take it: float32 or the rewards' dtype, or, for a mask, bool.
 
@@ -184,7 +194,7 @@ def as_group_sizes(group_sizes: object) -> Tensor | None:
     for size in group_sizes:
         if isinstance(size, bool) or not isinstance(size, Integral):
             raise TypeError(f"{accepted}, got {_given(size)} among them")
-        if not 0 <= size < 2**31:
+        if not 0 <= int(size) < 2**31:
             raise ValueError(f"group_sizes must be >= 0 and add up to the number of rewards, got {size} among them")
     return torch.tensor([int(size) for size in group_sizes], dtype=torch.int64, device="cpu")
 
@@ -210,9 +220,7 @@ def check_no_gradient(name: str, value: object) -> None:
         )
 
 
-def check_number(
-    name: str, value: object, accepted: str, low: float = -math.inf, high: float = math.inf
-) -> float:
+def check_number(name: str, value: object, accepted: str, low: float = -math.inf, high: float = math.inf) -> float:
     """A finite number in [low, high], which `accepted` says in words; or a tensor of one entry on the CPU."""
     if isinstance(value, Tensor):
         check_no_gradient(name, value)
@@ -256,7 +264,8 @@ def check_numbers(
         rate = check_number("flip_rate", flip_rate, "a number in [0, 0.5)", 0, math.nextafter(0.5, 0))
         if smoothing != 0 and rate != 0:
             raise ValueError(
-                f"flip_rate and label_smoothing say opposite things, and only one can be given; got {flip_rate!r} and {label_smoothing!r}"
+                f"flip_rate and label_smoothing cannot both be given, got {flip_rate!r} and {label_smoothing!r}: "
+                "the one corrects for flipped labels, the other adds some"
             )
         smoothing = -rate / (1 - 2 * rate) if rate else smoothing
     return Numbers(

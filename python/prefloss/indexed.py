@@ -101,9 +101,7 @@ def bradley_terry_loss_indexed(
     numbers = arguments.check_numbers(margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient)
     code = arguments.check_reduction(reduction)
     arguments.check_flag("return_stats", return_stats)
-    margin = margin if isinstance(margin, Tensor) else None
-    target = target if isinstance(target, Tensor) else None
-    pairs = Pairs(scores, None, margin, weight, target)
+    pairs = Pairs.of(scores, None, margin, weight, target)
     eager = not is_compiling() and not is_watched() and code != NONE
     given = chosen_index, rejected_index, numbers, code, denominator, return_stats
     result = _eager_loss(pairs, *given) if eager else None
@@ -163,7 +161,9 @@ def _eager_loss(
         if divisor is None:
             return None
     call = PairedCall.of(PAIRED, numbers, reduction, divisor, return_stats)
-    return cast("tuple[Tensor, Tensor]", IndexedLoss.apply(scores, chosen_index, rejected_index, margin, weight, target, call))
+    return cast(
+        "tuple[Tensor, Tensor]", IndexedLoss.apply(scores, chosen_index, rejected_index, margin, weight, target, call)
+    )
 
 
 def merge_comparisons(

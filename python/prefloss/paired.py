@@ -125,10 +125,9 @@ def bradley_terry_loss(
         and paired_accepts(chosen, rejected, PAIRED, None, None, None) == ACCEPTED
     ):
         return cast(Tensor, DefaultLoss.apply(chosen, rejected))
-    numbers = arguments.check_numbers(
-        margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient
-    )
-    return loss_of(Pairs(chosen, rejected, margin, weight, target), PAIRED, numbers, reduction, denominator, return_stats)
+    numbers = arguments.check_numbers(margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient)
+    pairs = Pairs.of(chosen, rejected, margin, weight, target)
+    return loss_of(pairs, PAIRED, numbers, reduction, denominator, return_stats)
 
 
 @overload
@@ -173,10 +172,8 @@ def bradley_terry_loss_stacked(
     is missing or odd, or ``layout`` unknown.
     """
     arguments.check_choice("layout", layout, tuple(_LAYOUTS))
-    numbers = arguments.check_numbers(
-        margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient
-    )
-    pairs = Pairs(rewards, None, margin, weight, target)
+    numbers = arguments.check_numbers(margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient)
+    pairs = Pairs.of(rewards, None, margin, weight, target)
     return loss_of(pairs, _LAYOUTS[layout], numbers, reduction, denominator, return_stats)
 
 
@@ -186,15 +183,6 @@ def loss_of(
     """The loss of pairs whose options are not checked yet: eager where the tensors are plain, else by the operators."""
     code = arguments.check_reduction(reduction)
     arguments.check_flag("return_stats", return_stats)
-    chosen, rejected, margin, weight, target = pairs
-    # Numbers are among the numbers already.
-    pairs = Pairs(
-        chosen,
-        rejected,
-        margin if isinstance(margin, Tensor) else None,
-        weight,
-        target if isinstance(target, Tensor) else None,
-    )
     eager = not is_compiling() and not is_watched()
     result = _eager_loss(pairs, layout, numbers, code, denominator, return_stats) if eager else None
     if result is None:

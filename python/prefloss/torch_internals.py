@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
@@ -22,19 +22,6 @@ from . import _core
 _functorch_depth = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _FUNCTIONALIZE = torch._C._functorch.TransformType.Functionalize
-
-
-def connect() -> None:
-    """Gives the compiled module torch's tensors and its stable C ABI (torch >= 2.10)."""
-    name = {"linux": "libtorch_cpu.so", "darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}[sys.platform]
-    library = os.path.join(os.path.dirname(torch.__file__), "lib", name)
-    try:
-        _core.set_torch(Tensor, Parameter, Tensor.__dlpack_c_exchange_api__, library)
-    except (AttributeError, RuntimeError) as error:
-        raise ImportError(
-            f"prefloss needs torch's stable C ABI, which torch 2.10 and later have; this is torch {torch.__version__}, "
-            f"{library}: {error}"
-        ) from error
 
 
 def real_tensors() -> AbstractContextManager[Any]:
@@ -73,3 +60,19 @@ def will_run(node: Any, places: Iterable[int]) -> bool:
     """Whether the gradient of one of a Function's inputs is asked for, in the backward pass that is running now."""
     functions = [node.next_functions[place][0] for place in places if place < len(node.next_functions)]
     return any(torch._C._will_engine_execute_node(function) for function in functions if function is not None)
+
+
+def _connect() -> None:
+    """Gives the compiled module torch's tensors and its stable C ABI (torch >= 2.10)."""
+    name = {"linux": "libtorch_cpu.so", "darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}[sys.platform]
+    library = os.path.join(os.path.dirname(torch.__file__), "lib", name)
+    try:
+        _core.set_torch(Tensor, Parameter, Tensor.__dlpack_c_exchange_api__, library)
+    except (AttributeError, RuntimeError) as error:
+        raise ImportError(
+            f"prefloss needs torch's stable C ABI, which torch 2.10 and later have; this is torch {torch.__version__}, "
+            f"{library}: {error}"
+        ) from error
+
+
+_connect()

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from ..torch_internals import Function, at_this_level
 
+if hasattr(torch.ops.prefloss, "paired_forward"):
+    raise ImportError(
+        "prefloss was imported before in this process, and torch takes its operators once only: start a new one"
+    )
 _library = torch.library.Library("prefloss", "FRAGMENT")
 
 
