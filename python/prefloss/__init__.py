@@ -21,10 +21,6 @@ if _core.__version__ != __version__:
         "with `pip install --force-reinstall --no-deps .` from the repository's root, or reinstall the wheel."
     )
 
-from . import torch_internals
-
-torch_internals.connect()
-
 from . import reference
 from .grouped import bradley_terry_loss_grouped
 from .indexed import bradley_terry_loss_indexed, merge_comparisons
@@ -43,6 +39,10 @@ __all__ = [
     "merge_comparisons",
     "reference",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def build_info() -> dict[str, object]:

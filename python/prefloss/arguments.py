@@ -272,8 +272,8 @@ def check_numbers(
         rate = check_number("flip_rate", flip_rate, "a number in [0, 0.5)", 0, math.nextafter(0.5, 0))
         if smoothing != 0 and rate != 0:
             raise ValueError(
-                f"flip_rate and label_smoothing say opposite things, and only one can be given; got {flip_rate!r} and "
-                f"{label_smoothing!r}"
+                f"flip_rate and label_smoothing cannot both be given, got {flip_rate!r} and {label_smoothing!r}: "
+                "the one corrects for flipped labels, the other adds some"
             )
         smoothing = -rate / (1 - 2 * rate) if rate else smoothing
     return Numbers(

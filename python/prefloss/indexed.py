@@ -12,7 +12,7 @@ from . import arguments
 from ._core import indexed_accepts, number_of
 from .eager import ACCEPTED, IndexedLoss, PairedCall
 from .operators.indexed import indexed_loss
-from .paired import Reduction, Result, only_tensor
+from .paired import Reduction, Result
 from .pairs import DEFAULTS, NONE, PAIRED, Numbers, Pairs, accumulation_dtype
 from .stats import PairStats
 from .torch_internals import is_watched
@@ -101,7 +101,7 @@ def bradley_terry_loss_indexed(
     numbers = arguments.check_numbers(margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient)
     code = arguments.check_reduction(reduction)
     arguments.check_flag("return_stats", return_stats)
-    pairs = Pairs(scores, None, only_tensor(margin), weight, only_tensor(target))
+    pairs = Pairs.of(scores, None, margin, weight, target)
     eager = not is_compiling() and not is_watched() and code != NONE
     given = chosen_index, rejected_index, numbers, code, denominator, return_stats
     result = _eager_loss(pairs, *given) if eager else None

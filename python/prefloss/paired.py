@@ -129,7 +129,7 @@ def bradley_terry_loss(
     ):
         return cast(Tensor, DefaultLoss.apply(chosen, rejected))
     numbers = arguments.check_numbers(margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient)
-    pairs = Pairs(chosen, rejected, only_tensor(margin), weight, only_tensor(target))
+    pairs = Pairs.of(chosen, rejected, margin, weight, target)
     return loss_of(pairs, PAIRED, numbers, reduction, denominator, return_stats)
 
 
@@ -176,7 +176,7 @@ def bradley_terry_loss_stacked(
     """
     arguments.check_choice("layout", layout, tuple(_LAYOUTS))
     numbers = arguments.check_numbers(margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient)
-    pairs = Pairs(rewards, None, only_tensor(margin), weight, only_tensor(target))
+    pairs = Pairs.of(rewards, None, margin, weight, target)
     return loss_of(pairs, _LAYOUTS[layout], numbers, reduction, denominator, return_stats)
 
 
@@ -196,11 +196,6 @@ def loss_of(
         divisor = arguments.check_denominator(denominator, code, pairs.chosen)
         result = paired_loss(pairs, numbers, divisor, code, return_stats)
     return (result[0], PairStats(result[1].detach())) if return_stats else result[0]
-
-
-def only_tensor(option: Tensor | float | None) -> Tensor | None:
-    """None for a number, which is among the `Numbers`."""
-    return option if isinstance(option, Tensor) else None
 
 
 def _checked(pairs: Pairs, layout: int) -> Pairs:

@@ -23,24 +23,6 @@ _functorch_depth = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 
 
-def connect() -> None:
-    """Gives the compiled module torch's tensors and its stable C ABI (torch >= 2.10)."""
-    name = {"darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}.get(sys.platform, "libtorch_cpu.so")
-    library = os.path.join(os.path.dirname(torch.__file__), "lib", name)
-    try:
-        first = _core.set_torch(Tensor, Parameter, Tensor.__dlpack_c_exchange_api__, library)
-    except (AttributeError, RuntimeError) as error:
-        raise ImportError(
-            f"prefloss needs torch's stable C ABI, which torch 2.10 and later have; this is torch {torch.__version__}, "
-            f"{library}: {error}"
-        ) from error
-    if not first:
-        raise ImportError(
-            "prefloss was imported before in this process, and its modules were removed from sys.modules; torch registers an "
-            "operator only once, so start a new process"
-        )
-
-
 def real_tensors() -> AbstractContextManager[Any]:
     """In it tensors are real ones, even where the first import of the package is under a FakeTensorMode."""
     return _disable_current_modes()
@@ -73,3 +55,24 @@ def will_run(node: Any, places: Iterable[int]) -> bool:
     """Whether the gradient of one of a Function's inputs is asked for, in the backward pass that is running now."""
     functions = [node.next_functions[place][0] for place in places if place < len(node.next_functions)]
     return any(torch._C._will_engine_execute_node(function) for function in functions if function is not None)
+
+
+def _connect() -> None:
+    """Gives the compiled module torch's tensors and its stable C ABI (torch >= 2.10)."""
+    name = {"darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}.get(sys.platform, "libtorch_cpu.so")
+    library = os.path.join(os.path.dirname(torch.__file__), "lib", name)
+    try:
+        first = _core.set_torch(Tensor, Parameter, Tensor.__dlpack_c_exchange_api__, library)
+    except (AttributeError, RuntimeError) as error:
+        raise ImportError(
+            f"prefloss needs torch's stable C ABI, which torch 2.10 and later have; this is torch {torch.__version__}, "
+            f"{library}: {error}"
+        ) from error
+    if not first:
+        raise ImportError(
+            "prefloss was imported before in this process, and its modules were removed from sys.modules; torch registers an "
+            "operator only once, so start a new process"
+        )
+
+
+_connect()

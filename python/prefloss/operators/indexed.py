@@ -99,7 +99,9 @@ def indexed_loss(
 ) -> tuple[Tensor, Tensor]:
     """(loss, sums) by the operators. `pairs.chosen` has the scores, one an item."""
     scores = pairs.chosen
-    wide = scores.to(accumulation_dtype(scores.dtype))  # halves are rounded once, after an item's slopes have been added up
+    wide = scores.to(
+        accumulation_dtype(scores.dtype)
+    )  # halves are rounded once, after an item's slopes have been added up
     chosen, rejected = take(wide, chosen_index, "chosen_index"), take(wide, rejected_index, "rejected_index")
     margin, weight, target = (
         option if option is None or not option.is_floating_point() else option.to(accumulation_dtype(option.dtype))

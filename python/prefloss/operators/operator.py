@@ -38,7 +38,7 @@ class Operator:
     """prefloss::`name`, and prefloss::plain_`name`, the same without a derivative.
 
     The derivative is a Function's, which calls the plain operator. So a compiled graph has the plain one, whose call never
-    enters Python; functorch, which cannot differentiate an operator, is given the Function.
+    enters Python. Under functorch each level records a Function of its own.
 
     Args:
         schema: as torch.library takes it, tensors first. With a last argument ``int batch``, that is the number of leading
