@@ -275,7 +275,8 @@ def test_batched_gradients_are_the_gradients_one_by_one(call, device):
     batched = torch.autograd.grad(loss, wanted, upstream, is_grads_batched=True, retain_graph=True)
     for row, each in enumerate(upstream):
         expected = torch.autograd.grad(loss, wanted, each, retain_graph=True)
-        assert_the_same_step(call, tensors, [gradients[row] for gradients in batched], expected)
+        its = {**tensors, "upstream": each}
+        assert_the_same_step(call, its, [gradients[row] for gradients in batched], expected)
 
 
 @over_few

@@ -39,9 +39,14 @@ def in_functorch() -> bool:
     return bool(_functorch_depth())
 
 
+def in_forward_mode() -> bool:
+    """Whether tensors may carry tangents, which a Function without a rule for them refuses."""
+    return forward_ad._current_level >= 0
+
+
 def is_watched() -> bool:
     """Whether a transform or a dispatch mode (fake tensors, make_fx, a logger) must see every operation."""
-    return bool(_functorch_depth()) or _dispatch_modes() > 0 or forward_ad._current_level >= 0
+    return in_functorch() or _dispatch_modes() > 0 or in_forward_mode()
 
 
 def requires_gradient(tensor: Tensor) -> bool:

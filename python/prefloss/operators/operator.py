@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..torch_internals import Function, at_this_level, below_autograd, in_functorch
+from ..torch_internals import Function, at_this_level, below_autograd, in_forward_mode, in_functorch
 
 _library = torch.library.Library("prefloss", "FRAGMENT")
 
@@ -82,7 +82,8 @@ class Operator:
         return self.operator(*arguments)
 
     def _autograd(self, *arguments: Any) -> Any:
-        if not torch._C._any_requires_grad(*arguments) or not torch.is_grad_enabled():
+        recorded = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
+        if not recorded and not in_forward_mode():
             return self.plain(*arguments)
         given, options = Options.split(arguments, self._tensors)
         with at_this_level():
