@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -19,9 +19,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from . import _core
 
-_functorch_depth = torch._C._are_functorch_transforms_active
+in_functorch = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
-_FUNCTIONALIZE = torch._C._functorch.TransformType.Functionalize
 
 
 def real_tensors() -> AbstractContextManager[Any]:
@@ -35,18 +34,20 @@ Function = _SingleLevelFunction
 at_this_level = enable_single_level_autograd_function
 
 
-def in_transform() -> bool:
-    """Whether functorch, batched autograd or forward mode must find a derivative: `torch.func.functionalize` alone needs none."""
-    if forward_ad._current_level >= 0:
-        return True
-    if not _functorch_depth():
-        return False
-    return is_compiling() or torch._C._functorch.peek_interpreter_stack().key() != _FUNCTIONALIZE
+@contextmanager
+def derivatives_recorded() -> Iterator[None]:
+    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+        yield
+
+
+def in_forward_mode() -> bool:
+    """Whether tensors may have tangents."""
+    return forward_ad._current_level >= 0
 
 
 def is_watched() -> bool:
     """Whether a transform or a dispatch mode (fake tensors, make_fx, a logger) must see every operation."""
-    return bool(_functorch_depth()) or _dispatch_modes() > 0 or forward_ad._current_level >= 0
+    return in_functorch() or _dispatch_modes() > 0 or in_forward_mode()
 
 
 def requires_gradient(tensor: Tensor) -> bool:
