@@ -72,10 +72,10 @@ def bradley_terry_loss_grouped(
 ) -> Result:
     """`bradley_terry_loss` over all pairs of each group, without a K by K matrix: InstructGPT's loss, RankNet's, AUC's surrogate.
 
-    In a group every item is preferred to every item of higher rank. Ranks are places, 0 for the best. **Labels (1 = relevant) are not
-    ranks: pass ``ranks=-labels``**, or the loss is upside down. Each pair (a preferred to b) has the term
-    l(beta (a - b) - margin) + c (a + b)^2 of `bradley_terry_loss`. With two ranks only, positives and negatives, the mean over the
-    pairs is the logistic surrogate of 1 - AUC.
+    In a group every item is preferred to every item of higher rank. Ranks are places, 0 for the best. **Labels (1 = relevant) are
+    not ranks: pass ``ranks=-labels``**, or the loss is upside down. Each pair (a preferred to b) has the term
+    l(beta (a - b) - margin) + c (a + b)^2 of `bradley_terry_loss`. With two ranks only, positives and negatives, the mean over
+    the pairs is the logistic surrogate of 1 - AUC.
 
     >>> import prefloss, torch
     >>> rewards, labels = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([[1, 0, 0]])
