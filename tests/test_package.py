@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import importlib.metadata
 import inspect
+import io
 import json
 import math
 import os
@@ -237,6 +239,14 @@ def documented():
 @pytest.mark.parametrize("value", [pytest.param(value, id=name) for name, value in documented()])
 def test_what_is_public_is_documented(value):
     assert inspect.getdoc(value)
+
+
+@pytest.mark.parametrize("name", sorted(set(prefloss.__all__) - {"reference"}))
+def test_the_documentation_has_an_example_that_gives_what_it_says(name):
+    (documentation,) = doctest.DocTestFinder(recurse=False).find(getattr(prefloss, name), name, globs={})
+    assert documentation.examples
+    output = io.StringIO()
+    assert doctest.DocTestRunner().run(documentation, out=output.write).failed == 0, output.getvalue()
 
 
 def state():

@@ -52,6 +52,10 @@ def build_info() -> dict[str, object]:
     variable PREFLOSS_CPU forces one); cuda (the toolkit and architectures of the
     CUDA kernels, or why there are none); gpu (the GPUs that they can use, or why none can); torch; torch_cuda (the CUDA
     that torch was built with, or None). Asking for the GPUs starts the CUDA driver in this process.
+
+    >>> import prefloss
+    >>> prefloss.build_info()["version"] == prefloss.__version__
+    True
     """
     cuda = "none: built without nvcc, or with PREFLOSS_CUDA=OFF"
     if _core.cuda is not None:
