@@ -124,7 +124,7 @@ def test_other_sizes_do_not_compile_again(name, form):
         case = draw(name, count, seed=count)
         (mine, stats), (its, expected) = function(*case), loss(*case)
         assert_same_bits(differentiated(mine, *case), differentiated(its, *case))
-        assert_same_bits(stats, expected)
+        assert_same_bits([stats.sums], [expected.sums])
         frames.append(counter.frame_count)
     assert set(frames) == {frames[0]}
     for count in (1, 0):  # torch compiles these two sizes for themselves, by its own rule
