@@ -17,8 +17,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import prefloss
-from prefloss import PairStats, ops
-from prefloss.kernels import Options
+from prefloss import PairStats
+from prefloss.operators.paired import paired_backward, paired_double_backward, paired_forward
+from prefloss.pairs import REDUCTIONS as CODES
+from prefloss.pairs import Numbers
 
 # Importing what compiles, and forward mode, defines script methods in torch itself.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script")
@@ -232,7 +234,7 @@ def test_make_fx_sees_the_operators(tracing_mode, options):
 
     graph = make_fx(gradient, tracing_mode=tracing_mode)(*draw("default", 40)[:2])
     targets = {node.target for node in graph.graph.nodes}
-    assert {ops.forward, ops.backward} <= targets
+    assert {paired_forward.plain, paired_backward.plain} <= targets
     chosen, rejected, _ = draw("default", 40, seed=1)
     assert_same_bits([graph(chosen, rejected)], [gradient(chosen, rejected)])
 
@@ -411,6 +413,12 @@ def test_a_gradient_of_a_gradient_under_torch_func_is_that_of_autograd(call):
     assert expected.any()
     assert_same_bits([twice(tensors[place])], [expected])
 
+    def of_the_outer_level(given):
+        return torch.func.grad(lambda factor: factor * loss(given))(torch.ones(()))
+
+    once = torch.func.grad(loss)(tensors[place])
+    assert_same_bits([torch.func.grad(of_the_outer_level)(tensors[place])], [once])
+
 
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf"
@@ -424,15 +432,15 @@ def test_the_operators_keep_their_promises(name, reduction):
     columns = [
         options.pop(key) if torch.is_tensor(options.get(key)) else None for key in ("margin", "weight", "target")
     ]
-    numbers = {"margin_number": options.pop("margin", 0.0), "target_number": options.pop("target", 1.0)}
+    numbers = Numbers(margin=options.pop("margin", 0.0), target=options.pop("target", 1.0), **options)
     denominator = torch.tensor(3.0, dtype=torch.float64) if reduction == "mean" else None
-    fixed = Options(**options, **numbers, reduction=reduction)
-    tensors = (chosen, rejected, *columns, denominator)
-    torch.library.opcheck(ops.forward, (*tensors, *fixed))
-    torch.library.opcheck(ops.forward, (*tensors, *fixed._replace(return_stats=True)))
-    loss, sums = ops.forward(*tensors, *fixed)
+    tensors = (chosen, rejected, *columns, denominator, None)
+    for return_stats in (False, True):
+        fixed = (*numbers, CODES[reduction], return_stats, 0)
+        torch.library.opcheck(paired_forward.operator, (*tensors, *fixed))
+    loss, sums = paired_forward(*tensors, *fixed)
     upstream = torch.full_like(loss, -1.5).requires_grad_()
-    torch.library.opcheck(ops.backward, (upstream, *tensors, sums, *fixed))
+    torch.library.opcheck(paired_backward.operator, (upstream, *tensors, sums, *fixed))
     detached = [tensor.detach() if torch.is_tensor(tensor) else tensor for tensor in (upstream, *tensors, sums)]
     directions = [torch.ones_like(tensor) if torch.is_tensor(tensor) else None for tensor in detached[1:4]]
-    torch.library.opcheck(ops.double_backward, (*directions, *detached, *fixed))
+    torch.library.opcheck(paired_double_backward.operator, (*directions, *detached, *fixed))

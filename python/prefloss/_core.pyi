@@ -12,7 +12,7 @@ large_group: Final[int]
 cpu_runs_cuda_kernels: Final[bool]
 
 def cuda_unusable() -> str: ...
-def set_torch(tensor: type, parameter: type, exchange_api: object, library: str) -> None: ...
+def set_torch(tensor: type, parameter: type, exchange_api: object, library: str) -> bool: ...
 def number_of(tensor: Tensor) -> float | None: ...
 
 class PairedCall:
@@ -90,9 +90,6 @@ def grouped_forward(
     slopes: Tensor | None,
     sums: Tensor | None,
 ) -> bool: ...
-def grouped_backward(
-    grad: Tensor, slopes: Tensor | None, group_sizes: Tensor | None, call: GroupedCall, result: Tensor
-) -> bool: ...
 
 # False: an index is out of range.
 def indexed_forward(
@@ -106,4 +103,10 @@ def indexed_forward(
     loss: Tensor,
     slopes: Tensor | None,
     sums: Tensor | None,
+) -> bool: ...
+
+# The gradient from the slopes that forward kept, of groups or of items by index. False, with nothing written: a tensor is not
+# what it was.
+def scale_slopes(
+    grad: Tensor, slopes: Tensor | None, group_sizes: Tensor | None, per_group: bool, result: Tensor
 ) -> bool: ...

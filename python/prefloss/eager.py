@@ -213,8 +213,9 @@ class GroupedLoss(Function):
         sums = torch.empty_like(_SUMS) if options.return_stats else None
         if not _core.grouped_forward(rewards, ranks, sizes, weight, call.plain, loss, slopes, sums):
             check_ranks(ranks)
-        ctx.save_for_backward(slopes, rewards, ranks, sizes, weight)
-        ctx.call = call
+        # A copy of the sizes, whose buffer may be filled anew before backward.
+        ctx.save_for_backward(slopes, rewards, ranks, sizes if sizes is None else sizes.clone(), weight)
+        ctx.call, ctx.shape = call, rewards.shape
         if sums is not None:
             ctx.mark_non_differentiable(sums)
         return loss, sums
@@ -224,9 +225,14 @@ class GroupedLoss(Function):
         slopes, rewards, ranks, sizes, weight = ctx.saved_tensors
         call = ctx.call
         if not torch.is_grad_enabled() and not is_watched():
-            result = torch.empty_like(rewards, memory_format=torch.contiguous_format)
-            if _core.grouped_backward(grad, slopes, sizes, call.plain, result):
+            result = rewards.new_empty(ctx.shape)
+            if _core.scale_slopes(grad, slopes, sizes, call.options.reduction == NONE, result):
                 return result, None, None, None, None
+        if rewards.shape != ctx.shape:
+            raise ValueError(
+                f"rewards had shape {tuple(ctx.shape)} and have {tuple(rewards.shape)} now: were they changed between forward "
+                f"and backward?"
+            )
         with torch.enable_grad():
             loss, _ = grouped_loss(Groups(rewards, ranks, sizes, weight), call.options, call.denominator)
             (result,) = torch.autograd.grad(loss, rewards, grad, create_graph=True)
@@ -274,14 +280,15 @@ class IndexedLoss(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: object) -> tuple[Tensor | None, ...]:
         slopes, scores, chosen_index, rejected_index, *options = ctx.saved_tensors
-        if torch.is_grad_enabled() or is_watched():
-            call = ctx.call
-            with torch.enable_grad():
-                pairs = Pairs(scores, None, *options)
-                loss, _ = indexed_loss(
-                    pairs, chosen_index, rejected_index, call.numbers, call.denominator, call.reduction, False
-                )
-                (result,) = torch.autograd.grad(loss, scores, grad, create_graph=True)
-        else:
-            result = (slopes * grad).to(scores.dtype)
+        call = ctx.call
+        if not torch.is_grad_enabled() and not is_watched():
+            result = torch.empty_like(scores)
+            if _core.scale_slopes(grad, slopes, None, False, result):
+                return result, None, None, None, None, None, None
+        with torch.enable_grad():
+            pairs = Pairs(scores, None, *options)
+            loss, _ = indexed_loss(
+                pairs, chosen_index, rejected_index, call.numbers, call.denominator, call.reduction, False
+            )
+            (result,) = torch.autograd.grad(loss, scores, grad, create_graph=True)
         return result, None, None, None, None, None, None

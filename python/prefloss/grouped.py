@@ -97,11 +97,11 @@ def bradley_terry_loss_grouped(
             1); "pairs" the mean over all pairs of all groups.
         ties: "skip" leaves out pairs of equal rank; "half" counts them with target 1/2 and no margin.
         margin: a number: how far apart the rewards should be.
-        weight: one a group, of any real dtype, or bool: sum w mean / sum w for average "groups", and sum w sum / sum w
+        weight: one a group, any real dtype, or a mask: sum w mean / sum w for average "groups", and sum w sum / sum w
             n for "pairs". A group of weight 0 counts nothing, even if its rewards are NaN.
         beta, label_smoothing, flip_rate, center_rewards_coefficient: as in `bradley_terry_loss`.
         reduction: "mean", "sum" (not divided by the groups' weight, or that of the pairs), or "none": one entry a group.
-        denominator: what "mean" divides by instead, as in `bradley_terry_loss`.
+        denominator: what "mean" divides by instead: a number > 0, or a tensor of one entry on the rewards' device.
         return_stats: also return `PairStats` of the pairs. They are not independent where groups have more than two items: the
             standard error is then too small. A tie, with "half", is half a pair in each order.
 
@@ -117,10 +117,8 @@ def bradley_terry_loss_grouped(
     Sources: Ouyang et al. 2022 (arXiv 2203.02155) eq. 1; Burges et al. 2005 (RankNet); Gao & Zhou 2015 (AUC surrogates); for
     sums that factorise, Greengard & Rokhlin 1987 (the fast multipole method).
     """
-    if isinstance(margin, Tensor) and margin.dim() > 0:
-        raise TypeError(f"margin must be a number, for groups, got a tensor of shape {tuple(margin.shape)}")
     if isinstance(margin, Tensor):
-        margin = arguments.check_number("margin", margin, "a finite number")
+        margin = arguments.check_number("margin", margin, "a finite number (groups have one margin for all pairs)")
     numbers = arguments.check_numbers(margin, None, beta, label_smoothing, flip_rate, center_rewards_coefficient)
     arguments.check_choice("average", average, ("groups", "pairs"))
     arguments.check_choice("ties", ties, ("skip", "half"))

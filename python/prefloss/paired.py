@@ -22,6 +22,7 @@ Reduction = Literal["mean", "sum", "none"]
 Layout = Literal["halves", "interleaved"]
 Result = Tensor | tuple[Tensor, PairStats]
 
+_MEAN: Reduction = "mean"  # told by identity, as the other defaults are: an array is not compared
 _LAYOUTS = {"halves": HALVES, "interleaved": INTERLEAVED}
 
 
@@ -62,7 +63,7 @@ def bradley_terry_loss(
     label_smoothing: float = DEFAULTS.label_smoothing,
     flip_rate: float = DEFAULTS.label_smoothing,
     center_rewards_coefficient: float = DEFAULTS.center_rewards_coefficient,
-    reduction: Reduction = "mean",
+    reduction: Reduction = _MEAN,
     denominator: Tensor | float | None = None,
     return_stats: bool = False,
 ) -> Result:
@@ -101,13 +102,12 @@ def bradley_terry_loss(
         reduction: "mean" divides by the total weight (the number of pairs without weights), "sum" by 1; "none" returns
             the pairs' terms w (l + c (a + b)^2) in the rewards' shape.
         denominator: what "mean" divides by instead, so that micro-batches and ranks add up to the loss of the whole
-            batch: a number > 0, or a tensor of one entry, of any real dtype but bool, on the rewards' device (Hugging
-            Face's ``num_items_in_batch``).
+            batch: a number > 0, or a tensor of one entry on the rewards' device (Hugging Face's ``num_items_in_batch``).
         return_stats: also return `PairStats`, gathered in the same pass.
 
-    Tensors with one entry a pair (margin, weight, target) have the rewards' shape and device, and any real dtype: what is neither
-    float32 nor of the rewards' dtype is converted. For margin and target a 0-d tensor stands for all pairs. An option that is a
-    number may also be a tensor of one entry on the CPU; None is the default, which is off.
+    Per-pair tensors (margin, weight, target) are of the rewards' shape, on their device. Any real dtype; float32 and the
+    rewards' own are read as they are, others converted. Numbers may be tensors of one entry: on the CPU, so that they can be
+    read without waiting; for margin, target and denominator, on the rewards' device. None switches an option off.
 
     Returns:
         The loss, float64 for float64 rewards and float32 for all others; with ``return_stats``, (loss, `PairStats`).
@@ -132,7 +132,7 @@ def bradley_terry_loss(
         and label_smoothing is DEFAULTS.label_smoothing
         and flip_rate is DEFAULTS.label_smoothing
         and center_rewards_coefficient is DEFAULTS.center_rewards_coefficient
-        and reduction == "mean"
+        and reduction is _MEAN
         and denominator is None
         and return_stats is False
         and not is_compiling()
@@ -172,7 +172,7 @@ def bradley_terry_loss_stacked(
     label_smoothing: float = DEFAULTS.label_smoothing,
     flip_rate: float = DEFAULTS.label_smoothing,
     center_rewards_coefficient: float = DEFAULTS.center_rewards_coefficient,
-    reduction: Reduction = "mean",
+    reduction: Reduction = _MEAN,
     denominator: Tensor | float | None = None,
     return_stats: bool = False,
 ) -> Result:

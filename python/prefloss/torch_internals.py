@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from . import _core
 
-in_functorch = torch._C._are_functorch_transforms_active
+_functorch_depth = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 
 
@@ -32,6 +32,7 @@ def real_tensors() -> AbstractContextManager[Any]:
 # of torch's own operators. There the derivative is recorded by a Function of that level alone.
 Function = _SingleLevelFunction
 at_this_level = enable_single_level_autograd_function
+below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
 @contextmanager
@@ -40,8 +41,12 @@ def derivatives_recorded() -> Iterator[None]:
         yield
 
 
+def in_functorch() -> bool:
+    return bool(_functorch_depth())
+
+
 def in_forward_mode() -> bool:
-    """Whether tensors may have tangents."""
+    """Whether tensors may carry tangents, which a Function without a rule for them refuses."""
     return forward_ad._current_level >= 0
 
 
@@ -65,15 +70,20 @@ def will_run(node: Any, places: Iterable[int]) -> bool:
 
 def _connect() -> None:
     """Gives the compiled module torch's tensors and its stable C ABI (torch >= 2.10)."""
-    name = {"linux": "libtorch_cpu.so", "darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}[sys.platform]
+    name = {"darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}.get(sys.platform, "libtorch_cpu.so")
     library = os.path.join(os.path.dirname(torch.__file__), "lib", name)
     try:
-        _core.set_torch(Tensor, Parameter, Tensor.__dlpack_c_exchange_api__, library)
+        first = _core.set_torch(Tensor, Parameter, Tensor.__dlpack_c_exchange_api__, library)
     except (AttributeError, RuntimeError) as error:
         raise ImportError(
             f"prefloss needs torch's stable C ABI, which torch 2.10 and later have; this is torch {torch.__version__}, "
             f"{library}: {error}"
         ) from error
+    if not first:
+        raise ImportError(
+            "prefloss was imported before in this process, and its modules were removed from sys.modules; torch registers an "
+            "operator only once, so start a new process"
+        )
 
 
 _connect()

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..torch_internals import Function, at_this_level, derivatives_recorded, in_forward_mode, in_functorch
+from ..torch_internals import (
+    Function,
+    at_this_level,
+    below_autograd,
+    derivatives_recorded,
+    in_forward_mode,
+    in_functorch,
+)
 
-if hasattr(torch.ops.prefloss, "paired_forward"):
-    raise ImportError(
-        "prefloss was imported before in this process, and torch takes its operators once only: start a new one"
-    )
 _library = torch.library.Library("prefloss", "FRAGMENT")
 
 
@@ -42,7 +45,7 @@ class Operator:
     """prefloss::`name`, and prefloss::plain_`name`, the same without a derivative.
 
     The derivative is a Function's, which calls the plain operator. So a compiled graph has the plain one, whose call never
-    enters Python; functorch, which cannot differentiate an operator, is given the Function.
+    enters Python. Under functorch each level records a Function of its own.
 
     Args:
         schema: as torch.library takes it, tensors first. With a last argument ``int batch``, that is the number of leading
@@ -86,26 +89,24 @@ class Operator:
         return self.operator(*arguments)
 
     def _autograd(self, *arguments: Any) -> Any:
-        differentiated = torch._C._any_requires_grad(*arguments) and torch.is_grad_enabled()
-        if (
-            not differentiated and not in_forward_mode()
-        ):  # where the Function refuses tangents, instead of dropping them
+        recorded = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
+        if not recorded and not in_forward_mode():
             return self._without_derivative(*arguments)
         given, options = Options.split(arguments, self._tensors)
         with at_this_level():
             return self._function.apply(*given, options)
 
     def _without_derivative(self, *arguments: Any) -> Any:
-        """At this level of functorch. The next level may record one: the plain operator would hide it."""
+        """At this level of functorch. The levels further out may record one, which the plain operator does not have."""
         if not in_functorch():
             return self.plain(*arguments)
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return self.operator(*arguments)
 
     def _make_function(self, name: str, save: Any, derivative: Any, constant: Sequence[int]) -> Any:
         def forward(*arguments: Any) -> Any:
             *given, options = arguments
-            with derivatives_recorded():  # by the next levels of functorch; a Function's forward turns that off
+            with derivatives_recorded():  # by the levels further out; a Function's forward turns that off
                 return self._without_derivative(*options.all_tensors(given), *options)
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -52,6 +52,7 @@ paired_forward = Operator(
     save=_save_forward,
     derivative=_forward_derivative,
     constant=(1,),
+    shared=("numbers",),
 )
 
 
@@ -74,6 +75,7 @@ paired_backward = Operator(
     fake=_backward_fake,
     save=lambda tensors, options, outputs: tensors,
     derivative=_backward_derivative,
+    shared=("numbers",),
 )
 
 
@@ -109,6 +111,7 @@ paired_double_backward = Operator(
     fake=_double_backward_fake,
     save=lambda tensors, options, outputs: tensors,
     derivative=_double_backward_derivative,
+    shared=("numbers",),
 )
 
 
