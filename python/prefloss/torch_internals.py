@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from . import _core
 
-_functorch_depth = torch._C._are_functorch_transforms_active
+in_functorch = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 
 
@@ -32,7 +32,6 @@ def real_tensors() -> AbstractContextManager[Any]:
 # of torch's own operators. There the derivative is recorded by a Function of that level alone.
 Function = _SingleLevelFunction
 at_this_level = enable_single_level_autograd_function
-below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
 @contextmanager
@@ -41,18 +40,14 @@ def derivatives_recorded() -> Iterator[None]:
         yield
 
 
-def in_functorch() -> bool:
-    return bool(_functorch_depth())
-
-
 def in_forward_mode() -> bool:
-    """Whether tensors may carry tangents, which a Function without a rule for them refuses."""
+    """Whether tensors may have tangents."""
     return forward_ad._current_level >= 0
 
 
 def is_watched() -> bool:
     """Whether a transform or a dispatch mode (fake tensors, make_fx, a logger) must see every operation."""
-    return in_functorch() or _dispatch_modes() > 0 or in_forward_mode()
+    return in_functorch() or _dispatch_modes() > 0 or forward_ad._current_level >= 0
 
 
 def requires_gradient(tensor: Tensor) -> bool:

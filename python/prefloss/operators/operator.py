@@ -8,14 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..torch_internals import (
-    Function,
-    at_this_level,
-    below_autograd,
-    derivatives_recorded,
-    in_forward_mode,
-    in_functorch,
-)
+from ..torch_internals import Function, at_this_level, derivatives_recorded, in_forward_mode, in_functorch
 
 _library = torch.library.Library("prefloss", "FRAGMENT")
 
@@ -89,24 +82,24 @@ class Operator:
         return self.operator(*arguments)
 
     def _autograd(self, *arguments: Any) -> Any:
-        recorded = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
-        if not recorded and not in_forward_mode():
+        differentiated = torch._C._any_requires_grad(*arguments) and torch.is_grad_enabled()
+        if not differentiated and not in_forward_mode():  # a Function refuses tangents, instead of dropping them
             return self._without_derivative(*arguments)
         given, options = Options.split(arguments, self._tensors)
         with at_this_level():
             return self._function.apply(*given, options)
 
     def _without_derivative(self, *arguments: Any) -> Any:
-        """At this level of functorch. The levels further out may record one, which the plain operator does not have."""
+        """At this level of functorch. The next level may record one: the plain operator would hide it."""
         if not in_functorch():
             return self.plain(*arguments)
-        with below_autograd():
+        with torch._C._AutoDispatchBelowAutograd():
             return self.operator(*arguments)
 
     def _make_function(self, name: str, save: Any, derivative: Any, constant: Sequence[int]) -> Any:
         def forward(*arguments: Any) -> Any:
             *given, options = arguments
-            with derivatives_recorded():  # by the levels further out; a Function's forward turns that off
+            with derivatives_recorded():  # by the next levels of functorch; a Function's forward turns that off
                 return self._without_derivative(*options.all_tensors(given), *options)
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
