@@ -276,7 +276,7 @@ def test_batched_gradients_are_the_gradients_one_by_one(call, device):
     for row, each in enumerate(upstream):
         expected = torch.autograd.grad(loss, wanted, each, retain_graph=True)
         its = {**tensors, "upstream": each}
-        assert_the_same_step(call, its, [gradients[row] for gradients in batched], expected)
+        assert_the_same_step(call, its, [loss, *(gradients[row] for gradients in batched)], [loss, *expected])
 
 
 @over_few

@@ -72,7 +72,7 @@ def check_compiled(function, layout):
         if stats:
             (compiled, compiled_stats), (eager, eager_stats) = compiled, eager
             assert type(compiled_stats) is PairStats
-            assert_same_bits(compiled_stats, eager_stats)
+            assert_same_bits([compiled_stats.sums], [eager_stats.sums])
         assert compiled.requires_grad
         assert (compiled.shape, compiled.dtype) == (eager.shape, eager.dtype)
         inputs = [*pair, *(value for key, value in options.items() if key == "margin" and torch.is_tensor(value))]

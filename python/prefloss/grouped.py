@@ -97,11 +97,11 @@ def bradley_terry_loss_grouped(
             1); "pairs" the mean over all pairs of all groups.
         ties: "skip" leaves out pairs of equal rank; "half" counts them with target 1/2 and no margin.
         margin: a number: how far apart the rewards should be.
-        weight: one a group, any real dtype, or a mask: sum w mean / sum w for average "groups", and sum w sum / sum w
+        weight: one a group, of any real dtype, or bool: sum w mean / sum w for average "groups", and sum w sum / sum w
             n for "pairs". A group of weight 0 counts nothing, even if its rewards are NaN.
         beta, label_smoothing, flip_rate, center_rewards_coefficient: as in `bradley_terry_loss`.
         reduction: "mean", "sum" (not divided by the groups' weight, or that of the pairs), or "none": one entry a group.
-        denominator: what "mean" divides by instead: a number > 0, or a tensor of one entry on the rewards' device.
+        denominator: what "mean" divides by instead, as in `bradley_terry_loss`.
         return_stats: also return `PairStats` of the pairs. They are not independent where groups have more than two items: the
             standard error is then too small. A tie, with "half", is half a pair in each order.
 
@@ -126,12 +126,11 @@ def bradley_terry_loss_grouped(
     arguments.check_flag("return_stats", return_stats)
     options = GroupOptions(numbers, ties == "half", average == "pairs", code, return_stats)
     groups = Groups(rewards, ranks, arguments.as_group_sizes(group_sizes), weight)
-    eager = not is_compiling() and not is_watched()
-    result = _eager_loss(groups, options, denominator) if eager else None
+    result = _eager_loss(groups, options, denominator)
     if result is None:
         groups = _checked(groups)
         arguments.check_range(numbers, groups.rewards)
-        result = _eager_loss(groups, options, denominator) if eager else None
+        result = _eager_loss(groups, options, denominator)
     if result is None:
         divisor = arguments.check_denominator(denominator, code, groups.rewards)
         result = grouped_loss(groups, options, divisor)
@@ -150,6 +149,8 @@ def _eager_loss(
     groups: Groups, options: GroupOptions, denominator: Tensor | float | None
 ) -> tuple[Tensor, Tensor] | None:
     """(loss, sums) where all tensors are plain and on the CPU; else None."""
+    if is_compiling() or is_watched():
+        return None
     fit = grouped_accepts(*groups)
     if fit == REFUSED:
         return None

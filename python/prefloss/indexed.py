@@ -109,13 +109,12 @@ def bradley_terry_loss_indexed(
     code = arguments.check_reduction(reduction)
     arguments.check_flag("return_stats", return_stats)
     pairs = Pairs.of(scores, None, margin, weight, target)
-    eager = not is_compiling() and not is_watched() and code != NONE
     given = chosen_index, rejected_index, numbers, code, denominator, return_stats
-    result = _eager_loss(pairs, *given) if eager else None
+    result = _eager_loss(pairs, *given)
     if result is None:
         pairs = _checked(pairs, chosen_index, rejected_index)
         arguments.check_range(numbers, pairs.chosen)
-        result = _eager_loss(pairs, *given) if eager else None
+        result = _eager_loss(pairs, *given)
     if result is None:
         divisor = arguments.check_denominator(denominator, code, pairs.chosen)
         result = indexed_loss(pairs, chosen_index, rejected_index, numbers, divisor, code, return_stats)
@@ -153,6 +152,8 @@ def _eager_loss(
     return_stats: bool,
 ) -> tuple[Tensor, Tensor] | None:
     """(loss, sums) where all tensors are plain and on the CPU, and the margin asks for no gradient; else None."""
+    if is_compiling() or is_watched() or reduction == NONE:
+        return None
     scores, _, margin, weight, target = pairs
     if indexed_accepts(scores, chosen_index, rejected_index, margin, weight, target) != ACCEPTED:
         return None

@@ -102,12 +102,13 @@ def bradley_terry_loss(
         reduction: "mean" divides by the total weight (the number of pairs without weights), "sum" by 1; "none" returns
             the pairs' terms w (l + c (a + b)^2) in the rewards' shape.
         denominator: what "mean" divides by instead, so that micro-batches and ranks add up to the loss of the whole
-            batch: a number > 0, or a tensor of one entry on the rewards' device (Hugging Face's ``num_items_in_batch``).
+            batch: a number > 0, or a tensor of one entry, of any real dtype but bool, on the rewards' device (Hugging
+            Face's ``num_items_in_batch``).
         return_stats: also return `PairStats`, gathered in the same pass.
 
-    Per-pair tensors (margin, weight, target) are of the rewards' shape, on their device. Any real dtype; float32 and the
-    rewards' own are read as they are, others converted. Numbers may be tensors of one entry: on the CPU, so that they can be
-    read without waiting; for margin, target and denominator, on the rewards' device. None switches an option off.
+    Tensors with one entry a pair (margin, weight, target) have the rewards' shape and device, and any real dtype: what is neither
+    float32 nor of the rewards' dtype is converted. For margin and target a 0-d tensor stands for all pairs. An option that is a
+    number may also be a tensor of one entry on the CPU; None is the default, which is off.
 
     Returns:
         The loss, float64 for float64 rewards and float32 for all others; with ``return_stats``, (loss, `PairStats`).
@@ -202,12 +203,11 @@ def loss_of(
     """The loss of pairs whose options are not checked yet: eager where the tensors are plain, else by the operators."""
     code = arguments.check_reduction(reduction)
     arguments.check_flag("return_stats", return_stats)
-    eager = not is_compiling() and not is_watched()
-    result = _eager_loss(pairs, layout, numbers, code, denominator, return_stats) if eager else None
+    result = _eager_loss(pairs, layout, numbers, code, denominator, return_stats)
     if result is None:
         pairs, layout = _checked(pairs, layout), PAIRED
         arguments.check_range(numbers, pairs.chosen)
-        result = _eager_loss(pairs, layout, numbers, code, denominator, return_stats) if eager else None
+        result = _eager_loss(pairs, layout, numbers, code, denominator, return_stats)
     if result is None:
         divisor = arguments.check_denominator(denominator, code, pairs.chosen)
         result = paired_loss(pairs, numbers, divisor, code, return_stats)
@@ -235,6 +235,8 @@ def _eager_loss(
     pairs: Pairs, layout: int, numbers: Numbers, reduction: int, denominator: Tensor | float | None, return_stats: bool
 ) -> tuple[Tensor, ...] | None:
     """(loss,), or (loss, sums), where all tensors are plain; else None."""
+    if is_compiling() or is_watched():
+        return None
     fit = paired_accepts(pairs.chosen, pairs.rejected, layout, pairs.margin, pairs.weight, pairs.target)
     if fit == REFUSED:
         return None
