@@ -6,8 +6,8 @@ CXX ?= g++
 , := ,
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/* tests/cuda_on_host/*)
-PACKAGE := pyproject.toml constraints.txt CMakeLists.txt $(CXX_SOURCES) $(wildcard python/prefloss/*.py python/prefloss/*.pyi)
+CXX_SOURCES := $(wildcard $(foreach suffix,h cpp cu cuh,csrc/*.$(suffix) csrc/*/*.$(suffix) csrc/*/*/*.$(suffix)) tests/cuda_on_host/*)
+PACKAGE := pyproject.toml constraints.txt CMakeLists.txt $(CXX_SOURCES) $(wildcard python/prefloss/*.py python/prefloss/*.pyi python/prefloss/*/*.py)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -37,7 +37,7 @@ struct Groups {
   bool half_ties = false;  // pairs of equal rank count too, with target 1/2 and no margin
   int64_t large = 0;       // groups of so many items take linear time on the CPU
 
-  PREFLOSS_HOST_DEVICE bool wide() const { return rewards.dtype == Dtype::kFloat64; }
+  PREFLOSS_HOST_DEVICE bool in_float64() const { return rewards.dtype == Dtype::kFloat64; }
   PREFLOSS_HOST_DEVICE int64_t count() const { return rows * groups; }
   PREFLOSS_HOST_DEVICE int64_t begin(int64_t group) const { return offsets ? offsets[group] : group * size; }
   PREFLOSS_HOST_DEVICE int64_t size_of(int64_t group) const {

@@ -413,6 +413,12 @@ def test_a_gradient_of_a_gradient_under_torch_func_is_that_of_autograd(call):
     assert expected.any()
     assert_same_bits([twice(tensors[place])], [expected])
 
+    def of_the_outer_level(given):
+        return torch.func.grad(lambda factor: factor * loss(given))(torch.ones(()))
+
+    once = torch.func.grad(loss)(tensors[place])
+    assert_same_bits([torch.func.grad(of_the_outer_level)(tensors[place])], [once])
+
 
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf"

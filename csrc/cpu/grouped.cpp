@@ -359,23 +359,23 @@ namespace PREFLOSS_CPU_PATH {
 
 GroupStatus grouped_forward(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs,
                             int threads) {
-  return groups.wide() ? forward<double>(groups, average, outputs, threads)
-                       : forward<float>(groups, average, outputs, threads);
+  return groups.in_float64() ? forward<double>(groups, average, outputs, threads)
+                             : forward<float>(groups, average, outputs, threads);
 }
 
 void grouped_backward(const Groups& groups, const void* slopes, const GroupUpstream& upstream, const Column& result,
                       int threads) {
-  groups.wide() ? backward(groups, static_cast<const double*>(slopes), upstream, result, threads)
-                : backward(groups, static_cast<const float*>(slopes), upstream, result, threads);
+  groups.in_float64() ? backward(groups, static_cast<const double*>(slopes), upstream, result, threads)
+                      : backward(groups, static_cast<const float*>(slopes), upstream, result, threads);
 }
 
 GroupStatus grouped_double_backward(const Groups& groups, const void* slopes, const double* factors,
                                     const GroupUpstream& upstream, const Column& direction, const Column& gradient,
                                     double* along, int threads) {
-  return groups.wide() ? double_backward(groups, static_cast<const double*>(slopes), factors, upstream, direction,
-                                         gradient, along, threads)
-                       : double_backward(groups, static_cast<const float*>(slopes), factors, upstream, direction,
-                                         gradient, along, threads);
+  return groups.in_float64() ? double_backward(groups, static_cast<const double*>(slopes), factors, upstream, direction,
+                                               gradient, along, threads)
+                             : double_backward(groups, static_cast<const float*>(slopes), factors, upstream, direction,
+                                               gradient, along, threads);
 }
 
 }  // namespace PREFLOSS_CPU_PATH

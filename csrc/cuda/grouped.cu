@@ -14,8 +14,8 @@
 namespace prefloss::cuda {
 namespace {
 
-constexpr int kTile = 8;      // pairs that are added up in Real
-constexpr int kSegment = 32;  // and in float64, before they go on: for fewer roundings of one sum
+constexpr int kAddedInReal = 8;  // pairs that are added up in Real
+constexpr int kSegment = 32;     // and in float64, before they go on: for fewer roundings of one sum
 template <bool kStatistics>
 constexpr int kItemSums = group_sums(kStatistics);
 
@@ -69,11 +69,11 @@ __global__ void __launch_bounds__(kThreads, 2) plain_items(Groups groups, double
     double pairs = 0, terms = 0, slope = 0;
     int added = 0;
 #pragma unroll 1
-    for (int64_t first = begin; first < end; first += kTile) {
+    for (int64_t first = begin; first < end; first += kAddedInReal) {
       LossProduct<Real> loss;
       Real its_slope = 0;
 #pragma unroll 1
-      for (int64_t other = first; other < first + kTile && other < end; other++) {
+      for (int64_t other = first; other < first + kAddedInReal && other < end; other++) {
         const Item<Real> its(groups, other);
         const bool ahead = item.ahead_of(its);
         if (!ahead && !its.ahead_of(item)) continue;
@@ -85,13 +85,13 @@ __global__ void __launch_bounds__(kThreads, 2) plain_items(Groups groups, double
         pairs += 1;
       }
       slope += static_cast<double>(its_slope);
-      if (added + kTile > PairLossSum::kMost) {
+      if (added + kAddedInReal > PairLossSum::kMost) {
         terms += sum.value();
         sum = PairLossSum();
         added = 0;
       }
       sum.add_product(loss);
-      added += kTile;
+      added += kAddedInReal;
     }
     slopes[index] = slope;
     counted[kPairs * groups.items + index] = pairs;
@@ -342,21 +342,21 @@ int64_t grouped_scratch_size(int64_t rows, int64_t groups, int64_t items, bool s
 
 int grouped_forward(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs,
                     const Launch& where) {
-  return groups.wide() ? forward<double>(groups, average, outputs, where)
-                       : forward<float>(groups, average, outputs, where);
+  return groups.in_float64() ? forward<double>(groups, average, outputs, where)
+                             : forward<float>(groups, average, outputs, where);
 }
 
 int grouped_backward(const Groups& groups, const void* slopes, const GroupUpstream& upstream, const Column& result,
                      const Launch& where) {
-  return groups.wide() ? backward<double>(groups, slopes, upstream, result, where)
-                       : backward<float>(groups, slopes, upstream, result, where);
+  return groups.in_float64() ? backward<double>(groups, slopes, upstream, result, where)
+                             : backward<float>(groups, slopes, upstream, result, where);
 }
 
 int grouped_double_backward(const Groups& groups, const void* slopes, const double* factors,
                             const GroupUpstream& upstream, const Column& direction, const Column& gradient,
                             double* along, const Launch& where) {
-  return groups.wide() ? second<double>(groups, slopes, factors, upstream, direction, gradient, along, where)
-                       : second<float>(groups, slopes, factors, upstream, direction, gradient, along, where);
+  return groups.in_float64() ? second<double>(groups, slopes, factors, upstream, direction, gradient, along, where)
+                             : second<float>(groups, slopes, factors, upstream, direction, gradient, along, where);
 }
 
 }  // namespace prefloss::cuda

@@ -274,7 +274,7 @@ class AllPairs {
     }
   }
 
-  // What a node's children have of its potentials, and of each other.
+  // Passes a node's potentials on to its children, and adds those that its children give to each other.
   void interact(TreeNode& node) {
     TreeNode &left = nodes_[static_cast<size_t>(node.left)], &right = nodes_[static_cast<size_t>(node.right)];
     for (TreeNode* child : {&left, &right}) {

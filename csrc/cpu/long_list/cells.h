@@ -1,5 +1,5 @@
-// Cells of scores, of width 2, and what two of them have with each other. Compiled once per instruction set, so
-// everything here has internal linkage.
+// Cells of scores, of width 2, and the sums over all pairs of an item of one and an item of another. Compiled once per
+// instruction set, so everything here has internal linkage.
 //
 // softplus and sigma are analytic in the strip |Im z| < pi. So on a pair of cells they are polynomials to the last bit;
 // and on cells far apart a few exponentials, besides what is linear. Either way the sum over the pairs of two cells'
@@ -188,13 +188,13 @@ template <typename Real>
 struct Relation {
   double margin = 0, wrong = 0;
   double nearest = 0, furthest = -1;  // distances that have a matrix
-  bool wide = false;                  // whether there are others
+  bool has_far = false;               // whether there are others
   std::vector<CellPair<kPolynomials<Real>>> matrices;
 
   // `range`: the greatest distance there is.
   void prepare(const Interpolation<kPolynomials<Real>>& interpolation, double range, int threads) {
-    wide = range > kNearby;
-    const double reach = wide ? kSeriesFrom<Real> + 2 : HUGE_VAL;
+    has_far = range > kNearby;
+    const double reach = has_far ? kSeriesFrom<Real> + 2 : HUGE_VAL;
     nearest = std::max(-range, std::ceil((-reach - margin) / 2));
     furthest = std::min(range, std::floor((reach - margin) / 2));
     const int64_t count = furthest >= nearest ? static_cast<int64_t>(furthest - nearest) + 1 : 0;

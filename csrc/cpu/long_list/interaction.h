@@ -1,5 +1,5 @@
-// What two nodes of a tree over a ranked group have with each other: all pairs of an item of the better one and an item
-// of the worse. Compiled once per instruction set, so everything here has internal linkage.
+// The sums over all pairs of two nodes of the tree over a ranked group: an item of the better node with an item of the
+// worse. Compiled once per instruction set, so everything here has internal linkage.
 #pragma once
 
 #include <vector>
@@ -45,7 +45,7 @@ struct Interaction {
 
   PairSums run(const Relation<Real>& relation, TreeNode& better, TreeNode& worse) const {
     PairSums sums = near(relation, better, worse);
-    if (relation.wide) {
+    if (relation.has_far) {
       for (const bool above : {false, true}) sums.add(far(relation, above, better, worse));
     }
     if (relation.wrong != 0) sums.add(turned_round(relation, better, worse));

@@ -10,7 +10,7 @@
 namespace prefloss::cpu {
 namespace {
 
-// Rewards that are not finite have no cell. What a pair with one has does not depend on a finite reward.
+// Rewards that are not finite have no cell. The loss of a pair with one is the same whatever a finite reward is.
 enum RewardClass : int { kFinite, kInfinite, kNegativeInfinite, kNotANumber, kClasses };
 
 template <typename Real>
@@ -25,7 +25,7 @@ double times(double count, Value value) {
   return count == 0 ? 0.0 : count * static_cast<double>(value);
 }
 
-// What two rewards of given classes have as a pair.
+// The sums of a pair of rewards of two classes.
 template <typename Real>
 struct ClassPair {
   PairGradient<Real> gradient{};
