@@ -24,7 +24,7 @@ from contenders import (
 from torch import Tensor
 
 import prefloss
-from prefloss import group_kernels, reference
+from prefloss import eager, reference
 
 ITEMS = {10_000_000: 100_000, 2_000_000: 200}  # of so many comparisons by index
 GROUPS = {9: 4_096, 64: 512, 512: 32, 4_096: 1}  # of so many items each
@@ -138,7 +138,7 @@ def lists(kind: str, size: int, generator: torch.Generator) -> dict[str, Contend
         return prefloss.bradley_terry_loss_grouped(rewards, ranks[None], reduction="sum", average="pairs")
 
     def one_by_one(rewards: Tensor) -> Tensor:
-        with patch.object(group_kernels, "LARGE", 2**31):
+        with patch.object(eager, "LARGE_GROUP", 2**31):
             return ours(rewards)
 
     def contender(loss: LossFunction, tolerance: float) -> Contender:

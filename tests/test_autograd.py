@@ -373,7 +373,7 @@ def test_the_module_has_no_state_and_says_its_options():
     assert module.state_dict() == {}
     assert list(module.parameters()) == list(module.buffers()) == []
     assert repr(module) == (
-        "BradleyTerryLoss(beta=0.5, label_smoothing=0.1, center_rewards_coefficient=0.01, reduction='sum')"
+        "BradleyTerryLoss(beta=0.5, label_smoothing=0.1, flip_rate=0.0, center_rewards_coefficient=0.01, reduction='sum')"
     )
 
 

@@ -290,6 +290,29 @@ def test_compiled_vmap_is_a_loop_over_rows(call, device):
         assert_same_bits([part[i] for part in together], call.outputs(row))
 
 
+@over_few
+def test_grad_of_grad_is_the_second_derivative(call, device):
+    """Each level of torch.func records a derivative, and so does autograd around them: a missing one is a silent zero."""
+    tensors = {name: tensor.detach() for name, tensor in call.drawn(device, torch.float64).items()}
+    upstream, place = tensors["upstream"], call.places[0]
+    x, direction = tensors[place], torch.linspace(-1.0, 2.0, tensors[place].numel(), dtype=torch.float64, device=device)
+
+    def loss(x):
+        return (call.loss({**tensors, place: x}) * upstream).sum()
+
+    def along(gradient):
+        return lambda x: (gradient(x).flatten() * direction).sum()
+
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+    (expected,) = torch.autograd.grad((gradient.flatten() * direction).sum(), leaf)
+    assert bool((expected != 0).any())
+    inner = torch.func.grad(loss)
+    ways = torch.func.grad(along(inner))(x), *torch.autograd.grad(along(inner)(leaf), leaf)
+    for found in ways:
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+
+
 # What the loss is not differentiated by, and may be a floating-point tensor.
 ASKING = [
     (call, place)

@@ -351,12 +351,12 @@ def merged_and_not(scores, chosen, rejected, **options):
     ids=["nan-target-of-weight-0", "sum-beyond-float32", "with-targets", "subnormal", "nothing"],
 )
 def test_merging_keeps_the_loss_whatever_the_weights_are(options):
-    """To a millionth, which float32 weights allow."""
+    """To the roundings of float32: slopes of at most 1 are right to 1.5 ulp on either side, and their mean may cancel."""
     scores = torch.tensor([0.3, -0.2, 1.0], requires_grad=True)
     options = {name: torch.tensor(values) for name, values in options.items()}
     before, after = merged_and_not(scores, torch.tensor([0, 0, 1]), torch.tensor([1, 1, 2]), **options)
     assert before[0].isfinite()
-    torch.testing.assert_close(after, before, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(after, before, rtol=1e-6, atol=2**-22)
 
 
 def test_more_comparisons_of_two_items_than_float32_counts_are_merged():

@@ -15,7 +15,7 @@ from sample_inputs import array, real, rewards
 from test_grouped import LEVELS, OPTIONS, check, over_dtypes, over_options, over_ties, ranks_of
 
 import prefloss
-from prefloss import group_kernels, reference
+from prefloss import eager, reference
 from prefloss.stats import Sum
 
 # On a GPU every pair is visited, as in shorter lists.
@@ -160,7 +160,7 @@ def test_both_ways_agree_on_groups_of_any_sizes(dtype, monkeypatch):
         given, _ = rewards(random, (sum(sizes),), dtype, values)
         order = ranks_of(random, (sum(sizes),), levels)
         for large in (2, 1000):
-            monkeypatch.setattr(group_kernels, "LARGE", large)
+            monkeypatch.setattr(eager, "LARGE_GROUP", large)
             check(given * scale, order, {**OPTIONS[name], "ties": ties, "group_sizes": sizes})
 
     check_one()

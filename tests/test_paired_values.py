@@ -410,7 +410,8 @@ def test_a_common_factor_of_float32_weights_leaves_loss_and_gradients_alone(scal
 
 def test_a_denominator_whose_inverse_is_no_float_has_finite_gradients():
     chosen = torch.tensor([1.0, 2.0], requires_grad=True)
-    prefloss.bradley_terry_loss(chosen, torch.zeros(2), denominator=1e-39).backward()
+    denominator = torch.tensor(1e-39, dtype=torch.float64)
+    prefloss.bradley_terry_loss(chosen, torch.zeros(2), denominator=denominator).backward()
     exact = -torch.sigmoid(-chosen.detach().double()) / 1e-39
     torch.testing.assert_close(chosen.grad.double(), exact, rtol=4 * 2.0**-24, atol=0.0)
 

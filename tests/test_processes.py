@@ -24,10 +24,10 @@ from torch.utils.data import DataLoader, Dataset
 
 import prefloss
 from prefloss import PairStats
-from prefloss.kernels import PARALLEL_PAIRS
 
 pytestmark = pytest.mark.usefixtures("set_threads")
 SECONDS = 300  # only what hangs takes so long, on however busy a machine
+PARALLEL_PAIRS = 32_768  # kParallelPairs in csrc/device.h
 LARGE = 8 * PARALLEL_PAIRS + 1  # many chunks for each of many threads
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import rounding_bounds
 import torch
-from calls import FEW
+from calls import DIFFERENTIATED, FEW
 from sample_inputs import DTYPES, OPTIONS_ALONE, REDUCTIONS, laid_out, options_alone, rewards
 from torch._dynamo.backends.debugging import aot_eager
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import prefloss
-from prefloss import PairStats, ops
-from prefloss.kernels import Options
+from prefloss import PairStats
+from prefloss.operators.paired import paired_backward, paired_double_backward, paired_forward
+from prefloss.pairs import REDUCTIONS as CODES
+from prefloss.pairs import Numbers
 
 # Importing what compiles, and forward mode, defines script methods in torch itself.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script")
@@ -71,7 +72,7 @@ def check_compiled(function, layout):
         if stats:
             (compiled, compiled_stats), (eager, eager_stats) = compiled, eager
             assert type(compiled_stats) is PairStats
-            assert_same_bits(compiled_stats, eager_stats)
+            assert_same_bits([compiled_stats.sums], [eager_stats.sums])
         assert compiled.requires_grad
         assert (compiled.shape, compiled.dtype) == (eager.shape, eager.dtype)
         inputs = [*pair, *(value for key, value in options.items() if key == "margin" and torch.is_tensor(value))]
@@ -233,7 +234,7 @@ def test_make_fx_sees_the_operators(tracing_mode, options):
 
     graph = make_fx(gradient, tracing_mode=tracing_mode)(*draw("default", 40)[:2])
     targets = {node.target for node in graph.graph.nodes}
-    assert {ops.forward, ops.backward} <= targets
+    assert {paired_forward.plain, paired_backward.plain} <= targets
     chosen, rejected, _ = draw("default", 40, seed=1)
     assert_same_bits([graph(chosen, rejected)], [gradient(chosen, rejected)])
 
@@ -397,47 +398,20 @@ def test_a_third_derivative_is_refused_under_torch_func(call):
         third(tensors[place])
 
 
-def dual(tensor):
-    return forward_ad.make_dual(tensor, torch.ones_like(tensor))
+@pytest.mark.parametrize("call", FEW, ids=str)
+def test_a_gradient_of_a_gradient_under_torch_func_is_that_of_autograd(call):
+    """Each level of functorch records a derivative of its own."""
+    tensors = {name: tensor.detach() for name, tensor in call.drawn().items()}
+    place = next(name for name in call.places if name in DIFFERENTIATED)
+    direction = torch.linspace(-1.0, 1.0, tensors[place].numel()).view_as(tensors[place])
 
+    def loss(given):
+        return call.loss({**tensors, place: given}).sum()
 
-FORWARD_MODE = {
-    "default": lambda a, b: prefloss.bradley_terry_loss(dual(a), b),
-    "rejected": lambda a, b: prefloss.bradley_terry_loss(a, dual(b)),
-    "options": lambda a, b: prefloss.bradley_terry_loss(dual(a), b, beta=2.0, return_stats=True),
-    "margin": lambda a, b: prefloss.bradley_terry_loss(a, b, margin=dual(b)),
-    "weight": lambda a, b: prefloss.bradley_terry_loss(a, b, weight=dual(b)),
-    "target": lambda a, b: prefloss.bradley_terry_loss(a, b, target=dual(b)),
-    "operator": lambda a, b: prefloss.bradley_terry_loss(dual(a), b, denominator=torch.tensor(3)),
-    "denominator": lambda a, b: prefloss.bradley_terry_loss(a, b, denominator=dual(a.sum())),
-    "stacked": lambda a, b: prefloss.bradley_terry_loss_stacked(dual(a)),
-}
-
-
-@pytest.mark.parametrize("asks", [False, True], ids=["plain", "requires-grad"])
-@pytest.mark.parametrize("call", FORWARD_MODE.values(), ids=FORWARD_MODE)
-def test_forward_mode_raises(call, asks):
-    inputs = [tensor.detach().requires_grad_(asks) for tensor in draw("default", 6)[:2]]
-    with forward_ad.dual_level(), pytest.raises((NotImplementedError, ValueError), match=r"jvp|forward|requir"):
-        call(*inputs)
-
-
-@pytest.mark.parametrize("transform", [torch.func.jacfwd, torch.func.hessian])
-@over_ways
-def test_forward_mode_of_torch_func_raises(transform, options):
-    chosen, rejected = (tensor.detach() for tensor in draw("default", 6)[:2])
-    with pytest.raises(NotImplementedError, match="jvp"):
-        transform(lambda a: prefloss.bradley_terry_loss(a, rejected, **options))(chosen)
-
-
-@pytest.mark.parametrize("create_graph", [False, True])
-@over_ways
-def test_forward_mode_through_backward_raises(create_graph, options):
-    """Forward over reverse, from the upstream gradient."""
-    chosen, rejected, _ = draw("default", 6)
-    terms = prefloss.bradley_terry_loss(chosen, rejected, reduction="none", **options)
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
-        torch.autograd.grad(terms, chosen, dual(torch.ones(6)), create_graph=create_graph)
+    _, expected = torch.autograd.functional.vhp(loss, tensors[place], direction)
+    twice = torch.func.grad(lambda given: (torch.func.grad(loss)(given) * direction).sum())
+    assert expected.any()
+    assert_same_bits([twice(tensors[place])], [expected])
 
 
 @pytest.mark.filterwarnings(
@@ -452,15 +426,15 @@ def test_the_operators_keep_their_promises(name, reduction):
     columns = [
         options.pop(key) if torch.is_tensor(options.get(key)) else None for key in ("margin", "weight", "target")
     ]
-    numbers = {"margin_number": options.pop("margin", 0.0), "target_number": options.pop("target", 1.0)}
+    numbers = Numbers(margin=options.pop("margin", 0.0), target=options.pop("target", 1.0), **options)
     denominator = torch.tensor(3.0, dtype=torch.float64) if reduction == "mean" else None
-    fixed = Options(**options, **numbers, reduction=reduction)
-    tensors = (chosen, rejected, *columns, denominator)
-    torch.library.opcheck(ops.forward, (*tensors, *fixed))
-    torch.library.opcheck(ops.forward, (*tensors, *fixed._replace(return_stats=True)))
-    loss, sums = ops.forward(*tensors, *fixed)
+    tensors = (chosen, rejected, *columns, denominator, None)
+    for return_stats in (False, True):
+        fixed = (*numbers, CODES[reduction], return_stats, 0)
+        torch.library.opcheck(paired_forward.operator, (*tensors, *fixed))
+    loss, sums = paired_forward(*tensors, *fixed)
     upstream = torch.full_like(loss, -1.5).requires_grad_()
-    torch.library.opcheck(ops.backward, (upstream, *tensors, sums, *fixed))
+    torch.library.opcheck(paired_backward.operator, (upstream, *tensors, sums, *fixed))
     detached = [tensor.detach() if torch.is_tensor(tensor) else tensor for tensor in (upstream, *tensors, sums)]
     directions = [torch.ones_like(tensor) if torch.is_tensor(tensor) else None for tensor in detached[1:4]]
-    torch.library.opcheck(ops.double_backward, (*directions, *detached, *fixed))
+    torch.library.opcheck(paired_double_backward.operator, (*directions, *detached, *fixed))

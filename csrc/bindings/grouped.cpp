@@ -113,20 +113,20 @@ bool forward(py::handle rewards, py::handle ranks, py::handle group_sizes, py::h
   return status == GroupStatus::kDone;
 }
 
-// False, with nothing written, where saved tensors are not what they were.
-bool backward(py::handle grad, py::handle slopes, py::handle group_sizes, const GroupedCall& call, py::handle result) {
+// The gradient from the slopes that forward kept, of groups or of items by index: one product each. False, with nothing
+// written, where saved tensors are not what they were.
+bool scale_slopes(py::handle grad, py::handle slopes, py::handle group_sizes, bool per_group, py::handle result) {
   View slope_view, grad_view, result_view;
   EagerGroups given;
   Column column, upstream, gradient;
   if (!read(slopes, slope_view) || !read(grad, grad_view) || !read(result, result_view) || slope_view.cuda ||
-      !slope_view.is_floating() || grad_view.dtype != slope_view.dtype || result_view.dtype > Dtype::kFloat16 ||
-      accumulation_dtype(result_view.dtype) != slope_view.dtype || result_view.count() != slope_view.count() ||
+      !slope_view.is_floating() || grad_view.dtype != slope_view.dtype || !result_view.is_floating() ||
+      accumulation_dtype(result_view.dtype) != slope_view.dtype || !result_view.has_shape_of(slope_view) ||
       both(both(as_column(slope_view, 0, column), as_column(grad_view, 0, upstream)),
            as_column(result_view, 0, gradient)) != Fit::kYes)
     return false;
   if (column.stride != 1 && slope_view.count() > 1) return false;
   Groups& groups = given.groups;
-  const bool per_group = call.reduction == kNone;
   groups.rewards = gradient;  // says the type
   groups.items = slope_view.count();
   groups.groups = 1;
@@ -179,21 +179,23 @@ class GroupedOperator {
     groups.items = groups.rows * shape_.back();
     on_cuda_ = runs_on_cuda(rewards_->is_cuda());
     groups.rewards = items(*rewards_, real(), "rewards");
-    groups.ranks = items(ranks, Dtype::kInt64, "ranks");
-    columns_.keep(std::move(ranks));
-    average.weight = columns_.of(std::move(weight), "weight");
+    if (!View{nullptr, rewards_->dtype()}.is_floating()) throw std::invalid_argument("rewards must be floating-point");
+    groups.ranks = items(columns_.keep(std::move(ranks)), Dtype::kInt64, "ranks");
     if (sizes) {
-      const Tensor& its = columns_.keep(sizes.contiguous(Dtype::kInt64));
-      groups.groups = product(its.sizes());
+      groups.groups = product(sizes.sizes());
+      Columns one_row;
+      const Column its = one_row.of(std::move(sizes), "group_sizes", groups.groups, {Dtype::kInt64});
       const std::vector<int64_t> offsets =
-          offsets_of(static_cast<const int64_t*>(its.data()), 1, groups.groups, groups.rows, shape_.back());
+          offsets_of(static_cast<const int64_t*>(its.data), its.stride, groups.groups, groups.rows, shape_.back());
       groups.offsets = static_cast<const int64_t*>(columns_.keep(rewards_->copied_here(offsets)).data());
     } else {
       groups.groups = shape_.back() / groups.size;
     }
+    average.weight =
+        columns_.of(std::move(weight), "weight", groups.count(), {rewards_->dtype(), Dtype::kFloat32, Dtype::kBool});
     if (reduction != kMean) return;
     if (denominator) {
-      const Column by = columns_.of(std::move(denominator), "denominator");
+      const Column by = columns_.of(std::move(denominator), "denominator", groups.rows, {Dtype::kFloat64});
       average.divisor = {1, static_cast<const double*>(by.data), by.row_stride};
     } else {
       average.divisor = {1, nullptr, 0, true};
@@ -213,14 +215,23 @@ class GroupedOperator {
   Tensor new_slopes() const { return rewards_->new_empty(shape_, real()); }
   Tensor new_gradient() const { return rewards_->new_empty(shape_, rewards_->dtype()); }
 
+  const Tensor& keep(Tensor&& tensor) { return columns_.keep(std::move(tensor)); }
   // One entry an item; on CUDA contiguous, of the type that its kernels take.
   Column items(const Tensor& tensor, Dtype on_cuda, const char* name) {
-    return on_cuda_ ? columns_.of(tensor.contiguous(on_cuda), name) : columns_.of(tensor, name);
+    check_entries(tensor, groups.items, name);
+    return columns_.of(on_cuda_ ? columns_.keep(tensor.contiguous(on_cuda)) : tensor, name);
   }
-  // One entry a group, or a row.
-  Column column(Tensor&& tensor, const char* name) { return columns_.of(std::move(tensor), name); }
+  // One entry a loss.
+  Column upstream(Tensor&& tensor) {
+    return columns_.of(std::move(tensor), "the upstream gradient", average.per_group ? groups.count() : groups.rows,
+                       {real()});
+  }
   Column result(const Tensor& tensor) { return columns_.of(tensor, "a result"); }
-  const void* contiguous(const Tensor& tensor) { return columns_.keep(tensor.contiguous(tensor.dtype())).data(); }
+  // So many numbers that forward kept.
+  const void* kept(const Tensor& tensor, Dtype dtype, int64_t entries, const char* name) {
+    check_entries(tensor, entries, name);
+    return columns_.keep(tensor.contiguous(dtype)).data();
+  }
 
  private:
   Columns columns_;
@@ -228,6 +239,13 @@ class GroupedOperator {
   const Tensor* rewards_ = nullptr;
   bool on_cuda_ = false;
   std::vector<int64_t> shape_, rows_;  // (..., items), and its first dimensions, each entry of which has a loss
+
+  static void check_entries(const Tensor& tensor, int64_t entries, const char* name) {
+    if (product(tensor.sizes()) != entries)
+      throw std::invalid_argument(std::string(name) +
+                                  " has another size than the rewards; was it changed between forward "
+                                  "and backward?");
+  }
 
   std::vector<int64_t> with(int64_t last) const {
     std::vector<int64_t> sizes = rows_;
@@ -259,9 +277,10 @@ void backward_operator(Value* stack, uint64_t, uint64_t) {
   Arguments arguments(stack);
   Tensor grad = arguments.tensor(), slopes = arguments.tensor(), factors = arguments.tensor();
   GroupedOperator call(arguments);
-  const GroupUpstream upstream{call.column(std::move(grad), "the upstream gradient"), call.average.per_group};
+  const GroupUpstream upstream{call.upstream(std::move(grad)), call.average.per_group};
   Tensor gradient = call.new_gradient();
-  grouped_backward(call.groups, call.contiguous(slopes), upstream, call.result(gradient), call.place());
+  grouped_backward(call.groups, call.kept(slopes, call.real(), call.groups.items, "slopes"), upstream,
+                   call.result(gradient), call.place());
   stack[0] = gradient.release();
 }
 
@@ -270,12 +289,13 @@ void double_backward_operator(Value* stack, uint64_t, uint64_t) {
   Tensor direction = arguments.tensor(), grad = arguments.tensor(), slopes = arguments.tensor(),
          factors = arguments.tensor();
   GroupedOperator call(arguments);
-  const GroupUpstream upstream{call.column(std::move(grad), "the upstream gradient"), call.average.per_group};
+  const GroupUpstream upstream{call.upstream(std::move(grad)), call.average.per_group};
   Tensor gradient = call.new_gradient(), along = call.new_factors();
-  check(grouped_double_backward(call.groups, call.contiguous(slopes),
-                                static_cast<const double*>(call.contiguous(factors)), upstream,
-                                call.items(direction, call.real(), "the direction"), call.result(gradient),
-                                static_cast<double*>(along.data()), call.place()));
+  check(grouped_double_backward(
+      call.groups, call.kept(slopes, call.real(), call.groups.items, "slopes"),
+      static_cast<const double*>(call.kept(factors, Dtype::kFloat64, call.groups.count(), "factors")), upstream,
+      call.items(call.keep(std::move(direction)), call.real(), "the direction"), call.result(gradient),
+      static_cast<double*>(along.data()), call.place()));
   stack[0] = along.release();
   stack[1] = gradient.release();
 }
@@ -308,8 +328,8 @@ void add_grouped(py::module_& module) {
       py::arg("rewards"), py::arg("ranks"), py::arg("group_sizes"), py::arg("weight"));
   module.def("grouped_forward", &forward, py::arg("rewards"), py::arg("ranks"), py::arg("group_sizes"),
              py::arg("weight"), py::arg("call"), py::arg("loss"), py::arg("slopes"), py::arg("sums"));
-  module.def("grouped_backward", &backward, py::arg("grad"), py::arg("slopes"), py::arg("group_sizes"), py::arg("call"),
-             py::arg("result"));
+  module.def("scale_slopes", &scale_slopes, py::arg("grad"), py::arg("slopes"), py::arg("group_sizes"),
+             py::arg("per_group"), py::arg("result"));
 }
 
 void register_grouped() {

@@ -167,18 +167,21 @@ class PairedOperator {
     pairs.rows = product(rows_);
     pairs.count = product({shape_.begin() + batch, shape_.end()});
     pairs.chosen = columns_.of(*chosen_, "chosen");
-    pairs.rejected = columns_.of(std::move(rejected), "rejected");
-    pairs.margin = columns_.of(std::move(margin), "margin");
-    pairs.weight = columns_.of(std::move(weight), "weight");
-    pairs.target = columns_.of(std::move(target), "target");
+    const Dtype dtype = pairs.chosen.dtype;
+    if (dtype > Dtype::kFloat16)
+      throw std::invalid_argument("chosen must have dtype float64, float32, bfloat16 or float16");
+    pairs.rejected = per_pair(std::move(rejected), "rejected", {dtype});
+    pairs.margin = per_pair(std::move(margin), "margin", {dtype, Dtype::kFloat32});
+    pairs.weight = per_pair(std::move(weight), "weight", {dtype, Dtype::kFloat32, Dtype::kBool});
+    pairs.target = per_pair(std::move(target), "target", {dtype, Dtype::kFloat32});
     if (reduction_ != kMean) return;
     if (denominator) {
-      const Column by = columns_.of(std::move(denominator), "denominator");
+      const Column by = columns_.of(std::move(denominator), "denominator", pairs.rows, {Dtype::kFloat64});
       divisor = {1, static_cast<const double*>(by.data), by.row_stride};
     } else if (pairs.weight) {
-      const double* by =
-          totals ? static_cast<const double*>(columns_.keep(totals.contiguous(Dtype::kFloat64)).data()) : nullptr;
-      divisor = {1, by ? by + kWeight : nullptr, kSums, true};
+      const Column by = columns_.of(std::move(totals), "sums", pairs.rows * kSums, {Dtype::kFloat64});
+      if (by && by.stride != 1) throw std::invalid_argument("sums must be contiguous");
+      divisor = {1, by ? static_cast<const double*>(by.data) + kWeight : nullptr, by ? by.row_stride : 0, true};
     } else {
       divisor = PairedCall().divisor(pairs, nullptr);
     }
@@ -209,19 +212,26 @@ class PairedOperator {
   }
 
   // One entry a pair.
-  Column per_pair(Tensor&& tensor, const char* name) { return columns_.of(std::move(tensor), name); }
+  Column per_pair(Tensor&& tensor, const char* name, std::initializer_list<Dtype> dtypes) {
+    return columns_.of(std::move(tensor), name, pairs.rows * pairs.count, dtypes);
+  }
   Column per_pair(const Tensor& result) { return columns_.of(result, "a result"); }
   // One entry a loss.
-  Column per_loss(Column column) const {
-    if (!per_pair()) column.stride = 0;
-    return column;
+  Column per_loss(Tensor&& tensor, const char* name) {
+    const int64_t entries = pairs.rows * (per_pair() ? pairs.count : 1);
+    return of_losses(columns_.of(std::move(tensor), name, entries, {accumulation_dtype(pairs.chosen.dtype)}));
   }
+  Column per_loss(const Tensor& result) { return of_losses(columns_.of(result, "a result")); }
 
  private:
   Columns columns_;
   std::optional<torch_abi::DeviceGuard> guard_;
   const Tensor* chosen_ = nullptr;
   int reduction_ = kMean;
+  Column of_losses(Column column) const {
+    if (!per_pair()) column.stride = 0;
+    return column;
+  }
   std::vector<int64_t> shape_, rows_;  // the pairs', and its first dimensions, each entry of which is a loss of its own
 };
 
@@ -247,7 +257,7 @@ void backward_operator(Value* stack, uint64_t, uint64_t) {
   Arguments arguments(stack);
   Tensor grad = arguments.tensor();
   PairedOperator call(arguments, true);
-  const Column upstream = call.per_loss(call.per_pair(std::move(grad), "the upstream gradient"));
+  const Column upstream = call.per_loss(std::move(grad), "the upstream gradient");
   const Pairs& pairs = call.pairs;
   Tensor chosen = call.new_gradient(pairs.chosen.dtype), rejected = call.new_gradient(pairs.chosen.dtype),
          margin = call.new_margin_gradient();
@@ -265,18 +275,18 @@ void double_backward_operator(Value* stack, uint64_t, uint64_t) {
          towards_margin = arguments.optional_tensor(), grad = arguments.tensor();
   PairedOperator call(arguments, true);
   const Pairs& pairs = call.pairs;
-  const Gradients directions{call.per_pair(std::move(towards_chosen), "the direction towards chosen"),
-                             call.per_pair(std::move(towards_rejected), "the direction towards rejected"),
-                             call.per_pair(std::move(towards_margin), "the direction towards margin")};
-  const Column upstream = call.per_loss(call.per_pair(std::move(grad), "the upstream gradient"));
+  const Gradients directions{
+      call.per_pair(std::move(towards_chosen), "the direction towards chosen", {pairs.chosen.dtype}),
+      call.per_pair(std::move(towards_rejected), "the direction towards rejected", {pairs.chosen.dtype}),
+      call.per_pair(std::move(towards_margin), "the direction towards margin", {pairs.margin.dtype})};
+  const Column upstream = call.per_loss(std::move(grad), "the upstream gradient");
   Tensor along = call.new_loss(), chosen = call.new_gradient(pairs.chosen.dtype),
          rejected = call.new_gradient(pairs.chosen.dtype), margin = call.new_margin_gradient();
   const Gradients gradients{call.per_pair(chosen), call.per_pair(rejected),
                             pairs.margin ? call.per_pair(margin) : Column{}};
   Place place = call.place();
   const Tensor scratch = call.scratch(place);
-  prefloss::paired_double_backward(pairs, call.divisor, upstream, directions, call.per_loss(call.per_pair(along)),
-                                   gradients, place);
+  prefloss::paired_double_backward(pairs, call.divisor, upstream, directions, call.per_loss(along), gradients, place);
   stack[3] = margin.release();
   stack[0] = along.release();
   stack[1] = chosen.release();

@@ -1,5 +1,6 @@
 #include "views.h"
 
+#include <algorithm>
 #include <functional>
 #include <numeric>
 #include <stdexcept>
@@ -95,9 +96,9 @@ bool View::has_shape_of(const View& other) const {
   return dimensions == other.dimensions && std::equal(sizes, sizes + dimensions, other.sizes);
 }
 
-void set_torch(const py::type& tensor, const py::type& parameter, const py::object& exchange_api,
+bool set_torch(const py::type& tensor, const py::type& parameter, const py::object& exchange_api,
                const std::string& library) {
-  if (torch.api != nullptr) return;
+  if (torch.api != nullptr) return false;
   const auto* api =
       static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(exchange_api.ptr(), dlpack::kCapsuleName));
   if (api == nullptr) throw py::error_already_set();
@@ -110,6 +111,7 @@ void set_torch(const py::type& tensor, const py::type& parameter, const py::obje
   torch.parameter = reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr());
   torch.is_neg = PyUnicode_InternFromString("is_neg");
   torch.api = api;
+  return true;
 }
 
 // DLPack refuses what has no memory of its own (sparse, nested, meta, functorch's wrappers); the type tells subclasses,
@@ -163,8 +165,13 @@ const torch_abi::Tensor& Columns::keep(torch_abi::Tensor&& tensor) {
   return alive_.back();
 }
 
-Column Columns::of(torch_abi::Tensor&& tensor, const char* name) {
-  return tensor ? of(keep(std::move(tensor)), name) : Column{};
+Column Columns::of(torch_abi::Tensor&& tensor, const char* name, int64_t entries, std::initializer_list<Dtype> dtypes) {
+  if (!tensor) return {};
+  if (product(tensor.sizes()) != entries || std::find(dtypes.begin(), dtypes.end(), tensor.dtype()) == dtypes.end())
+    throw std::invalid_argument(std::string(name) + " does not fit the rewards: it has " +
+                                std::to_string(product(tensor.sizes())) + " entries where " + std::to_string(entries) +
+                                " are needed, or another dtype; was it changed between forward and backward?");
+  return of(keep(std::move(tensor)), name);
 }
 
 Column Columns::of(const torch_abi::Tensor& kept, const char* name) {
@@ -178,7 +185,7 @@ Column Columns::of(const torch_abi::Tensor& kept, const char* name) {
   if (view.data == nullptr && view.count() > 0)
     throw std::invalid_argument(std::string(name) + " has no memory (a null pointer); a plain dense tensor is needed");
   Column column;
-  return as_column(view, batch, column) == Fit::kYes ? column : of(kept.contiguous(kept.dtype()), name);
+  return as_column(view, batch, column) == Fit::kYes ? column : of(keep(kept.contiguous(kept.dtype())), name);
 }
 
 Place place_of(bool cuda, int device_index, int64_t entries) {

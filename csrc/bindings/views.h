@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <initializer_list>
 #include <vector>
 
 #include "../device.h"
@@ -41,7 +42,7 @@ struct View {
 
 // What to recognise a plain tensor by, and the path of libtorch_cpu, with which the operators are registered. Once in a
 // process. Throws std::runtime_error, saying what this torch lacks.
-void set_torch(const py::type& tensor, const py::type& parameter, const py::object& exchange_api,
+bool set_torch(const py::type& tensor, const py::type& parameter, const py::object& exchange_api,
                const std::string& library);
 
 // False for whatever is not certainly a plain strided tensor in the memory of the host or of the current CUDA device:
@@ -84,8 +85,12 @@ class Columns {
   int64_t batch = 0;
 
   const torch_abi::Tensor& keep(torch_abi::Tensor&& tensor);
-  Column of(torch_abi::Tensor&& tensor, const char* name);  // an empty one where there is no tensor
+  // An empty one where there is no tensor. Throws where the tensor has not so many entries, or another dtype: what was
+  // saved for backward may have been changed since.
+  Column of(torch_abi::Tensor&& tensor, const char* name, int64_t entries, std::initializer_list<Dtype> dtypes);
+  // Of a tensor that lives as long as this.
   Column of(const torch_abi::Tensor& kept, const char* name);
+  Column of(torch_abi::Tensor&& tensor, const char* name) = delete;
 
  private:
   std::deque<torch_abi::Tensor> alive_;

@@ -86,12 +86,34 @@ struct ChunkOfItems {
             size,      all.options};
   }
 
-  void add_gradients_to(double* slopes) const {
+  // Adds the slopes of these pairs to the sums of their items. Weights multiply here, in double: float32 weights near
+  // the ends of their range would underflow or overflow before the sums are divided by their total. A mask multiplies
+  // where the slopes are computed.
+  void add_slopes_of(Pairs its, double* sums) const {
+    const Column weight = its.weight.dtype == Dtype::kBool ? Column{} : its.weight;
+    if (weight) its.weight = {};
+    backward_chunk<Real>(its, 1, Column{}, {column(2), column(3), {}}, 0, 0);
     const Real *a = values(2), *b = values(3);
-    for (int64_t i = 0; i < size; i++) {
-      slopes[chosen[i * chosen_stride]] += static_cast<double>(a[i]);
-      slopes[rejected[i * rejected_stride]] += static_cast<double>(b[i]);
+    const auto add = [&](int64_t i, double of_chosen, double of_rejected) {
+      sums[chosen[i * chosen_stride]] += of_chosen;
+      sums[rejected[i * rejected_stride]] += of_rejected;
+    };
+    if (!weight) {
+      for (int64_t i = 0; i < size; i++) add(i, static_cast<double>(a[i]), static_cast<double>(b[i]));
+      return;
     }
+    Buffer<double> buffer, of_chosen, of_rejected;
+    for_blocks(0, size, [&](int64_t begin, int count) {
+      const double* by = load(weight, 0, begin, count, buffer);
+#pragma omp simd
+      for (int i = 0; i < count; i++) {  // a pair of weight 0 counts 0, even if its scores are NaN
+        const double first = by[i] * static_cast<double>(a[begin + i]),
+                     second = by[i] * static_cast<double>(b[begin + i]);
+        of_chosen.values[i] = by[i] != 0 ? first : 0.0;
+        of_rejected.values[i] = by[i] != 0 ? second : 0.0;
+      }
+      for (int i = 0; i < count; i++) add(begin + i, of_chosen.values[i], of_rejected.values[i]);
+    });
   }
 };
 
@@ -110,15 +132,12 @@ bool indexed(const Comparisons& comparisons, const Pairs& pairs, const Divisor& 
   std::atomic<bool> outside{false};
   for_chunks(stripes, threads, [&](int64_t stripe) {
     ChunkOfItems<Real, Integer> part{comparisons, scores, std::min(kChunk, pairs.count)};
-    const Gradients gradients{part.column(2), part.column(3), {}};
     for (int64_t chunk = stripe * chunks / stripes; chunk < (stripe + 1) * chunks / stripes; chunk++) {
       if (!part.load_from(chunk * kChunk, pairs.count)) outside = true;
       if (outside) return;
       const Pairs its = part.pairs(pairs, chunk * kChunk);
       partials[static_cast<size_t>(chunk)] = forward_chunk<Real>(its, outputs, 0, 0);
-      if (!slopes) continue;
-      backward_chunk<Real>(its, 1, Column{}, gradients, 0, 0);
-      part.add_gradients_to(sums_of(stripe));
+      if (slopes) part.add_slopes_of(its, sums_of(stripe));
     }
   });
   if (outside) return false;

@@ -21,10 +21,6 @@ if _core.__version__ != __version__:
         "with `pip install --force-reinstall --no-deps .` from the repository's root, or reinstall the wheel."
     )
 
-from . import torch_internals
-
-torch_internals.connect()
-
 from . import reference
 from .grouped import bradley_terry_loss_grouped
 from .indexed import bradley_terry_loss_indexed, merge_comparisons
@@ -45,6 +41,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def build_info() -> dict[str, object]:
     """What was built and what is in use here, for bug reports.
 
@@ -52,6 +52,10 @@ def build_info() -> dict[str, object]:
     variable PREFLOSS_CPU forces one); cuda (the toolkit and architectures of the
     CUDA kernels, or why there are none); gpu (the GPUs that they can use, or why none can); torch; torch_cuda (the CUDA
     that torch was built with, or None). Asking for the GPUs starts the CUDA driver in this process.
+
+    >>> import prefloss
+    >>> prefloss.build_info()["version"] == prefloss.__version__
+    True
     """
     cuda = "none: built without nvcc, or with PREFLOSS_CUDA=OFF"
     if _core.cuda is not None:

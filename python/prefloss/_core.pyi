@@ -1,134 +1,112 @@
-# The compiled kernels (csrc/bindings.cpp). Arguments are not checked: kernels.py and autograd.py are the only callers.
-#
-# A column, one entry a pair, is (address, dtype tag, stride, row stride) with strides in entries, or None where it is not
-# given. `pairs` is (chosen, rejected, margin, weight, target: columns; rows; count; (beta, margin, target,
-# label_smoothing, center_rewards_coefficient)); `divisor` is (number, address of one float64 a row or 0, its stride,
-# whether it is a total weight); `place` is (whether on CUDA, threads, stream, address of `scratch_size` float64 or 0).
+# The compiled module (csrc/bindings/). `..._accepts` says whether the tensors of a call can be read as they lie; nothing else
+# is checked.
 from typing import Final
 
 from torch import Tensor
-
-_Column = tuple[int, int, int, int]
-_Place = tuple[bool, int, int, int]
-_OptionNumbers = tuple[float, float, float, float, float]
 
 __version__: Final[str]
 compiler: Final[str]
 cpu: Final[str]
 cuda: Final[tuple[str, str] | None]
+large_group: Final[int]
+cpu_runs_cuda_kernels: Final[bool]
 
 def cuda_unusable() -> str: ...
-def scratch_size(cuda: bool, rewards: int, rows: int, count: int) -> int: ...
-def load_torch(library: str) -> None: ...
-def set_torch(tensor: type, parameter: type, exchange_api: object) -> None: ...
-def tensors_accept(
+def set_torch(tensor: type, parameter: type, exchange_api: object, library: str) -> bool: ...
+def number_of(tensor: Tensor) -> float | None: ...
+
+class PairedCall:
+    def __init__(
+        self,
+        layout: int,
+        beta: float,
+        margin: float,
+        target: float,
+        label_smoothing: float,
+        center_rewards_coefficient: float,
+        reduction: int,
+        denominator: float | None,
+        statistics: bool,
+    ) -> None: ...
+
+class GroupedCall:
+    def __init__(
+        self,
+        beta: float,
+        margin: float,
+        target: float,
+        label_smoothing: float,
+        center_rewards_coefficient: float,
+        half_ties: bool,
+        over_pairs: bool,
+        reduction: int,
+        denominator: float | None,
+        statistics: bool,
+        large: int,
+    ) -> None: ...
+
+# 0: refused, 1: accepted, 2: accepted once the tensors are contiguous.
+def paired_accepts(
     rewards: object, rejected: object, layout: int, margin: object, weight: object, target: object
-) -> bool: ...
-def tensors_forward(
+) -> int: ...
+def grouped_accepts(rewards: object, ranks: object, group_sizes: object, weight: object) -> int: ...
+def indexed_accepts(
+    scores: object, chosen_index: object, rejected_index: object, margin: object, weight: object, target: object
+) -> int: ...
+def paired_forward(
     rewards: Tensor,
     rejected: Tensor | None,
-    layout: int,
     margin: Tensor | None,
     weight: Tensor | None,
     target: Tensor | None,
-    options: _OptionNumbers,
-    divisor: float | None,
-    per_pair: bool,
+    call: PairedCall,
     loss: Tensor,
     sums: Tensor | None,
-    statistics: bool,
-    threads: int,
-    scratch: Tensor | None,
 ) -> None: ...
-def tensors_backward(
+
+# False, with nothing written: the tensors are not what they were in forward.
+def paired_backward(
     grad: Tensor,
     rewards: Tensor,
     rejected: Tensor | None,
-    layout: int,
     margin: Tensor | None,
     weight: Tensor | None,
     target: Tensor | None,
-    options: _OptionNumbers,
-    divisor: float | None,
-    per_pair: bool,
     sums: Tensor | None,
+    call: PairedCall,
     grad_rewards: Tensor | None,
     grad_rejected: Tensor | None,
     grad_margin: Tensor | None,
-    threads: int,
 ) -> bool: ...
-def default_forward(chosen: Tensor, rejected: Tensor, loss: Tensor, threads: int, scratch: Tensor | None) -> None: ...
-def default_backward(
-    grad: Tensor,
-    chosen: Tensor,
-    rejected: Tensor,
-    grad_chosen: Tensor | None,
-    grad_rejected: Tensor | None,
-    threads: int,
-) -> bool: ...
-def paired_forward(
-    pairs: tuple[object, ...],
-    divisor: tuple[float, int, int, bool],
-    loss: int,
-    terms: _Column | None,
-    sums: int,
-    statistics: bool,
-    place: _Place,
-) -> None: ...
-def paired_backward(
-    pairs: tuple[object, ...],
-    divisor: tuple[float, int, int, bool],
-    upstream: _Column,
-    grad_chosen: _Column | None,
-    grad_rejected: _Column | None,
-    grad_margin: _Column | None,
-    place: _Place,
-) -> None: ...
-def paired_double_backward(
-    pairs: tuple[object, ...],
-    divisor: tuple[float, int, int, bool],
-    upstream: _Column,
-    towards_chosen: _Column | None,
-    towards_rejected: _Column | None,
-    towards_margin: _Column | None,
-    grad_upstream: _Column,
-    grad_chosen: _Column | None,
-    grad_rejected: _Column | None,
-    grad_margin: _Column | None,
-    place: _Place,
-) -> None: ...
-def indexed_forward(
-    comparisons: tuple[_Column, int, int, int, bool],
-    pairs: tuple[object, ...],
-    divisor: tuple[float, int, int, bool],
-    loss: int,
-    sums: int,
-    statistics: bool,
-    slopes: int,
-    threads: int,
-) -> bool: ...
-def runs_on_cuda(cuda: bool) -> bool: ...
+
+# False: there is NaN among the ranks.
 def grouped_forward(
-    groups: tuple[object, ...],
-    average: tuple[_Column | None, bool, bool, tuple[float, int, int, bool]],
-    loss: int,
-    factors: int,
-    sums: int,
-    slopes: int,
-    statistics: bool,
-    place: _Place,
+    rewards: Tensor,
+    ranks: Tensor,
+    group_sizes: Tensor | None,
+    weight: Tensor | None,
+    call: GroupedCall,
+    loss: Tensor,
+    slopes: Tensor | None,
+    sums: Tensor | None,
 ) -> bool: ...
-def grouped_backward(
-    groups: tuple[object, ...], slopes: int, upstream: tuple[_Column, bool], gradient: _Column, place: _Place
-) -> None: ...
-def grouped_double_backward(
-    groups: tuple[object, ...],
-    slopes: int,
-    factors: int,
-    upstream: tuple[_Column, bool],
-    direction: _Column,
-    gradient: _Column,
-    along: int,
-    place: _Place,
-) -> None: ...
-def grouped_scratch_size(cuda: bool, rows: int, groups: int, items: int, statistics: bool) -> int: ...
+
+# False: an index is out of range.
+def indexed_forward(
+    scores: Tensor,
+    chosen_index: Tensor,
+    rejected_index: Tensor,
+    margin: Tensor | None,
+    weight: Tensor | None,
+    target: Tensor | None,
+    call: PairedCall,
+    loss: Tensor,
+    slopes: Tensor | None,
+    sums: Tensor | None,
+) -> bool: ...
+
+# The gradient from the slopes that forward kept, of groups or of items by index. False, with nothing written: a tensor is not
+# what it was.
+def scale_slopes(
+    grad: Tensor, slopes: Tensor | None, group_sizes: Tensor | None, per_group: bool, result: Tensor
+) -> bool: ...

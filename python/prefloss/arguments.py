@@ -13,10 +13,16 @@ import torch
 from torch import Tensor
 
 from . import _core
-from .pairs import DEFAULTS, REDUCTIONS, Numbers, Pairs, accumulation_dtype
+from .pairs import DEFAULTS, REDUCTIONS, Numbers, accumulation_dtype
 from .torch_internals import requires_gradient
 
 REWARD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# What the compiled module reads (csrc/pairs.h), and what torch converts: not complex, quantized, or packed several to a byte.
+_READ_DTYPES = {*REWARD_DTYPES, torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
+_REAL_DTYPES = {
+    *(*_READ_DTYPES, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz, torch.float8_e8m0fnu),
+}
 # Meta tensors have shapes and no values; the operators' fake kernels serve them. A torch for AMD calls its GPUs cuda too.
 _HAS_CUDA = _core.cuda is not None and torch.version.hip is None
 DEVICES = ("cpu", "cuda", "meta") if _HAS_CUDA else ("cpu", "meta")
@@ -31,8 +37,9 @@ def check_tensor(name: str, value: object, accepted: str) -> Tensor:
         raise TypeError(
             f"{name} must be a dense (strided) tensor, got a {_layout(value)} one; call .to_dense() or pad it first"
         )
-    if value.is_complex():
-        raise TypeError(f"{name} must have a real dtype, got {_dtype(value)}")
+    if value.dtype not in _REAL_DTYPES:
+        hint = "; .dequantize() gives its values" if value.is_quantized else ""
+        raise TypeError(f"{name} must have a real dtype (float, integer or bool), got {_dtype(value)}{hint}")
     return value
 
 
@@ -87,7 +94,9 @@ def check_scores(scores: object) -> Tensor:
     """One reward an item."""
     scores = check_rewards("scores", scores)
     if scores.dim() != 1:
-        raise ValueError(f"scores must have one entry an item, shape (n,), got {_shape(scores)}; .flatten() makes it so")
+        raise ValueError(
+            f"scores must have one entry an item, shape (n,), got {_shape(scores)}; .flatten() makes it so"
+        )
     return scores
 
 
@@ -97,7 +106,9 @@ def check_index(name: str, index: object, scores: Tensor | None = None) -> Tenso
     if index.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"{name} must have dtype int64 or int32, got {_dtype(index)}; {name}.long() converts it")
     if index.dim() != 1:
-        raise ValueError(f"{name} must have one entry a comparison, shape (P,), got {_shape(index)}; .flatten() makes it so")
+        raise ValueError(
+            f"{name} must have one entry a comparison, shape (P,), got {_shape(index)}; .flatten() makes it so"
+        )
     if scores is not None:
         _check_device(name, index, scores, "scores")
     return index
@@ -123,7 +134,13 @@ def check_index_pair(
 
 
 def per_pair(
-    name: str, value: object, rewards: Tensor, shape: torch.Size | None = None, *, mask: bool = False, entry: str = "pair"
+    name: str,
+    value: object,
+    rewards: Tensor,
+    shape: torch.Size | None = None,
+    *,
+    mask: bool = False,
+    entry: str = "pair",
 ) -> Tensor | None:
     """None, or one entry a pair (or group) as kernels take it: float32 or the rewards' dtype, or, for a mask, bool.
 
@@ -178,13 +195,13 @@ def as_group_sizes(group_sizes: object) -> Tensor | None:
             raise ValueError(
                 f"{accepted}, got one of {_dtype(group_sizes)}, shape {_shape(group_sizes)}, on {group_sizes.device}"
             )
-        return group_sizes.to(torch.int64, copy=True)  # the caller's may be filled anew before backward
+        return group_sizes.to(torch.int64)
     if isinstance(group_sizes, str) or not isinstance(group_sizes, Sequence):
         raise TypeError(f"{accepted}, got {_given(group_sizes)}")
     for size in group_sizes:
         if isinstance(size, bool) or not isinstance(size, Integral):
             raise TypeError(f"{accepted}, got {_given(size)} among them")
-        if not 0 <= size < 2**31:
+        if not 0 <= int(size) < 2**31:
             raise ValueError(f"group_sizes must be >= 0 and add up to the number of rewards, got {size} among them")
     return torch.tensor([int(size) for size in group_sizes], dtype=torch.int64, device="cpu")
 
@@ -210,11 +227,10 @@ def check_no_gradient(name: str, value: object) -> None:
         )
 
 
-def check_number(
-    name: str, value: object, accepted: str, low: float = -math.inf, high: float = math.inf
-) -> float:
+def check_number(name: str, value: object, accepted: str, low: float = -math.inf, high: float = math.inf) -> float:
     """A finite number in [low, high], which `accepted` says in words; or a tensor of one entry on the CPU."""
     if isinstance(value, Tensor):
+        check_tensor(name, value, accepted)
         check_no_gradient(name, value)
         if value.numel() != 1 or not value.is_cpu:
             raise TypeError(
@@ -256,7 +272,8 @@ def check_numbers(
         rate = check_number("flip_rate", flip_rate, "a number in [0, 0.5)", 0, math.nextafter(0.5, 0))
         if smoothing != 0 and rate != 0:
             raise ValueError(
-                f"flip_rate and label_smoothing say opposite things, and only one can be given; got {flip_rate!r} and {label_smoothing!r}"
+                f"flip_rate and label_smoothing cannot both be given, got {flip_rate!r} and {label_smoothing!r}: "
+                "the one corrects for flipped labels, the other adds some"
             )
         smoothing = -rate / (1 - 2 * rate) if rate else smoothing
     return Numbers(
@@ -287,7 +304,7 @@ def check_range(numbers: Numbers, rewards: Tensor) -> None:
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {_given(value)}")
 
 
 def check_reduction(reduction: object) -> int:
@@ -299,7 +316,7 @@ def check_reduction(reduction: object) -> int:
 
 def check_flag(name: str, value: object) -> None:
     if value is not False and value is not True:
-        raise TypeError(f"{name} must be True or False, got {value!r} ({type(value).__name__})")
+        raise TypeError(f"{name} must be True or False, got {_given(value)}")
 
 
 def check_denominator(denominator: object, reduction: int, rewards: Tensor) -> float | Tensor | None:
@@ -314,6 +331,12 @@ def check_denominator(denominator: object, reduction: int, rewards: Tensor) -> f
         number = check_number("denominator", denominator, accepted)
         if isinstance(number, float) and not number > 0:
             raise ValueError(f"denominator must be {accepted}, got {denominator!r}")
+        wide = accumulation_dtype(rewards.dtype)
+        if isinstance(number, float) and not 1 / _GREATEST[wide] <= number <= _GREATEST[wide]:
+            raise ValueError(
+                f"denominator must be finite, and its inverse too, in {_name(wide)}, in which the loss of {_dtype(rewards)} "
+                f"rewards is computed, got {denominator!r}" + "; float64 rewards take it" * (wide is torch.float32)
+            )
         return number
     tensor = check_tensor("denominator", denominator, accepted)
     if tensor.dtype is torch.bool:
@@ -322,7 +345,7 @@ def check_denominator(denominator: object, reduction: int, rewards: Tensor) -> f
         raise ValueError(f"denominator must be {accepted}, got shape {_shape(tensor)}; its .sum(), perhaps?")
     _check_device("denominator", tensor, rewards, "the rewards")
     check_no_gradient("denominator", tensor)
-    return tensor
+    return tensor if tensor.dtype in _READ_DTYPES else tensor.double()
 
 
 def _check_device(name: str, tensor: Tensor, other: Tensor, whose: str) -> None:
@@ -341,8 +364,14 @@ def _layout(tensor: Tensor) -> str:
 
 
 def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    return _name(tensor.dtype)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _given(value: object) -> str:
-    return f"a tensor of shape {_shape(value)}" if isinstance(value, Tensor) else f"{value!r} ({type(value).__name__})"
+    if not isinstance(value, Tensor):
+        return f"{value!r} ({type(value).__name__})"
+    return "a nested tensor" if value.is_nested else f"a tensor of shape {_shape(value)}"

@@ -117,8 +117,9 @@ class PairedLoss(Function):
         call: PairedCall,
     ) -> Tensor | tuple[Tensor, Tensor]:
         if call.copied:
-            rewards, rejected, margin, weight, target = (
-                tensor if tensor is None else tensor.contiguous() for tensor in (rewards, rejected, margin, weight, target)
+            rewards = rewards.contiguous()
+            rejected, margin, weight, target = (
+                tensor if tensor is None else tensor.contiguous() for tensor in (rejected, margin, weight, target)
             )
         if call.reduction == NONE:
             loss = torch.empty_like(
@@ -135,7 +136,7 @@ class PairedLoss(Function):
         _core.paired_forward(rewards, rejected, margin, weight, target, call.plain, loss, sums)
         ctx.save_for_backward(rewards, rejected, margin, weight, target, sums if divides else None)
         ctx.call = call
-        if not call.return_stats:
+        if sums is None or not call.return_stats:
             return loss
         given = sums.clone() if divides else sums  # backward divides by its own, whatever becomes of the caller's
         ctx.mark_non_differentiable(given)
@@ -147,16 +148,26 @@ class PairedLoss(Function):
         needs = ctx.needs_input_grad
         if grad is None:
             return (None,) * 6
-        rewards, rejected, margin, *others = ctx.saved_tensors
+        rewards, rejected, margin, weight, target, sums = ctx.saved_tensors
         if not torch.is_grad_enabled() and not is_watched():
             grad_rewards = torch.empty_like(rewards) if needs[0] else None
             grad_rejected = torch.empty_like(rejected) if needs[1] else None
             grad_margin = torch.empty_like(margin) if needs[2] else None
             if _core.paired_backward(
-                grad, rewards, rejected, margin, *others, ctx.call.plain, grad_rewards, grad_rejected, grad_margin
+                grad,
+                rewards,
+                rejected,
+                margin,
+                weight,
+                target,
+                sums,
+                ctx.call.plain,
+                grad_rewards,
+                grad_rejected,
+                grad_margin,
             ):
                 return grad_rewards, grad_rejected, grad_margin, None, None, None
-        gradients = ctx.call.gradients(grad, rewards, rejected, margin, *others)
+        gradients = ctx.call.gradients(grad, rewards, rejected, margin, weight, target, sums)
         kept = (gradient if needed else None for gradient, needed in zip(gradients, needs, strict=False))
         return *kept, None, None, None
 
@@ -176,9 +187,7 @@ class GroupedCall(NamedTuple):
     @classmethod
     def of(cls, options: GroupOptions, denominator: float | None, copied: bool) -> GroupedCall:
         numbers, half_ties, over_pairs, reduction, return_stats = options
-        plain = _core.GroupedCall(
-            *numbers, half_ties, over_pairs, reduction, denominator, return_stats, LARGE_GROUP
-        )
+        plain = _core.GroupedCall(*numbers, half_ties, over_pairs, reduction, denominator, return_stats, LARGE_GROUP)
         return cls(options, denominator, copied, plain)
 
 
@@ -204,8 +213,9 @@ class GroupedLoss(Function):
         sums = torch.empty_like(_SUMS) if options.return_stats else None
         if not _core.grouped_forward(rewards, ranks, sizes, weight, call.plain, loss, slopes, sums):
             check_ranks(ranks)
-        ctx.save_for_backward(slopes, rewards, ranks, sizes, weight)
-        ctx.call = call
+        # A copy of the sizes, whose buffer may be filled anew before backward.
+        ctx.save_for_backward(slopes, rewards, ranks, sizes if sizes is None else sizes.clone(), weight)
+        ctx.call, ctx.shape = call, rewards.shape
         if sums is not None:
             ctx.mark_non_differentiable(sums)
         return loss, sums
@@ -215,9 +225,14 @@ class GroupedLoss(Function):
         slopes, rewards, ranks, sizes, weight = ctx.saved_tensors
         call = ctx.call
         if not torch.is_grad_enabled() and not is_watched():
-            result = torch.empty_like(rewards, memory_format=torch.contiguous_format)
-            if _core.grouped_backward(grad, slopes, sizes, call.plain, result):
+            result = rewards.new_empty(ctx.shape)
+            if _core.scale_slopes(grad, slopes, sizes, call.options.reduction == NONE, result):
                 return result, None, None, None, None
+        if rewards.shape != ctx.shape:
+            raise ValueError(
+                f"rewards had shape {tuple(ctx.shape)} and have {tuple(rewards.shape)} now: were they changed between forward "
+                f"and backward?"
+            )
         with torch.enable_grad():
             loss, _ = grouped_loss(Groups(rewards, ranks, sizes, weight), call.options, call.denominator)
             (result,) = torch.autograd.grad(loss, rewards, grad, create_graph=True)
@@ -265,12 +280,15 @@ class IndexedLoss(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: object) -> tuple[Tensor | None, ...]:
         slopes, scores, chosen_index, rejected_index, *options = ctx.saved_tensors
-        if torch.is_grad_enabled() or is_watched():
-            call = ctx.call
-            with torch.enable_grad():
-                pairs = Pairs(scores, None, *options)
-                loss, _ = indexed_loss(pairs, chosen_index, rejected_index, call.numbers, call.denominator, call.reduction, False)
-                (result,) = torch.autograd.grad(loss, scores, grad, create_graph=True)
-        else:
-            result = (slopes * grad).to(scores.dtype)
+        call = ctx.call
+        if not torch.is_grad_enabled() and not is_watched():
+            result = torch.empty_like(scores)
+            if _core.scale_slopes(grad, slopes, None, False, result):
+                return result, None, None, None, None, None, None
+        with torch.enable_grad():
+            pairs = Pairs(scores, None, *options)
+            loss, _ = indexed_loss(
+                pairs, chosen_index, rejected_index, call.numbers, call.denominator, call.reduction, False
+            )
+            (result,) = torch.autograd.grad(loss, scores, grad, create_graph=True)
         return result, None, None, None, None, None, None

@@ -72,9 +72,17 @@ def bradley_terry_loss_grouped(
 ) -> Result:
     """`bradley_terry_loss` over all pairs of each group, without a K by K matrix: InstructGPT's loss, RankNet's, AUC's surrogate.
 
-    In a group every item is preferred to every item of higher rank. Each pair (a preferred to b) has the term
-    l(beta (a - b) - margin) + c (a + b)^2 of `bradley_terry_loss`. With two ranks only, positives and negatives, the mean over the
-    pairs is the logistic surrogate of 1 - AUC.
+    In a group every item is preferred to every item of higher rank. Ranks are places, 0 for the best. **Labels (1 = relevant) are
+    not ranks: pass ``ranks=-labels``**, or the loss is upside down. Each pair (a preferred to b) has the term
+    l(beta (a - b) - margin) + c (a + b)^2 of `bradley_terry_loss`. With two ranks only, positives and negatives, the mean over
+    the pairs is the logistic surrogate of 1 - AUC.
+
+    >>> import prefloss, torch
+    >>> rewards, labels = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([[1, 0, 0]])
+    >>> prefloss.bradley_terry_loss_grouped(rewards, ranks=-labels)  # the first item is better than the two others
+    tensor(0.0878)
+    >>> prefloss.bradley_terry_loss_grouped(rewards.flatten(), ranks=torch.tensor([0, 1, 0]), group_sizes=[2, 1])
+    tensor(0.1269)
 
     On the CPU a group of 1,024 items or more takes time and memory in proportion to its items, not to its pairs: their sum
     factorises over cells of rewards and a tree of ranks. An entry of the gradient is then right to 2^-23 of the sum of the absolute
@@ -83,16 +91,17 @@ def bradley_terry_loss_grouped(
     Args:
         rewards: (B, K), B groups of K items; or (N,) with ``group_sizes``. float64, float32, bfloat16 or float16.
         ranks: of the rewards' shape, on their device; any real dtype. Lower is better, equal is a tie; no NaN.
-        group_sizes: the groups' sizes, >= 0, which add up to N, for rewards (N,): a sequence of ints, or (G,) int64 on the CPU.
+        group_sizes: the groups' sizes, >= 0, which add up to N, for rewards (N,): a sequence of integers (NumPy's too), or a tensor
+            (G,) of any integer dtype on the CPU.
         average: "groups" is the mean over a group's pairs, then over the groups that have at least one (Ouyang et al. 2022, eq.
             1); "pairs" the mean over all pairs of all groups.
         ties: "skip" leaves out pairs of equal rank; "half" counts them with target 1/2 and no margin.
         margin: a number: how far apart the rewards should be.
-        weight: one a group, float32 or the rewards' dtype, or bool: sum w mean / sum w for average "groups", and sum w sum / sum w
+        weight: one a group, of any real dtype, or bool: sum w mean / sum w for average "groups", and sum w sum / sum w
             n for "pairs". A group of weight 0 counts nothing, even if its rewards are NaN.
-        beta, label_smoothing, center_rewards_coefficient: as in `bradley_terry_loss`.
+        beta, label_smoothing, flip_rate, center_rewards_coefficient: as in `bradley_terry_loss`.
         reduction: "mean", "sum" (not divided by the groups' weight, or that of the pairs), or "none": one entry a group.
-        denominator: what "mean" divides by instead: a number > 0, or a 0-d tensor.
+        denominator: what "mean" divides by instead, as in `bradley_terry_loss`.
         return_stats: also return `PairStats` of the pairs. They are not independent where groups have more than two items: the
             standard error is then too small. A tie, with "half", is half a pair in each order.
 
@@ -108,10 +117,8 @@ def bradley_terry_loss_grouped(
     Sources: Ouyang et al. 2022 (arXiv 2203.02155) eq. 1; Burges et al. 2005 (RankNet); Gao & Zhou 2015 (AUC surrogates); for
     sums that factorise, Greengard & Rokhlin 1987 (the fast multipole method).
     """
-    if isinstance(margin, Tensor) and margin.dim() > 0:
-        raise TypeError(f"margin must be a number, for groups, got a tensor of shape {tuple(margin.shape)}")
     if isinstance(margin, Tensor):
-        margin = arguments.check_number("margin", margin, "a finite number")
+        margin = arguments.check_number("margin", margin, "a finite number (groups have one margin for all pairs)")
     numbers = arguments.check_numbers(margin, None, beta, label_smoothing, flip_rate, center_rewards_coefficient)
     arguments.check_choice("average", average, ("groups", "pairs"))
     arguments.check_choice("ties", ties, ("skip", "half"))
@@ -119,12 +126,11 @@ def bradley_terry_loss_grouped(
     arguments.check_flag("return_stats", return_stats)
     options = GroupOptions(numbers, ties == "half", average == "pairs", code, return_stats)
     groups = Groups(rewards, ranks, arguments.as_group_sizes(group_sizes), weight)
-    eager = not is_compiling() and not is_watched()
-    result = _eager_loss(groups, options, denominator) if eager else None
+    result = _eager_loss(groups, options, denominator)
     if result is None:
         groups = _checked(groups)
         arguments.check_range(numbers, groups.rewards)
-        result = _eager_loss(groups, options, denominator) if eager else None
+        result = _eager_loss(groups, options, denominator)
     if result is None:
         divisor = arguments.check_denominator(denominator, code, groups.rewards)
         result = grouped_loss(groups, options, divisor)
@@ -143,6 +149,8 @@ def _eager_loss(
     groups: Groups, options: GroupOptions, denominator: Tensor | float | None
 ) -> tuple[Tensor, Tensor] | None:
     """(loss, sums) where all tensors are plain and on the CPU; else None."""
+    if is_compiling() or is_watched():
+        return None
     fit = grouped_accepts(*groups)
     if fit == REFUSED:
         return None

@@ -80,6 +80,13 @@ def bradley_terry_loss_indexed(
     The gradient has one entry an item. However often an item is compared, it is the same bits each time and for any number of
     threads. An item may be compared with itself.
 
+    >>> import prefloss, torch
+    >>> scores = torch.zeros(3, requires_grad=True)
+    >>> loss = prefloss.bradley_terry_loss_indexed(scores, torch.tensor([0, 0, 1]), torch.tensor([1, 2, 2]))
+    >>> loss.backward()
+    >>> scores.grad  # the first item has won twice, the last one has lost twice
+    tensor([-0.3333,  0.0000,  0.3333])
+
     Args:
         scores: (n,), one an item; float64, float32, bfloat16 or float16. The Bradley-Terry strengths, as logarithms.
         chosen_index: (P,) int64 or int32, in [0, n): the item preferred in each comparison. -1 does not mean the last item.
@@ -101,16 +108,13 @@ def bradley_terry_loss_indexed(
     numbers = arguments.check_numbers(margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient)
     code = arguments.check_reduction(reduction)
     arguments.check_flag("return_stats", return_stats)
-    margin = margin if isinstance(margin, Tensor) else None
-    target = target if isinstance(target, Tensor) else None
-    pairs = Pairs(scores, None, margin, weight, target)
-    eager = not is_compiling() and not is_watched() and code != NONE
+    pairs = Pairs.of(scores, None, margin, weight, target)
     given = chosen_index, rejected_index, numbers, code, denominator, return_stats
-    result = _eager_loss(pairs, *given) if eager else None
+    result = _eager_loss(pairs, *given)
     if result is None:
         pairs = _checked(pairs, chosen_index, rejected_index)
         arguments.check_range(numbers, pairs.chosen)
-        result = _eager_loss(pairs, *given) if eager else None
+        result = _eager_loss(pairs, *given)
     if result is None:
         divisor = arguments.check_denominator(denominator, code, pairs.chosen)
         result = indexed_loss(pairs, chosen_index, rejected_index, numbers, divisor, code, return_stats)
@@ -148,6 +152,8 @@ def _eager_loss(
     return_stats: bool,
 ) -> tuple[Tensor, Tensor] | None:
     """(loss, sums) where all tensors are plain and on the CPU, and the margin asks for no gradient; else None."""
+    if is_compiling() or is_watched() or reduction == NONE:
+        return None
     scores, _, margin, weight, target = pairs
     if indexed_accepts(scores, chosen_index, rejected_index, margin, weight, target) != ACCEPTED:
         return None
@@ -163,7 +169,9 @@ def _eager_loss(
         if divisor is None:
             return None
     call = PairedCall.of(PAIRED, numbers, reduction, divisor, return_stats)
-    return cast("tuple[Tensor, Tensor]", IndexedLoss.apply(scores, chosen_index, rejected_index, margin, weight, target, call))
+    return cast(
+        "tuple[Tensor, Tensor]", IndexedLoss.apply(scores, chosen_index, rejected_index, margin, weight, target, call)
+    )
 
 
 def merge_comparisons(
@@ -172,10 +180,14 @@ def merge_comparisons(
     """Comparisons of the same two items, in the same order, as one, with the sum of their weights and the mean of their targets.
 
     The loss is linear in both, so it stays what it was, whatever the scores and the other options are, at a fraction of the
-    work: two million comparisons of 200 items are 39,800 at most. Do this once, and then
+    work: two million comparisons of 200 items are 39,800 at most. Do this once, and use the result in each step:
 
-        comparisons = prefloss.merge_comparisons(chosen_index, rejected_index)
-        loss = prefloss.bradley_terry_loss_indexed(scores, **comparisons)  # in each step
+    >>> import prefloss, torch
+    >>> comparisons = prefloss.merge_comparisons(torch.tensor([0, 0, 1]), torch.tensor([1, 1, 0]))
+    >>> comparisons["chosen_index"], comparisons["weight"]
+    (tensor([0, 1]), tensor([2., 1.]))
+    >>> prefloss.bradley_terry_loss_indexed(torch.tensor([1.0, 0.0]), **comparisons)
+    tensor(0.6466)
 
     `PairStats` would count merged comparisons as one: take the standard error from those that were collected.
 

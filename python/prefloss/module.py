@@ -18,9 +18,10 @@ class BradleyTerryLoss(torch.nn.Module):
 
     The module is called with (chosen, rejected), or (chosen, rejected, margin), and the options that change from batch to batch.
 
-    >>> criterion = BradleyTerryLoss(beta=0.1)
+    >>> import prefloss, torch
+    >>> criterion = prefloss.BradleyTerryLoss(beta=0.1)
     >>> criterion(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 3.0]), torch.tensor([0.5, 0.0]))
-    tensor(0.7073)
+    tensor(0.8287)
     """
 
     def __init__(

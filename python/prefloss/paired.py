@@ -22,6 +22,7 @@ Reduction = Literal["mean", "sum", "none"]
 Layout = Literal["halves", "interleaved"]
 Result = Tensor | tuple[Tensor, PairStats]
 
+_MEAN: Reduction = "mean"  # told by identity, as the other defaults are: an array is not compared
 _LAYOUTS = {"halves": HALVES, "interleaved": INTERLEAVED}
 
 
@@ -62,7 +63,7 @@ def bradley_terry_loss(
     label_smoothing: float = DEFAULTS.label_smoothing,
     flip_rate: float = DEFAULTS.label_smoothing,
     center_rewards_coefficient: float = DEFAULTS.center_rewards_coefficient,
-    reduction: Reduction = "mean",
+    reduction: Reduction = _MEAN,
     denominator: Tensor | float | None = None,
     return_stats: bool = False,
 ) -> Result:
@@ -71,12 +72,20 @@ def bradley_terry_loss(
     Drop-in for ``-F.logsigmoid(chosen - rejected).mean()``. With a = chosen and b = rejected, for each pair
 
         z  = beta (a - b) - margin
-        t' = target (1 - 2 label_smoothing) + label_smoothing
+        t' = target (1 - 2 s) + s, with s = label_smoothing, or -flip_rate / (1 - 2 flip_rate)
         l  = -t' log sigma(z) - (1 - t') log sigma(-z)
 
     and the loss is sum w (l + c (a + b)^2) / D, with w the weight, c the ``center_rewards_coefficient`` and D the divisor
     that ``reduction`` and ``denominator`` choose. A pair of weight 0 counts exactly 0 and gets gradient exactly 0, even
     if its rewards are NaN or infinite; so an empty batch, or one masked out altogether, has the loss 0 and zero gradients.
+
+    >>> import prefloss, torch
+    >>> chosen, rejected = torch.tensor([2.0, 0.5, 1.0]), torch.tensor([1.0, 1.5, 7.0])
+    >>> prefloss.bradley_terry_loss(chosen, rejected, weight=torch.tensor([True, True, False]))
+    tensor(0.8133)
+    >>> _, stats = prefloss.bradley_terry_loss(chosen, rejected, return_stats=True)
+    >>> round(stats.accuracy, 3)
+    0.333
 
     Args:
         chosen: rewards of the preferred responses; any shape; float64, float32, bfloat16 or float16; any strides.
@@ -85,15 +94,21 @@ def bradley_terry_loss(
         weight: one entry a pair; a bool tensor is a mask. Importance weights, or padding.
         target: the probability that `chosen` is preferred, in [0, 1]: a number, or one entry a pair (1/2 is a tie).
         beta: inverse temperature (DPO's beta), finite.
-        label_smoothing: the probability that a preference is flipped, in [0, 0.5].
+        label_smoothing: the probability that a preference is flipped, in [0, 0.5]: the loss learns to expect flips.
+        flip_rate: the probability f that a label is wrong, in [0, 0.5), where it is known. The loss becomes
+            ((1 - f) l(z) - f l(-z)) / (1 - 2 f), whose expectation over the flips is the loss of the right labels. It can be
+            negative, and has no lower bound. Not together with ``label_smoothing``.
         center_rewards_coefficient: c >= 0, which pulls a + b towards 0.
         reduction: "mean" divides by the total weight (the number of pairs without weights), "sum" by 1; "none" returns
             the pairs' terms w (l + c (a + b)^2) in the rewards' shape.
         denominator: what "mean" divides by instead, so that micro-batches and ranks add up to the loss of the whole
-            batch: a number > 0, or a 0-d tensor on the rewards' device (Hugging Face's ``num_items_in_batch``).
+            batch: a number > 0, or a tensor of one entry, of any real dtype but bool, on the rewards' device (Hugging
+            Face's ``num_items_in_batch``).
         return_stats: also return `PairStats`, gathered in the same pass.
 
-    Per-pair tensors (margin, weight, target) are float32 or of the rewards' dtype, on their device and of their shape.
+    Tensors with one entry a pair (margin, weight, target) have the rewards' shape and device, and any real dtype: what is neither
+    float32 nor of the rewards' dtype is converted. For margin and target a 0-d tensor stands for all pairs. An option that is a
+    number may also be a tensor of one entry on the CPU; None is the default, which is off.
 
     Returns:
         The loss, float64 for float64 rewards and float32 for all others; with ``return_stats``, (loss, `PairStats`).
@@ -106,8 +121,9 @@ def bradley_terry_loss(
         NotImplementedError: a device without kernels.
 
     Sources: Bradley & Terry 1952; Ouyang et al. 2022 (arXiv 2203.02155) eq. 1; margin: Touvron et al. 2023 (2307.09288)
-    eq. 2; centring: Eisenstein et al. 2023 (2312.09244) eq. 2; label smoothing: Mitchell 2023 (cDPO); beta: Rafailov et
-    al. 2023 (2305.18290).
+    eq. 2; centring: Eisenstein et al. 2023 (2312.09244) eq. 2; label smoothing: Mitchell 2023 (cDPO); flip rate: Natarajan et al.
+    2013 (Learning with noisy labels), Chowdhury, Kini & Natarajan 2024 (robust DPO, 2403.00409); beta: Rafailov et al. 2023
+    (2305.18290).
     """
     if (
         margin is None
@@ -117,7 +133,7 @@ def bradley_terry_loss(
         and label_smoothing is DEFAULTS.label_smoothing
         and flip_rate is DEFAULTS.label_smoothing
         and center_rewards_coefficient is DEFAULTS.center_rewards_coefficient
-        and reduction == "mean"
+        and reduction is _MEAN
         and denominator is None
         and return_stats is False
         and not is_compiling()
@@ -125,10 +141,9 @@ def bradley_terry_loss(
         and paired_accepts(chosen, rejected, PAIRED, None, None, None) == ACCEPTED
     ):
         return cast(Tensor, DefaultLoss.apply(chosen, rejected))
-    numbers = arguments.check_numbers(
-        margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient
-    )
-    return loss_of(Pairs(chosen, rejected, margin, weight, target), PAIRED, numbers, reduction, denominator, return_stats)
+    numbers = arguments.check_numbers(margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient)
+    pairs = Pairs.of(chosen, rejected, margin, weight, target)
+    return loss_of(pairs, PAIRED, numbers, reduction, denominator, return_stats)
 
 
 @overload
@@ -158,11 +173,15 @@ def bradley_terry_loss_stacked(
     label_smoothing: float = DEFAULTS.label_smoothing,
     flip_rate: float = DEFAULTS.label_smoothing,
     center_rewards_coefficient: float = DEFAULTS.center_rewards_coefficient,
-    reduction: Reduction = "mean",
+    reduction: Reduction = _MEAN,
     denominator: Tensor | float | None = None,
     return_stats: bool = False,
 ) -> Result:
     """`bradley_terry_loss` of the two parts of one tensor, as one forward pass over all responses gives them.
+
+    >>> import prefloss, torch
+    >>> prefloss.bradley_terry_loss_stacked(torch.tensor([2.0, 1.0, 0.5, 1.5]), layout="interleaved")
+    tensor(0.8133)
 
     Args:
         rewards: (2B, ...) with the pairs along dimension 0, as ``layout`` says. Its gradient is one tensor too.
@@ -173,10 +192,8 @@ def bradley_terry_loss_stacked(
     is missing or odd, or ``layout`` unknown.
     """
     arguments.check_choice("layout", layout, tuple(_LAYOUTS))
-    numbers = arguments.check_numbers(
-        margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient
-    )
-    pairs = Pairs(rewards, None, margin, weight, target)
+    numbers = arguments.check_numbers(margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient)
+    pairs = Pairs.of(rewards, None, margin, weight, target)
     return loss_of(pairs, _LAYOUTS[layout], numbers, reduction, denominator, return_stats)
 
 
@@ -186,21 +203,11 @@ def loss_of(
     """The loss of pairs whose options are not checked yet: eager where the tensors are plain, else by the operators."""
     code = arguments.check_reduction(reduction)
     arguments.check_flag("return_stats", return_stats)
-    chosen, rejected, margin, weight, target = pairs
-    # Numbers are among the numbers already.
-    pairs = Pairs(
-        chosen,
-        rejected,
-        margin if isinstance(margin, Tensor) else None,
-        weight,
-        target if isinstance(target, Tensor) else None,
-    )
-    eager = not is_compiling() and not is_watched()
-    result = _eager_loss(pairs, layout, numbers, code, denominator, return_stats) if eager else None
+    result = _eager_loss(pairs, layout, numbers, code, denominator, return_stats)
     if result is None:
         pairs, layout = _checked(pairs, layout), PAIRED
         arguments.check_range(numbers, pairs.chosen)
-        result = _eager_loss(pairs, layout, numbers, code, denominator, return_stats) if eager else None
+        result = _eager_loss(pairs, layout, numbers, code, denominator, return_stats)
     if result is None:
         divisor = arguments.check_denominator(denominator, code, pairs.chosen)
         result = paired_loss(pairs, numbers, divisor, code, return_stats)
@@ -228,6 +235,8 @@ def _eager_loss(
     pairs: Pairs, layout: int, numbers: Numbers, reduction: int, denominator: Tensor | float | None, return_stats: bool
 ) -> tuple[Tensor, ...] | None:
     """(loss,), or (loss, sums), where all tensors are plain; else None."""
+    if is_compiling() or is_watched():
+        return None
     fit = paired_accepts(pairs.chosen, pairs.rejected, layout, pairs.margin, pairs.weight, pairs.target)
     if fit == REFUSED:
         return None

@@ -44,6 +44,20 @@ class Pairs(NamedTuple):
     weight: Tensor | None = None
     target: Tensor | None = None
 
+    @classmethod
+    def of(
+        cls,
+        chosen: Tensor,
+        rejected: Tensor | None,
+        margin: Tensor | float | None,
+        weight: Tensor | None,
+        target: Tensor | float | None,
+    ) -> Pairs:
+        """Without the margin and the target that are numbers: those are among the `Numbers`."""
+        margin = margin if isinstance(margin, Tensor) else None
+        target = target if isinstance(target, Tensor) else None
+        return cls(chosen, rejected, margin, weight, target)
+
 
 def accumulation_dtype(rewards: torch.dtype) -> torch.dtype:
     """The loss's dtype: float64 for float64 rewards, float32 for all others."""

@@ -57,6 +57,18 @@ class PairStats:
     `a + b` is the statistics of both sets of pairs together and `sum([...])` that of many, so batches, shards and
     ranks add up; `PairStats.zero()` changes nothing it is added to. Adding `sums` entry by entry does not: squares about
     two means are not squares about the common one.
+
+    `loss`, `accuracy` and `tie_rate` are weighted as the loss is; the statistics of rewards are not. `standard_error` takes the
+    pairs to be independent. The pairs of a group that has more than two items, and the comparisons of the same item, are not: there
+    it is too small.
+
+    >>> import prefloss, torch
+    >>> chosen, rejected, weight = torch.tensor([2.0, 0.0]), torch.tensor([1.0, 1.0]), torch.tensor([3.0, 1.0])
+    >>> _, stats = prefloss.bradley_terry_loss(chosen, rejected, weight=weight, return_stats=True)
+    >>> stats.accuracy, stats.effective_sample_size
+    (0.75, 1.6)
+    >>> sum([stats, stats]).count
+    4
     """
 
     __slots__ = ("sums",)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
@@ -19,22 +19,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from . import _core
 
-_functorch_depth = torch._C._are_functorch_transforms_active
+in_functorch = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
-_FUNCTIONALIZE = torch._C._functorch.TransformType.Functionalize
-
-
-def connect() -> None:
-    """Gives the compiled module torch's tensors and its stable C ABI (torch >= 2.10)."""
-    name = {"linux": "libtorch_cpu.so", "darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}[sys.platform]
-    library = os.path.join(os.path.dirname(torch.__file__), "lib", name)
-    try:
-        _core.set_torch(Tensor, Parameter, Tensor.__dlpack_c_exchange_api__, library)
-    except (AttributeError, RuntimeError) as error:
-        raise ImportError(
-            f"prefloss needs torch's stable C ABI, which torch 2.10 and later have; this is torch {torch.__version__}, "
-            f"{library}: {error}"
-        ) from error
 
 
 def real_tensors() -> AbstractContextManager[Any]:
@@ -48,18 +34,20 @@ Function = _SingleLevelFunction
 at_this_level = enable_single_level_autograd_function
 
 
-def in_transform() -> bool:
-    """Whether functorch, batched autograd or forward mode must find a derivative: `torch.func.functionalize` alone needs none."""
-    if forward_ad._current_level >= 0:
-        return True
-    if not _functorch_depth():
-        return False
-    return is_compiling() or torch._C._functorch.peek_interpreter_stack().key() != _FUNCTIONALIZE
+@contextmanager
+def derivatives_recorded() -> Iterator[None]:
+    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+        yield
+
+
+def in_forward_mode() -> bool:
+    """Whether tensors may have tangents."""
+    return forward_ad._current_level >= 0
 
 
 def is_watched() -> bool:
     """Whether a transform or a dispatch mode (fake tensors, make_fx, a logger) must see every operation."""
-    return bool(_functorch_depth()) or _dispatch_modes() > 0 or forward_ad._current_level >= 0
+    return in_functorch() or _dispatch_modes() > 0 or forward_ad._current_level >= 0
 
 
 def requires_gradient(tensor: Tensor) -> bool:
@@ -73,3 +61,24 @@ def will_run(node: Any, places: Iterable[int]) -> bool:
     """Whether the gradient of one of a Function's inputs is asked for, in the backward pass that is running now."""
     functions = [node.next_functions[place][0] for place in places if place < len(node.next_functions)]
     return any(torch._C._will_engine_execute_node(function) for function in functions if function is not None)
+
+
+def _connect() -> None:
+    """Gives the compiled module torch's tensors and its stable C ABI (torch >= 2.10)."""
+    name = {"darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}.get(sys.platform, "libtorch_cpu.so")
+    library = os.path.join(os.path.dirname(torch.__file__), "lib", name)
+    try:
+        first = _core.set_torch(Tensor, Parameter, Tensor.__dlpack_c_exchange_api__, library)
+    except (AttributeError, RuntimeError) as error:
+        raise ImportError(
+            f"prefloss needs torch's stable C ABI, which torch 2.10 and later have; this is torch {torch.__version__}, "
+            f"{library}: {error}"
+        ) from error
+    if not first:
+        raise ImportError(
+            "prefloss was imported before in this process, and its modules were removed from sys.modules; torch registers an "
+            "operator only once, so start a new process"
+        )
+
+
+_connect()

@@ -30,6 +30,12 @@ def check_indices(name: str, index: Tensor, items: int) -> None:
         )
 
 
+def _check_memory(name: str, tensor: Tensor) -> None:
+    """torch itself would read through a null pointer."""
+    if tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0:
+        raise ValueError(f"{name} has no memory (a null pointer); a plain dense tensor is needed")
+
+
 def _over_rows(index: Tensor, rows: torch.Size) -> Tensor:
     """The index of one set of comparisons, or of each row, for rows of more dimensions."""
     missing = len(rows) - (index.dim() - 1)
@@ -38,12 +44,16 @@ def _over_rows(index: Tensor, rows: torch.Size) -> Tensor:
 
 def _take_kernel(items: Tensor, index: Tensor, name: str) -> Tensor:
     """(..., items) and (..., P): (..., P)."""
+    _check_memory("scores", items)
+    _check_memory(name, index)
     check_indices(name, index, items.shape[-1])
     return items.gather(-1, _over_rows(index, items.shape[:-1]))
 
 
 def _accumulate_kernel(values: Tensor, index: Tensor, items: int) -> Tensor:
     """(..., P) and the index as above: (..., items)."""
+    _check_memory("the gradient of the scores", values)
+    _check_memory("an index", index)
     rows = values.shape[:-1].numel()
     first = torch.arange(rows, device=index.device).mul(items).unsqueeze(1)
     flat = (_over_rows(index, values.shape[:-1]).reshape(rows, values.shape[-1]) + first).flatten()
@@ -89,7 +99,9 @@ def indexed_loss(
 ) -> tuple[Tensor, Tensor]:
     """(loss, sums) by the operators. `pairs.chosen` has the scores, one an item."""
     scores = pairs.chosen
-    wide = scores.to(accumulation_dtype(scores.dtype))  # halves are rounded once, after an item's slopes have been added up
+    wide = scores.to(
+        accumulation_dtype(scores.dtype)
+    )  # halves are rounded once, after an item's slopes have been added up
     chosen, rejected = take(wide, chosen_index, "chosen_index"), take(wide, rejected_index, "rejected_index")
     margin, weight, target = (
         option if option is None or not option.is_floating_point() else option.to(accumulation_dtype(option.dtype))

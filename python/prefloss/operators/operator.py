@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..torch_internals import Function, at_this_level
+from ..torch_internals import Function, at_this_level, derivatives_recorded, in_forward_mode, in_functorch
 
 _library = torch.library.Library("prefloss", "FRAGMENT")
 
@@ -38,7 +38,7 @@ class Operator:
     """prefloss::`name`, and prefloss::plain_`name`, the same without a derivative.
 
     The derivative is a Function's, which calls the plain operator. So a compiled graph has the plain one, whose call never
-    enters Python; functorch, which cannot differentiate an operator, is given the Function.
+    enters Python. Under functorch each level records a Function of its own.
 
     Args:
         schema: as torch.library takes it, tensors first. With a last argument ``int batch``, that is the number of leading
@@ -82,16 +82,25 @@ class Operator:
         return self.operator(*arguments)
 
     def _autograd(self, *arguments: Any) -> Any:
-        if not torch._C._any_requires_grad(*arguments) or not torch.is_grad_enabled():
-            return self.plain(*arguments)
+        differentiated = torch._C._any_requires_grad(*arguments) and torch.is_grad_enabled()
+        if not differentiated and not in_forward_mode():  # a Function refuses tangents, instead of dropping them
+            return self._without_derivative(*arguments)
         given, options = Options.split(arguments, self._tensors)
         with at_this_level():
             return self._function.apply(*given, options)
 
+    def _without_derivative(self, *arguments: Any) -> Any:
+        """At this level of functorch. The next level may record one: the plain operator would hide it."""
+        if not in_functorch():
+            return self.plain(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.operator(*arguments)
+
     def _make_function(self, name: str, save: Any, derivative: Any, constant: Sequence[int]) -> Any:
         def forward(*arguments: Any) -> Any:
             *given, options = arguments
-            return self.plain(*options.all_tensors(given), *options)
+            with derivatives_recorded():  # by the next levels of functorch; a Function's forward turns that off
+                return self._without_derivative(*options.all_tensors(given), *options)
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             *given, ctx.options = inputs

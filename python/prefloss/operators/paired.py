@@ -1,4 +1,4 @@
-"""The operators over pairs: prefloss::paired_forward, and its first and second derivative. Their kernels: csrc/bindings/paired.cpp."""
+"""The operators over pairs: prefloss::paired_forward, and its first and second derivative. Kernels: csrc/bindings/paired.cpp."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from ..stats import Sum
 from ..torch_internals import will_run
 from .operator import Operator, Options
 
-_PAIRS = (
-    "Tensor chosen, Tensor rejected, Tensor? margin, Tensor? weight, Tensor? target, Tensor? denominator, Tensor? numbers"
-)
+_PAIRS = "Tensor chosen, Tensor rejected, Tensor? margin, Tensor? weight, Tensor? target, Tensor? denominator, Tensor? numbers"
 _OPTIONS = (
     "float beta, float margin_number, float target_number, float label_smoothing, float center_rewards_coefficient, "
     "int reduction, bool return_stats, int batch"
@@ -54,6 +52,7 @@ paired_forward = Operator(
     save=_save_forward,
     derivative=_forward_derivative,
     constant=(1,),
+    shared=("numbers",),
 )
 
 
@@ -76,6 +75,7 @@ paired_backward = Operator(
     fake=_backward_fake,
     save=lambda tensors, options, outputs: tensors,
     derivative=_backward_derivative,
+    shared=("numbers",),
 )
 
 
@@ -111,6 +111,7 @@ paired_double_backward = Operator(
     fake=_double_backward_fake,
     save=lambda tensors, options, outputs: tensors,
     derivative=_double_backward_derivative,
+    shared=("numbers",),
 )
 
 
