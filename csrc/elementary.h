@@ -73,24 +73,25 @@ struct Rounded {
   Real value, remainder;
 };
 
-// exp(-a) for a >= 0. -a = n log 2 + r with |r| <= log(2) / 2, exp(r) = 1 + r + r^2 P(r), all in s = -r, which spares a
-// negation.
+// exp(-x) as 2^n (sum + low): -x = n log 2 + r with |r| <= log(2) / 2, exp(r) = 1 + r + r^2 P(r), all in s = -r, which
+// spares a negation. The lowest bits of `shifted` are those of n.
 //  - Adding 1.5 * 2^23 (2^52) rounds to an integer without a float-to-int conversion, which is undefined on NaN.
 //  - `low`, what rounding dropped from `sum`: (sum - 1) + s is exact, so only the product's own rounding is lost.
-//  - The scale is 2^(n + 64) (2^(n + 128)), so that the last product alone rounds, in the subnormal tail too.
-PREFLOSS_HOST_DEVICE Rounded<float> exp_negative(float a) {
-  const float x = 104.0f < a ? 104.0f : a;  // false for NaN, which goes on
+template <typename Real>
+struct ReducedExponential {
+  Real sum, low, shifted;
+};
+
+PREFLOSS_HOST_DEVICE ReducedExponential<float> reduced_exponential(float x) {
   const float shifted = fused(x, -1.44269504088896341f, 0x1.8p23f), n = shifted - 0x1.8p23f;
   const float s = fused(n, 1.42860682030941723212e-6f, fused(n, 0.693145751953125f, x)), r2 = s * s;
   const float p = fused(fused(0x1.6a23ccp-10f, r2, fused(-0x1.123a20p-7f, s, 0x1.5558f2p-5f)), r2,
                         fused(-0x1.555492p-3f, s, 0x1.fffffcp-2f));
   const float sum = 1.0f + fused(p, r2, -s), low = fused(p, r2, -((sum - 1.0f) + s));
-  const float scale = from_bits((to_bits(shifted) + 191u) << 23);
-  return {(sum * scale) * 0x1p-64f, (low * scale) * 0x1p-64f};
+  return {sum, low, shifted};
 }
 
-PREFLOSS_HOST_DEVICE Rounded<double> exp_negative(double a) {
-  const double x = 746.0 < a ? 746.0 : a;
+PREFLOSS_HOST_DEVICE ReducedExponential<double> reduced_exponential(double x) {
   const double shifted = fused(x, -1.44269504088896340736, 0x1.8p52), n = shifted - 0x1.8p52;
   // log 2 in two parts; the upper one has 33 bits, so that n * upper is exact without FMA too (n has 11).
   const double s = fused(n, 0x1.a39ef35793c76p-33, fused(n, 0x1.62e42feep-1, x)), r2 = s * s, r4 = r2 * r2;
@@ -101,8 +102,41 @@ PREFLOSS_HOST_DEVICE Rounded<double> exp_negative(double a) {
   const double p2 = fused(0x1.1f730349868cep-29, r2, fused(-0x1.af4de97ca4194p-26, s, 0x1.27e4db646b17ep-22));
   const double p = fused(fused(p2, r4, p1), r4, p0);
   const double sum = 1.0 + fused(p, r2, -s), low = fused(p, r2, -((sum - 1.0) + s));
-  const double scale = from_bits((to_bits(shifted) + 1151u) << 52);
-  return {(sum * scale) * 0x1p-128, (low * scale) * 0x1p-128};
+  return {sum, low, shifted};
+}
+
+// exp(-a) for a >= 0. The scale is 2^(n + 64) (2^(n + 128)), so that the last product alone rounds, in the subnormal
+// tail too.
+PREFLOSS_HOST_DEVICE Rounded<float> exp_negative(float a) {
+  const ReducedExponential<float> e = reduced_exponential(104.0f < a ? 104.0f : a);  // false for NaN, which goes on
+  const float scale = from_bits((to_bits(e.shifted) + 191u) << 23);
+  return {(e.sum * scale) * 0x1p-64f, (e.low * scale) * 0x1p-64f};
+}
+
+PREFLOSS_HOST_DEVICE Rounded<double> exp_negative(double a) {
+  const ReducedExponential<double> e = reduced_exponential(746.0 < a ? 746.0 : a);
+  const double scale = from_bits((to_bits(e.shifted) + 1151u) << 52);
+  return {(e.sum * scale) * 0x1p-128, (e.low * scale) * 0x1p-128};
+}
+
+// How exact a result is: to the last digits of float, or to those of a half-precision type that it is rounded to.
+enum class Digits { kFloat, kHalf };
+
+// exp(-x) for |x| <= kModerate, of either sign: far from the ends of the exponent, so that n is simply added to it. For
+// kHalf a polynomial with two terms less, whose relative error is at most 2^-17.5, and one constant for log 2.
+constexpr int kModerate = 16;
+
+template <Digits kDigits>
+PREFLOSS_HOST_DEVICE float exp_moderate(float x) {
+  ReducedExponential<float> e;
+  if constexpr (kDigits == Digits::kFloat) {
+    e = reduced_exponential(x);
+  } else {
+    e.shifted = fused(x, -1.44269504088896341f, 0x1.8p23f);
+    const float s = fused(e.shifted - 0x1.8p23f, 0.693147180559945309f, x);
+    e.sum = fused(fused(fused(0x1.52258ep-5f, s, -0x1.571cc2p-3f), s, 0x1.0006b6p-1f), s * s, 1.0f - s);
+  }
+  return from_bits(to_bits(e.sum) + (to_bits(e.shifted) << 23));
 }
 
 // log(1 + f) - f + f_low for f in [-1/4, 1/2]. float: -f^2 Q(f).

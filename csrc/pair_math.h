@@ -67,6 +67,12 @@ PREFLOSS_HOST_DEVICE Real pair_slope(Real z) {
   return -sigmoid(-z);
 }
 
+// factor * pair_slope(z) for |z| <= kModerate, for results that are rounded to half precision: within 2^-17 of it,
+// which is 2^-6 ulp of float16 and 2^-9 of bfloat16.
+PREFLOSS_HOST_DEVICE float moderate_slope(float z, float factor) {
+  return -factor / (1.0f + exp_moderate<Digits::kHalf>(-z));
+}
+
 // The sum of pair_loss(z) over many z with one logarithm for all of them: sum log(1 + e) = log prod (1 + e). With u =
 // prod (1 + e) - 1, always positive, tiny losses keep their digits. u is below 2^kMost after kMost pairs.
 template <typename Sum>
@@ -108,6 +114,23 @@ struct LossProduct {
 };
 
 using PairLossSum = LossProduct<double>;
+
+// The same for |z| <= kModerate: sum -log sigma(z) = log prod (1 + exp(-z)), without a hinge. exp(-16) is 1e-7, so that
+// a rounding of the product, 2^-53 of it, is at most 1e-9 of what a pair adds.
+struct ModerateLossProduct {
+  static constexpr double kLog2 = 0.6932, kGreatestLogarithm = 700;  // a little more than log 2; float64 ends at 709
+  double product = 1;
+
+  PREFLOSS_HOST_DEVICE void add(float z) {
+    const double e = static_cast<double>(exp_moderate<Digits::kFloat>(z));
+    product = fused(product, e, product);
+  }
+
+  // An upper limit of what a pair adds to the logarithm.
+  PREFLOSS_HOST_DEVICE static double most(double greatest_magnitude) { return greatest_magnitude + kLog2; }
+
+  PREFLOSS_HOST_DEVICE double value() const { return log1p_positive(product - 1); }
+};
 
 template <typename Real>
 struct PairDerivatives {

@@ -30,10 +30,14 @@ PREFLOSS_HOST_DEVICE float widen(float x) { return x; }
 PREFLOSS_HOST_DEVICE double widen(double x) { return x; }
 PREFLOSS_HOST_DEVICE float widen(bool x) { return x ? 1.0f : 0.0f; }
 
-// Round to nearest, ties to even; NaN stays NaN.
+// Round to nearest, ties to even; NaN stays NaN. The upper half of these bits is the bfloat16.
+PREFLOSS_HOST_DEVICE uint32_t rounded_to_bfloat16(float x) {
+  const uint32_t bits = to_bits(x);
+  return x != x ? 0x7fc00000u : bits + 0x7fffu + ((bits >> 16) & 1u);
+}
+
 PREFLOSS_HOST_DEVICE void narrow(float x, BFloat16& stored) {
-  const uint32_t bits = to_bits(x), rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  stored.bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded);
+  stored.bits = static_cast<uint16_t>(rounded_to_bfloat16(x) >> 16);
 }
 
 PREFLOSS_HOST_DEVICE void narrow(float x, Float16& stored) {
@@ -44,6 +48,9 @@ PREFLOSS_HOST_DEVICE void narrow(float x, Float16& stored) {
   const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
   stored.bits = static_cast<uint16_t>(sign | (magnitude > 0x7f800000u ? 0x7e00u : finite));
 }
+
+// The bits of -x in either format.
+PREFLOSS_HOST_DEVICE uint16_t opposite(uint16_t bits) { return static_cast<uint16_t>(bits ^ 0x8000u); }
 
 PREFLOSS_HOST_DEVICE void narrow(float x, float& stored) { stored = x; }
 PREFLOSS_HOST_DEVICE void narrow(double x, double& stored) { stored = x; }

@@ -367,34 +367,6 @@ def test_soft_targets_and_weights_are_those_of_binary_cross_entropy(dtype, reduc
         torch.testing.assert_close(mine, its, rtol=16 * eps, atol=16 * eps * float(its.abs().max()))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_rewards_lose_nothing_to_half_precision_arithmetic(dtype):
-    """Loss and gradient of the same values in float32, the gradient rounded once."""
-    chosen, rejected = rewards(np.random.default_rng(13), (4096,), dtype)
-    half, single = (ask_for_gradients(chosen.to(kind), rejected.to(kind)) for kind in (dtype, torch.float32))
-    losses = [prefloss.bradley_terry_loss(*pair, reduction="sum") for pair in (half, single)]
-    assert losses[0].item() == losses[1].item()
-    mine, its = (torch.autograd.grad(loss, pair) for loss, pair in zip(losses, (half, single), strict=True))
-    assert_same_bits(mine, [gradient.to(dtype) for gradient in its])
-
-
-@pytest.mark.parametrize("upstream", [1.0, -3e-5, 1e30], ids=["ordinary", "subnormal", "overflowing"])
-@pytest.mark.parametrize("layout", ["contiguous", "every_other"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_every_half_precision_value_is_converted_exactly(dtype, layout, upstream):
-    """All 65,536 of them as rewards; and what they give, rounded once, as gradients."""
-    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
-    both = []
-    for kind in (dtype, torch.float32):
-        pair = ask_for_gradients(*(laid_out(tensor.to(kind), layout) for tensor in (every, every.roll(12_345))))
-        losses = prefloss.bradley_terry_loss(*pair, reduction="none")
-        total = prefloss.bradley_terry_loss(*pair, reduction="sum")
-        both.append(
-            (losses, *(gradient.to(dtype) for gradient in torch.autograd.grad(total, pair, torch.tensor(upstream))))
-        )
-    assert_same_bits(*both)
-
-
 def float32_loss_and_gradient(logit, **options):
     chosen = torch.tensor([logit], requires_grad=True)
     loss = prefloss.bradley_terry_loss(chosen, torch.zeros(1), **options)

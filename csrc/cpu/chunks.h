@@ -10,31 +10,11 @@
 #include <algorithm>
 #include <limits>
 
-#include "../pair_math.h"
 #include "../sums.h"
-#include "columns.h"
+#include "plain.h"
 
 namespace prefloss::cpu {
 namespace {
-
-constexpr int64_t kChunk = 8192;
-
-// The sum of entry(0 ... count - 1), float64, in an order that `count` alone decides; four sums at a time hide the
-// latency of an addition.
-template <typename Entry>
-double sum(int count, const Entry& entry) {
-  const int quarter = count / 4;
-  double first = 0, second = 0, third = 0, fourth = 0;
-#pragma omp simd reduction(+ : first, second, third, fourth)
-  for (int i = 0; i < quarter; i++) {
-    first += entry(i);
-    second += entry(quarter + i);
-    third += entry(2 * quarter + i);
-    fourth += entry(3 * quarter + i);
-  }
-  for (int i = 4 * quarter; i < count; i++) first += entry(i);
-  return (first + second) + (third + fourth);
-}
 
 // Adds the sums of one block to those of its chunk. Counts of a block and extremes are exact in Real; everything else
 // is added in float64. What numbers differ from their mean by takes a second loop, over the first-level cache.
@@ -110,56 +90,6 @@ void add_statistics(const Real* chosen, const Real* rejected, const Real* weight
   chunk.add_statistics(block);
 }
 
-int64_t chunks_of(const Pairs& pairs) { return (pairs.count + kChunk - 1) / kChunk; }
-
-// Calls body(block_begin, block_count) for the blocks of a chunk.
-template <typename Body>
-void for_blocks(int64_t chunk, int64_t count, const Body& body) {
-  const int64_t end = std::min(count, (chunk + 1) * kChunk);
-  for (int64_t begin = chunk * kChunk; begin < end; begin += kBlock)
-    body(begin, static_cast<int>(std::min<int64_t>(kBlock, end - begin)));
-}
-
-// The terms of the default loss, one a pair.
-template <typename Real>
-void plain_terms(const Pairs& pairs, const Column& terms, int64_t row, int64_t chunk) {
-  Buffer<Real> chosen_buffer, rejected_buffer, loss;
-  for_blocks(chunk, pairs.count, [&](int64_t begin, int count) {
-    const Real* chosen = load(pairs.chosen, row, begin, count, chosen_buffer);
-    const Real* rejected = load(pairs.rejected, row, begin, count, rejected_buffer);
-    for (int i = 0; i < count; i++) loss.values[i] = pair_loss(chosen[i] - rejected[i]);
-    scatter(loss.values, count, terms.stride, terms.entry<Real>(row, begin));
-  });
-}
-
-// Their sum. Pair i of a chunk always goes to lane i % kLanes.
-template <typename Real>
-Partial plain_sum(const Pairs& pairs, int64_t row, int64_t chunk) {
-  constexpr int kLanes = 32;
-  static_assert(kChunk / kLanes <= PairLossSum::kMost && kBlock % kLanes == 0);
-  double product[kLanes] = {}, hinge[kLanes] = {};
-  const auto add = [&](int lane, Real z) {
-    PairLossSum sum{product[lane], hinge[lane]};
-    sum.add(z);
-    product[lane] = sum.u;
-    hinge[lane] = sum.hinge;
-  };
-  Buffer<Real> chosen_buffer, rejected_buffer;
-  for_blocks(chunk, pairs.count, [&](int64_t begin, int count) {
-    const Real* chosen = load(pairs.chosen, row, begin, count, chosen_buffer);
-    const Real* rejected = load(pairs.rejected, row, begin, count, rejected_buffer);
-    const int whole = count - count % kLanes;
-    for (int i = 0; i < whole; i += kLanes) {
-#pragma omp simd
-      for (int lane = 0; lane < kLanes; lane++) add(lane, chosen[i + lane] - rejected[i + lane]);
-    }
-    for (int lane = 0; lane < count - whole; lane++) add(lane, chosen[whole + lane] - rejected[whole + lane]);
-  });
-  Partial partial = Partial::zero();
-  partial.terms = sum(kLanes, [&](int lane) { return PairLossSum{product[lane], hinge[lane]}.value(); });
-  return partial;
-}
-
 template <typename Real>
 Partial general_forward(const Pairs& pairs, const ForwardOutputs& outputs, int64_t row, int64_t chunk) {
   Partial partial = Partial::zero();
@@ -197,24 +127,6 @@ Partial forward_chunk(const Pairs& pairs, const ForwardOutputs& outputs, int64_t
   if (!outputs.terms) return plain_sum<Real>(pairs, row, chunk);
   plain_terms<Real>(pairs, outputs.terms, row, chunk);
   return Partial::zero();
-}
-
-template <typename Real>
-void plain_backward(const Pairs& pairs, Real scale, const Gradients& gradients, int64_t row, int64_t chunk) {
-  Buffer<Real> chosen_buffer, rejected_buffer, chosen_result, rejected_result;
-  for_blocks(chunk, pairs.count, [&](int64_t begin, int count) {
-    const Real* chosen = load(pairs.chosen, row, begin, count, chosen_buffer);
-    const Real* rejected = load(pairs.rejected, row, begin, count, rejected_buffer);
-    Real* __restrict grad_chosen = result(gradients.chosen, row, begin, chosen_result);
-    Real* __restrict grad_rejected = result(gradients.rejected, row, begin, rejected_result);
-    for (int i = 0; i < count; i++) {
-      const Real slope = scale * pair_slope(chosen[i] - rejected[i]);
-      grad_chosen[i] = slope;
-      grad_rejected[i] = -slope;
-    }
-    store(gradients.chosen, row, begin, count, chosen_result);
-    store(gradients.rejected, row, begin, count, rejected_result);
-  });
 }
 
 template <typename Real>

@@ -35,10 +35,13 @@ void narrow_all(const Real* values, int count, Stored* first) {
 
 #ifdef PREFLOSS_F16C
 // The hardware's conversions, eight at a time, where there are any; they give the same values.
+inline __m256 eight_floats(const Float16* first) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(first)));
+}
+
 inline void widen_all(const Float16* first, int count, float* values) {
   int i = 0;
-  for (; i + 8 <= count; i += 8)
-    _mm256_storeu_ps(values + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(first + i))));
+  for (; i + 8 <= count; i += 8) _mm256_storeu_ps(values + i, eight_floats(first + i));
   for (; i < count; i++) values[i] = widen(first[i]);
 }
 
@@ -63,8 +66,12 @@ void scatter(const Real* values, int count, int64_t stride, Stored* first) {
   for (int i = 0; i < count; i++) narrow(values[i], first[i * stride]);
 }
 
-template <typename Real>
-constexpr Dtype kDtypeOf = sizeof(Real) == sizeof(double) ? Dtype::kFloat64 : Dtype::kFloat32;
+template <typename Stored>
+constexpr Dtype kDtypeOf = sizeof(Stored) == sizeof(double) ? Dtype::kFloat64 : Dtype::kFloat32;
+template <>
+constexpr Dtype kDtypeOf<BFloat16> = Dtype::kBFloat16;
+template <>
+constexpr Dtype kDtypeOf<Float16> = Dtype::kFloat16;
 
 // Whether a column's memory is contiguous Real.
 template <typename Real>
