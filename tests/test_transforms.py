@@ -127,11 +127,11 @@ def test_other_sizes_do_not_compile_again(name, form):
         assert_same_bits([stats.sums], [expected.sums])
         frames.append(counter.frame_count)
     assert set(frames) == {frames[0]}
-    for count in (1, 0):  # torch compiles these two sizes for themselves, by its own rule
+    for count in (1, 0):  # torch compiles these two sizes for themselves, each at most as often as the first call
         case = draw(name, count)
         (mine, _), (its, _) = function(*case), loss(*case)
         assert_same_bits(differentiated(mine, *case), differentiated(its, *case))
-    assert counter.frame_count <= frames[0] + 2
+    assert counter.frame_count <= 3 * frames[0]
 
 
 @pytest.mark.parametrize(

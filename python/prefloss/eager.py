@@ -7,11 +7,11 @@ batched ones), goes through the operators.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from . import _core
 from .arguments import REWARD_DTYPES
@@ -20,7 +20,7 @@ from .operators.indexed import check_indices, indexed_loss
 from .operators.paired import as_tensor, paired_backward
 from .pairs import DEFAULTS, MEAN, NONE, PAIRED, Numbers, Pairs, accumulation_dtype, stack, unstack
 from .stats import Sum
-from .torch_internals import is_watched, real_tensors
+from .torch_internals import Function, is_watched, real_tensors
 
 REFUSED, ACCEPTED, ACCEPTED_AS_COPY = 0, 1, 2  # Fit in csrc/bindings/views.h
 
@@ -42,6 +42,7 @@ class PairedCall(NamedTuple):
     plain: Any
 
     @classmethod
+    @lru_cache(maxsize=64)  # of the same options it is the same, and making it takes as long as a small kernel
     def of(
         cls,
         layout: int,

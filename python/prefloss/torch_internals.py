@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,8 +29,12 @@ def real_tensors() -> AbstractContextManager[Any]:
 
 
 # functorch calls an operator's autograd kernel once for each of its levels, from the innermost to the outermost, as it does those
-# of torch's own operators. There the derivative is recorded by a Function of that level alone.
-Function = _SingleLevelFunction
+# of torch's own operators. There the derivative is recorded by a Function of that level alone. Outside of functorch it is
+# torch.autograd.Function without the part in Python that looks for functorch, which takes 3 us a call.
+if TYPE_CHECKING:
+    from torch.autograd import Function as Function
+else:
+    Function = _SingleLevelFunction
 at_this_level = enable_single_level_autograd_function
 
 
