@@ -75,7 +75,7 @@ sanitize: build/sanitized/installed  ## run the tests with the address and undef
 
 SEEDS ?= 0 1 $(shell shuf -i 2-9999 -n 1)
 cuda-on-host: build/on_host/installed  ## run the CUDA kernels on the CPU, threads in order, reversed and shuffled (needs nvcc's headers)
-	set -e; for seed in $(SEEDS); do echo "CUDA_ON_HOST_SEED=$$seed"; CUDA_ON_HOST_SEED=$$seed PYTHONPATH=build/on_host $(BIN)/python -m pytest -q $(ON_HOST_TESTS) $(ARGS); done
+	set -e; for seed in $(SEEDS); do echo "CUDA_ON_HOST_SEED=$$seed"; CUDA_ON_HOST_SEED=$$seed PYTHONPATH=build/on_host $(BIN)/python -m pytest -q $(PARALLEL) $(ON_HOST_TESTS) $(ARGS); done
 
 cuda-sanitize: build/on_host_address/installed build/on_host_thread/installed  ## the same with the address, undefined-behaviour and thread sanitizers
 	$(ASAN) PYTHONPATH=build/on_host_address $(BIN)/python -m pytest -q $(ON_HOST_TESTS) $(ARGS)
