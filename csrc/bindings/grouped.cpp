@@ -170,7 +170,7 @@ class GroupedOperator {
     average.per_group = reduction == kNone;
     groups.large = kLargeGroup;
     groups.size = arguments.integer();
-    rewards_ = &columns_.keep(std::move(rewards));
+    columns_.rewards = rewards_ = &columns_.keep(std::move(rewards));
     guard_.emplace(*rewards_);
     shape_ = rewards_->sizes();
     rows_.assign(shape_.begin(), shape_.end() - 1);
@@ -189,6 +189,10 @@ class GroupedOperator {
           offsets_of(static_cast<const int64_t*>(its.data), its.stride, groups.groups, groups.rows, shape_.back());
       groups.offsets = static_cast<const int64_t*>(columns_.keep(rewards_->copied_here(offsets)).data());
     } else {
+      if (groups.size <= 0 || shape_.back() % groups.size != 0)
+        throw std::invalid_argument("rewards has " + std::to_string(shape_.back()) +
+                                    " entries, which are no groups of " + std::to_string(groups.size) +
+                                    "; was it changed between forward and backward?");
       groups.groups = shape_.back() / groups.size;
     }
     average.weight =
@@ -218,18 +222,18 @@ class GroupedOperator {
   const Tensor& keep(Tensor&& tensor) { return columns_.keep(std::move(tensor)); }
   // One entry an item; on CUDA contiguous, of the type that its kernels take.
   Column items(const Tensor& tensor, Dtype on_cuda, const char* name) {
-    check_entries(tensor, groups.items, name);
-    return columns_.of(on_cuda_ ? columns_.keep(tensor.contiguous(on_cuda)) : tensor, name);
+    columns_.check(tensor, name, groups.items);
+    return columns_.of(on_cuda_ ? columns_.keep(tensor.contiguous(on_cuda)) : tensor);
   }
   // One entry a loss.
   Column upstream(Tensor&& tensor) {
     return columns_.of(std::move(tensor), "the upstream gradient", average.per_group ? groups.count() : groups.rows,
                        {real()});
   }
-  Column result(const Tensor& tensor) { return columns_.of(tensor, "a result"); }
+  Column result(const Tensor& tensor) { return columns_.of(tensor); }
   // So many numbers that forward kept.
   const void* kept(const Tensor& tensor, Dtype dtype, int64_t entries, const char* name) {
-    check_entries(tensor, entries, name);
+    columns_.check(tensor, name, entries);
     return columns_.keep(tensor.contiguous(dtype)).data();
   }
 
@@ -239,13 +243,6 @@ class GroupedOperator {
   const Tensor* rewards_ = nullptr;
   bool on_cuda_ = false;
   std::vector<int64_t> shape_, rows_;  // (..., items), and its first dimensions, each entry of which has a loss
-
-  static void check_entries(const Tensor& tensor, int64_t entries, const char* name) {
-    if (product(tensor.sizes()) != entries)
-      throw std::invalid_argument(std::string(name) +
-                                  " has another size than the rewards; was it changed between forward "
-                                  "and backward?");
-  }
 
   std::vector<int64_t> with(int64_t last) const {
     std::vector<int64_t> sizes = rows_;

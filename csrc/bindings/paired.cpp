@@ -160,13 +160,14 @@ class PairedOperator {
     reduction_ = static_cast<int>(arguments.integer());
     statistics = arguments.boolean();
     const int64_t batch = columns_.batch = arguments.integer();
-    chosen_ = &columns_.keep(std::move(chosen));
+    columns_.rewards = chosen_ = &columns_.keep(std::move(chosen));
     guard_.emplace(*chosen_);
     shape_ = chosen_->sizes();
     rows_.assign(shape_.begin(), shape_.begin() + batch);
     pairs.rows = product(rows_);
     pairs.count = product({shape_.begin() + batch, shape_.end()});
-    pairs.chosen = columns_.of(*chosen_, "chosen");
+    columns_.check(*chosen_, "chosen", pairs.rows * pairs.count);
+    pairs.chosen = columns_.of(*chosen_);
     const Dtype dtype = pairs.chosen.dtype;
     if (dtype > Dtype::kFloat16)
       throw std::invalid_argument("chosen must have dtype float64, float32, bfloat16 or float16");
@@ -215,13 +216,13 @@ class PairedOperator {
   Column per_pair(Tensor&& tensor, const char* name, std::initializer_list<Dtype> dtypes) {
     return columns_.of(std::move(tensor), name, pairs.rows * pairs.count, dtypes);
   }
-  Column per_pair(const Tensor& result) { return columns_.of(result, "a result"); }
+  Column per_pair(const Tensor& result) { return columns_.of(result); }
   // One entry a loss.
   Column per_loss(Tensor&& tensor, const char* name) {
     const int64_t entries = pairs.rows * (per_pair() ? pairs.count : 1);
     return of_losses(columns_.of(std::move(tensor), name, entries, {accumulation_dtype(pairs.chosen.dtype)}));
   }
-  Column per_loss(const Tensor& result) { return of_losses(columns_.of(result, "a result")); }
+  Column per_loss(const Tensor& result) { return of_losses(columns_.of(result)); }
 
  private:
   Columns columns_;

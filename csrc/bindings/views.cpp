@@ -165,16 +165,32 @@ const torch_abi::Tensor& Columns::keep(torch_abi::Tensor&& tensor) {
   return alive_.back();
 }
 
-Column Columns::of(torch_abi::Tensor&& tensor, const char* name, int64_t entries, std::initializer_list<Dtype> dtypes) {
-  if (!tensor) return {};
-  if (product(tensor.sizes()) != entries || std::find(dtypes.begin(), dtypes.end(), tensor.dtype()) == dtypes.end())
-    throw std::invalid_argument(std::string(name) + " does not fit the rewards: it has " +
-                                std::to_string(product(tensor.sizes())) + " entries where " + std::to_string(entries) +
-                                " are needed, or another dtype; was it changed between forward and backward?");
-  return of(keep(std::move(tensor)), name);
+void Columns::check(const torch_abi::Tensor& tensor, const char* name, int64_t entries) const {
+  const auto refuse = [&](const std::string& what) {
+    throw std::invalid_argument(std::string(name) + what + "; was it changed between forward and backward?");
+  };
+  const int64_t given = product(tensor.sizes());
+  if (given != entries)
+    refuse(" does not fit the rewards: it has " + std::to_string(given) + " entries where " + std::to_string(entries) +
+           " are needed");
+  const bool cuda = rewards != nullptr && rewards->is_cuda();
+  if (tensor.is_cuda() != cuda || (cuda && tensor.device_index() != rewards->device_index()))
+    refuse(std::string(" must be on ") + (cuda ? "the device of the rewards" : "the CPU"));
+  if (entries > 0 && tensor.data() == nullptr)
+    refuse(" has no memory (a null pointer), a plain dense tensor is needed");
 }
 
-Column Columns::of(const torch_abi::Tensor& kept, const char* name) {
+Column Columns::of(torch_abi::Tensor&& tensor, const char* name, int64_t entries, std::initializer_list<Dtype> dtypes) {
+  if (!tensor) return {};
+  check(tensor, name, entries);
+  if (std::find(dtypes.begin(), dtypes.end(), tensor.dtype()) == dtypes.end())
+    throw std::invalid_argument(std::string(name) +
+                                " has a dtype that does not fit the rewards'; was it changed between "
+                                "forward and backward?");
+  return of(keep(std::move(tensor)));
+}
+
+Column Columns::of(const torch_abi::Tensor& kept) {
   const std::vector<int64_t> sizes = kept.sizes(), strides = kept.strides();
   View view;
   view.data = kept.data();
@@ -182,10 +198,8 @@ Column Columns::of(const torch_abi::Tensor& kept, const char* name) {
   view.dimensions = static_cast<int64_t>(sizes.size());
   view.sizes = sizes.data();
   view.strides = strides.data();
-  if (view.data == nullptr && view.count() > 0)
-    throw std::invalid_argument(std::string(name) + " has no memory (a null pointer); a plain dense tensor is needed");
   Column column;
-  return as_column(view, batch, column) == Fit::kYes ? column : of(keep(kept.contiguous(kept.dtype())), name);
+  return as_column(view, batch, column) == Fit::kYes ? column : of(keep(kept.contiguous(kept.dtype())));
 }
 
 Place place_of(bool cuda, int device_index, int64_t entries) {

@@ -83,14 +83,17 @@ py::object number_of(py::handle tensor);
 class Columns {
  public:
   int64_t batch = 0;
+  const torch_abi::Tensor* rewards = nullptr;  // on whose device all tensors are; null: on the host
 
   const torch_abi::Tensor& keep(torch_abi::Tensor&& tensor);
-  // An empty one where there is no tensor. Throws where the tensor has not so many entries, or another dtype: what was
-  // saved for backward may have been changed since.
+  // Throws where the tensor has not so many entries, no memory, or is on another device: what was saved for backward
+  // may have been changed since.
+  void check(const torch_abi::Tensor& tensor, const char* name, int64_t entries) const;
+  // An empty one where there is no tensor. Throws as `check` does, and where the dtype is another one.
   Column of(torch_abi::Tensor&& tensor, const char* name, int64_t entries, std::initializer_list<Dtype> dtypes);
-  // Of a tensor that lives as long as this.
-  Column of(const torch_abi::Tensor& kept, const char* name);
-  Column of(torch_abi::Tensor&& tensor, const char* name) = delete;
+  // Of a tensor that lives as long as this, and has passed `check` or is new.
+  Column of(const torch_abi::Tensor& kept);
+  Column of(torch_abi::Tensor&& tensor) = delete;
 
  private:
   std::deque<torch_abi::Tensor> alive_;
