@@ -20,8 +20,6 @@ from torch import Tensor
 
 import prefloss
 from prefloss import _core, reference
-from prefloss.eager import PairedCall
-from prefloss.pairs import DEFAULTS, MEAN, PAIRED
 
 OPTIONS = {"beta": 0.5, "label_smoothing": 0.1}
 STEP_SIZES = (8, 64, 256, 1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
@@ -127,18 +125,19 @@ def _kernels(kind: str, chosen: Tensor, rejected: Tensor) -> dict[str, Contender
     expected, tolerance = _expected(chosen, rejected, {}), OURS[chosen.dtype]
     first, second = torch.zeros_like(chosen), torch.zeros_like(rejected)
     loss, upstream = torch.zeros(()), torch.ones(())
-    call = PairedCall.of(PAIRED, DEFAULTS, MEAN, None, False).plain
     options = None, None, None  # margin, weight, target
 
     def forward() -> None:
-        _core.paired_forward(chosen, rejected, *options, call, loss, None)
+        _core.paired_forward(chosen, rejected, *options, _core.DEFAULT_CALL, loss, None)
 
     def check_forward() -> float:
         forward()
         return check_loss(loss, expected().loss, tolerance)
 
     def backward() -> bool:
-        return _core.paired_backward(upstream, chosen, rejected, *options, None, call, first, second, None)
+        return _core.paired_backward(
+            upstream, chosen, rejected, *options, None, _core.DEFAULT_CALL, first, second, None
+        )
 
     def check_backward() -> float:
         assert backward()

@@ -56,12 +56,12 @@ def arguments_and_result(function):
 
 
 def stubbed():
-    """What _core.pyi declares: {name: type}, {function or class: ([arguments], result)}."""
+    """What _core.pyi declares: {name: type}, {function: ([arguments], result)}, {class: {attribute}}."""
     body = ast.parse((PACKAGE / "_core.pyi").read_text()).body
     constants = {node.target.id: ast.unparse(node.annotation) for node in body if isinstance(node, ast.AnnAssign)}
     functions = {node.name: arguments_and_result(node) for node in body if isinstance(node, ast.FunctionDef)}
-    classes = {node.name: arguments_and_result(node.body[0]) for node in body if isinstance(node, ast.ClassDef)}
-    return constants, functions | classes
+    classes = {node.name: {line.target.id for line in node.body} for node in body if isinstance(node, ast.ClassDef)}
+    return constants, functions, classes
 
 
 def test_the_stub_declares_what_the_compiled_module_has():
@@ -71,18 +71,21 @@ def test_the_stub_declares_what_the_compiled_module_has():
         int: "int",
         tuple: "tuple[str, str] | None",
         type(None): "tuple[str, str] | None",
+        _core.PairedCall: "PairedCall",
     }
-    results = {"number_of": "float | None"}  # the compiled module says "object"
-    constants, functions = {}, {}
+    results = {"paired_call": "PairedCall | None"}  # the compiled module says "object"
+    constants, functions, classes = {}, {}, {}
     for name, value in vars(_core).items():
-        if callable(value):
-            documented = (value.__init__ if inspect.isclass(value) else value).__doc__
-            signature = re.sub(r": [\w.]*_core\.", ": ", documented.splitlines()[0])
+        if inspect.isclass(value):
+            classes[name] = {member for member, its in vars(value).items() if isinstance(its, property)}
+        elif callable(value):
+            signature = re.sub(r": [\w.]*_core\.", ": ", value.__doc__.splitlines()[0])
+            signature = re.sub(r"-> ([\w.]*_core\.)?", "-> ", signature)
             arguments, result = arguments_and_result(ast.parse(f"def {signature}: ...").body[0])
             functions[name] = arguments, results.get(name, result)
         elif not name.startswith("__") or name == "__version__":
             constants[name] = f"Final[{types[type(value)]}]"
-    assert stubbed() == (constants, functions)
+    assert stubbed() == (constants, functions, classes)
 
 
 def test_there_is_one_version():

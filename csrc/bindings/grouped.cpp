@@ -2,11 +2,13 @@
 // grouped_backward, grouped_double_backward. Names, reading of arguments, where results go; no arithmetic.
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
+#include "call.h"
 #include "views.h"
 
 namespace prefloss {
@@ -16,14 +18,8 @@ using torch_abi::Arguments;
 using torch_abi::Tensor;
 using torch_abi::Value;
 
-// What a call says beside its tensors.
-struct GroupedCall {
-  Options options;
+struct GroupedCall : Call {
   bool half_ties = false, over_pairs = false;
-  int reduction = kMean;
-  std::optional<double> denominator;
-  bool statistics = false;
-  int64_t large = kLargeGroup;
 };
 
 // Where each group of each row begins, and where the last one ends.
@@ -71,8 +67,7 @@ struct EagerGroups {
     fit = both(fit,
                read_column(ranks, rewards, [&](const View& view) { return view.has_shape_of(rewards); }, groups.ranks));
     const auto is_weight = [&](const View& view) {
-      return view.dimensions == 1 && view.count() == groups.groups &&
-             (view.dtype == rewards.dtype || view.dtype == Dtype::kFloat32 || view.dtype == Dtype::kBool);
+      return view.is_weight(rewards) && view.dimensions == 1 && view.count() == groups.groups;
     };
     return both(fit, read_column(its_weight, rewards, is_weight, weight));
   }
@@ -85,21 +80,34 @@ struct EagerGroups {
   }
 };
 
-Fit accepts(py::handle rewards, py::handle ranks, py::handle group_sizes, py::handle weight) {
-  return EagerGroups().read_from(rewards, ranks, group_sizes, weight);
+// None, where the operators must be asked, or Python's checks first.
+std::optional<GroupedCall> call_of(py::handle rewards, py::handle ranks, py::handle group_sizes, py::handle weight,
+                                   py::handle margin, py::handle average, py::handle ties, const py::tuple& options,
+                                   bool checked) {
+  EagerGroups given;
+  GroupedCall call;
+  const Fit fit = given.read_from(rewards, ranks, group_sizes, weight);
+  const Dtype dtype = given.rewards.dtype;
+  if (fit == Fit::kNo || !call.read(options, dtype, checked) ||
+      !read_number(margin, dtype, -HUGE_VAL, HUGE_VAL, call.options.margin) ||
+      !read_choice(average, "groups", "pairs", call.over_pairs) || !read_choice(ties, "skip", "half", call.half_ties) ||
+      requires_grad(ranks) || requires_grad(weight))
+    return std::nullopt;
+  call.copied = fit == Fit::kAfterCopy;
+  return call;
 }
 
 // False where a rank is NaN.
 bool forward(py::handle rewards, py::handle ranks, py::handle group_sizes, py::handle weight, const GroupedCall& call,
-             py::handle loss, py::handle slopes, py::handle sums) {
+             int64_t large, py::handle loss, py::handle slopes, py::handle sums) {
   EagerGroups given;
   Groups& groups = given.groups;
   if (given.read_from(rewards, ranks, group_sizes, weight) != Fit::kYes)
-    throw std::invalid_argument("grouped_forward was given what grouped_accepts refuses");
+    throw std::invalid_argument("grouped_forward was given what grouped_call refuses");
   given.divide();
   groups.options = call.options;
   groups.half_ties = call.half_ties;
-  groups.large = call.large;
+  groups.large = large;
   GroupAverage average{given.weight, call.over_pairs, call.reduction == kNone, {}};
   if (call.reduction == kMean) average.divisor = {call.denominator.value_or(1), nullptr, 0, !call.denominator};
   const Dtype real = accumulation_dtype(given.rewards.dtype);
@@ -120,8 +128,9 @@ bool scale_slopes(py::handle grad, py::handle slopes, py::handle group_sizes, bo
   EagerGroups given;
   Column column, upstream, gradient;
   if (!read(slopes, slope_view) || !read(grad, grad_view) || !read(result, result_view) || slope_view.cuda ||
-      !slope_view.is_floating() || grad_view.dtype != slope_view.dtype || !result_view.is_floating() ||
-      accumulation_dtype(result_view.dtype) != slope_view.dtype || !result_view.has_shape_of(slope_view) ||
+      grad_view.cuda || result_view.cuda || !slope_view.is_floating() || grad_view.dtype != slope_view.dtype ||
+      !result_view.is_floating() || accumulation_dtype(result_view.dtype) != slope_view.dtype ||
+      !result_view.has_shape_of(slope_view) ||
       both(both(as_column(slope_view, 0, column), as_column(grad_view, 0, upstream)),
            as_column(result_view, 0, gradient)) != Fit::kYes)
     return false;
@@ -302,29 +311,13 @@ void double_backward_operator(Value* stack, uint64_t, uint64_t) {
 void add_grouped(py::module_& module) {
   module.attr("large_group") = kLargeGroup;
   module.attr("cpu_runs_cuda_kernels") = runs_on_cuda(false);
-  py::class_<GroupedCall>(module, "GroupedCall")
-      .def(py::init([](double beta, double margin, double target, double label_smoothing,
-                       double center_rewards_coefficient, bool half_ties, bool over_pairs, int reduction,
-                       std::optional<double> denominator, bool statistics, int64_t large) {
-             return GroupedCall{{beta, margin, target, label_smoothing, center_rewards_coefficient},
-                                half_ties,
-                                over_pairs,
-                                reduction,
-                                denominator,
-                                statistics,
-                                large};
-           }),
-           py::arg("beta"), py::arg("margin"), py::arg("target"), py::arg("label_smoothing"),
-           py::arg("center_rewards_coefficient"), py::arg("half_ties"), py::arg("over_pairs"), py::arg("reduction"),
-           py::arg("denominator"), py::arg("statistics"), py::arg("large"));
-  module.def(
-      "grouped_accepts",
-      [](py::handle rewards, py::handle ranks, py::handle group_sizes, py::handle weight) {
-        return static_cast<int>(accepts(rewards, ranks, group_sizes, weight));
-      },
-      py::arg("rewards"), py::arg("ranks"), py::arg("group_sizes"), py::arg("weight"));
+  py::class_<GroupedCall> its(module, "GroupedCall");
+  add_call_members(its);
+  its.def_readonly("half_ties", &GroupedCall::half_ties).def_readonly("over_pairs", &GroupedCall::over_pairs);
+  module.def("grouped_call", &call_of, py::arg("rewards"), py::arg("ranks"), py::arg("group_sizes"), py::arg("weight"),
+             py::arg("margin"), py::arg("average"), py::arg("ties"), py::arg("options"), py::arg("checked"));
   module.def("grouped_forward", &forward, py::arg("rewards"), py::arg("ranks"), py::arg("group_sizes"),
-             py::arg("weight"), py::arg("call"), py::arg("loss"), py::arg("slopes"), py::arg("sums"));
+             py::arg("weight"), py::arg("call"), py::arg("large"), py::arg("loss"), py::arg("slopes"), py::arg("sums"));
   module.def("scale_slopes", &scale_slopes, py::arg("grad"), py::arg("slopes"), py::arg("group_sizes"),
              py::arg("per_group"), py::arg("result"));
 }

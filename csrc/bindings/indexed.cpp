@@ -2,10 +2,11 @@
 // and the operators over pairs do the rest. Names, reading of arguments, where results go; no arithmetic.
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <stdexcept>
 
 #include "../cpu/kernels.h"
-#include "paired_call.h"
+#include "call.h"
 #include "views.h"
 
 namespace prefloss {
@@ -27,12 +28,8 @@ struct EagerComparisons {
     const auto is_rejected = [&](const View& view) {
       return view.dtype == chosen_view.dtype && view.has_shape_of(chosen_view);
     };
-    const auto is_option = [&](const View& view) {
-      return (view.dtype == scores.dtype || view.dtype == Dtype::kFloat32) && view.has_shape_of(chosen_view);
-    };
-    const auto is_weight = [&](const View& view) {
-      return is_option(view) || (view.dtype == Dtype::kBool && view.has_shape_of(chosen_view));
-    };
+    const auto is_option = [&](const View& view) { return view.is_option(scores) && view.has_shape_of(chosen_view); };
+    const auto is_weight = [&](const View& view) { return view.is_weight(scores) && view.has_shape_of(chosen_view); };
     comparisons.items = scores.count();
     pairs.count = chosen_view.count();
     Fit fit = both(as_column(scores, 0, comparisons.scores), as_column(chosen_view, 0, comparisons.chosen));
@@ -43,9 +40,18 @@ struct EagerComparisons {
   }
 };
 
-Fit accepts(py::handle scores, py::handle chosen_index, py::handle rejected_index, py::handle margin, py::handle weight,
-            py::handle target) {
-  return EagerComparisons().read_from(scores, chosen_index, rejected_index, margin, weight, target);
+// None, where the operators must be asked, or Python's checks first.
+std::optional<PairedCall> call_of(py::handle scores, py::handle chosen_index, py::handle rejected_index,
+                                  py::handle margin, py::handle weight, py::handle target, const py::tuple& options,
+                                  bool checked) {
+  EagerComparisons given;
+  PairedCall call;
+  const Fit fit =
+      given.read_from(scores, chosen_index, rejected_index, tensor_or_none(margin), weight, tensor_or_none(target));
+  if (fit != Fit::kYes || !call.read(options, margin, weight, target, given.scores.dtype, checked) ||
+      call.reduction == kNone || requires_grad(margin))
+    return std::nullopt;
+  return call;
 }
 
 // False where an index is out of range; the results mean nothing then.
@@ -54,7 +60,7 @@ bool forward(py::handle scores, py::handle chosen_index, py::handle rejected_ind
              py::handle sums) {
   EagerComparisons given;
   if (given.read_from(scores, chosen_index, rejected_index, margin, weight, target) != Fit::kYes)
-    throw std::invalid_argument("indexed_forward was given what indexed_accepts refuses");
+    throw std::invalid_argument("indexed_forward was given what indexed_call refuses");
   Pairs& pairs = given.pairs;
   pairs.options = call.options;
   const Dtype real = accumulation_dtype(given.scores.dtype);
@@ -74,14 +80,8 @@ bool forward(py::handle scores, py::handle chosen_index, py::handle rejected_ind
 }  // namespace
 
 void add_indexed(py::module_& module) {
-  module.def(
-      "indexed_accepts",
-      [](py::handle scores, py::handle chosen_index, py::handle rejected_index, py::handle margin, py::handle weight,
-         py::handle target) {
-        return static_cast<int>(accepts(scores, chosen_index, rejected_index, margin, weight, target));
-      },
-      py::arg("scores"), py::arg("chosen_index"), py::arg("rejected_index"), py::arg("margin"), py::arg("weight"),
-      py::arg("target"));
+  module.def("indexed_call", &call_of, py::arg("scores"), py::arg("chosen_index"), py::arg("rejected_index"),
+             py::arg("margin"), py::arg("weight"), py::arg("target"), py::arg("options"), py::arg("checked"));
   module.def("indexed_forward", &forward, py::arg("scores"), py::arg("chosen_index"), py::arg("rejected_index"),
              py::arg("margin"), py::arg("weight"), py::arg("target"), py::arg("call"), py::arg("loss"),
              py::arg("slopes"), py::arg("sums"));

@@ -54,7 +54,6 @@ PYBIND11_MODULE(_core, module) {
   module.def("cuda_unusable", &cuda_unusable);
   module.def("set_torch", &set_torch, py::arg("tensor"), py::arg("parameter"), py::arg("exchange_api"),
              py::arg("library"));
-  module.def("number_of", &number_of, py::arg("tensor"));
   add_paired(module);
   add_grouped(module);
   add_indexed(module);

@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <utility>
 
-#include "paired_call.h"
+#include "call.h"
 #include "views.h"
 
 namespace prefloss {
@@ -39,12 +39,8 @@ struct EagerPairs {
   Fit read_from(py::handle given, py::handle rejected, int layout, py::handle margin, py::handle weight,
                 py::handle target) {
     if (!read(given, rewards) || !rewards.is_floating()) return Fit::kNo;
-    const auto is_option = [&](const View& view) {
-      return (view.dtype == rewards.dtype || view.dtype == Dtype::kFloat32) && has_shape(view, layout);
-    };
-    const auto is_weight = [&](const View& view) {
-      return is_option(view) || (view.dtype == Dtype::kBool && has_shape(view, layout));
-    };
+    const auto is_option = [&](const View& view) { return view.is_option(rewards) && has_shape(view, layout); };
+    const auto is_weight = [&](const View& view) { return view.is_weight(rewards) && has_shape(view, layout); };
     const auto is_like = [&](const View& view) { return view.dtype == rewards.dtype && view.has_shape_of(rewards); };
     pairs.count = layout == kPaired ? rewards.count() : rewards.count() / 2;
     Fit fit = layout != kPaired ? split(rewards, layout, pairs.chosen, pairs.rejected)
@@ -82,9 +78,16 @@ struct EagerPairs {
   }
 };
 
-Fit accepts(py::handle rewards, py::handle rejected, int layout, py::handle margin, py::handle weight,
-            py::handle target) {
-  return EagerPairs().read_from(rewards, rejected, layout, margin, weight, target);
+// None, where the operators must be asked, or Python's checks first.
+std::optional<PairedCall> call_of(py::handle rewards, py::handle rejected, int layout, py::handle margin,
+                                  py::handle weight, py::handle target, const py::tuple& options, bool checked) {
+  EagerPairs given;
+  PairedCall call;
+  call.layout = layout;
+  const Fit fit = given.read_from(rewards, rejected, layout, tensor_or_none(margin), weight, tensor_or_none(target));
+  if (fit == Fit::kNo || !call.read(options, margin, weight, target, given.rewards.dtype, checked)) return std::nullopt;
+  call.copied = fit == Fit::kAfterCopy;
+  return call;
 }
 
 void forward(py::handle rewards, py::handle rejected, py::handle margin, py::handle weight, py::handle target,
@@ -99,7 +102,7 @@ void forward(py::handle rewards, py::handle rejected, py::handle margin, py::han
   };
   if (given.read_from(rewards, rejected, call.layout, margin, weight, target) != Fit::kYes ||
       read_column(loss, given.rewards, is_loss, result) != Fit::kYes || !given.read_sums(sums, outputs.sums))
-    throw std::invalid_argument("paired_forward was given what paired_accepts refuses");
+    throw std::invalid_argument("paired_forward was given what paired_call refuses");
   pairs.options = call.options;
   if (call.reduction == kNone)
     outputs.terms = result;
@@ -297,25 +300,24 @@ void double_backward_operator(Value* stack, uint64_t, uint64_t) {
 }  // namespace
 
 void add_paired(py::module_& module) {
-  py::class_<PairedCall>(module, "PairedCall")
-      .def(py::init([](int layout, double beta, double margin, double target, double label_smoothing,
-                       double center_rewards_coefficient, int reduction, std::optional<double> denominator,
-                       bool statistics) {
-             return PairedCall{layout,
-                               {beta, margin, target, label_smoothing, center_rewards_coefficient},
-                               reduction,
-                               denominator,
-                               statistics};
-           }),
-           py::arg("layout"), py::arg("beta"), py::arg("margin"), py::arg("target"), py::arg("label_smoothing"),
-           py::arg("center_rewards_coefficient"), py::arg("reduction"), py::arg("denominator"), py::arg("statistics"));
+  py::class_<PairedCall> its(module, "PairedCall");
+  add_call_members(its);
+  its.def_readonly("layout", &PairedCall::layout);
+  static py::handle default_call = py::cast(PairedCall()).release();  // what most calls are: made once
+  module.attr("DEFAULT_CALL") = default_call;
   module.def(
-      "paired_accepts",
-      [](py::handle rewards, py::handle rejected, int layout, py::handle margin, py::handle weight, py::handle target) {
-        return static_cast<int>(accepts(rewards, rejected, layout, margin, weight, target));
+      "paired_call",
+      [](py::handle rewards, py::handle rejected, int layout, py::handle margin, py::handle weight, py::handle target,
+         const py::tuple& options, bool checked) -> std::optional<py::object> {
+        const std::optional<PairedCall> call =
+            call_of(rewards, rejected, layout, margin, weight, target, options, checked);
+        if (!call) return std::nullopt;
+        const bool is_default =
+            layout == kPaired && margin.is_none() && weight.is_none() && target.is_none() && call->is_default();
+        return is_default ? py::reinterpret_borrow<py::object>(default_call) : py::cast(*call);
       },
       py::arg("rewards"), py::arg("rejected"), py::arg("layout"), py::arg("margin"), py::arg("weight"),
-      py::arg("target"));
+      py::arg("target"), py::arg("options"), py::arg("checked"));
   module.def("paired_forward", &forward, py::arg("rewards"), py::arg("rejected"), py::arg("margin"), py::arg("weight"),
              py::arg("target"), py::arg("call"), py::arg("loss"), py::arg("sums"));
   module.def("paired_backward", &backward, py::arg("grad"), py::arg("rewards"), py::arg("rejected"), py::arg("margin"),

@@ -114,11 +114,15 @@ bool set_torch(const py::type& tensor, const py::type& parameter, const py::obje
   return true;
 }
 
+bool is_tensor(py::handle handle) {
+  return Py_TYPE(handle.ptr()) == torch.tensor || Py_TYPE(handle.ptr()) == torch.parameter;
+}
+
 // DLPack refuses what has no memory of its own (sparse, nested, meta, functorch's wrappers); the type tells subclasses,
 // and the null pointer zero tensors. A negative-bit view it does not see: torch is asked.
 bool read(py::handle handle, View& view) {
   PyObject* object = handle.ptr();
-  if (Py_TYPE(object) != torch.tensor && Py_TYPE(object) != torch.parameter) return false;
+  if (!is_tensor(handle)) return false;
   dlpack::Tensor tensor;
   if (torch.api->tensor_from_py_object(object, &tensor) != 0) return PyErr_Clear(), false;
   view.cuda = tensor.device.type == dlpack::kCuda;
@@ -154,10 +158,11 @@ void* output(py::handle handle, Dtype dtype, int64_t count) {
   return view.data;
 }
 
-py::object number_of(py::handle tensor) {
+bool number_of(py::handle tensor, double& number) {
   View view;
-  if (!read(tensor, view) || view.cuda || view.count() != 1) return py::none();
-  return py::float_(number_at(view.data, view.dtype));
+  if (!read(tensor, view) || view.cuda || view.count() != 1 || view.dtype == Dtype::kBool) return false;
+  number = number_at(view.data, view.dtype);
+  return true;
 }
 
 const torch_abi::Tensor& Columns::keep(torch_abi::Tensor&& tensor) {

@@ -38,6 +38,9 @@ struct View {
   int64_t count(int64_t from = 0) const;  // of the entries of the dimensions from this one on
   bool is_floating() const { return dtype <= Dtype::kFloat16; }
   bool has_shape_of(const View& other) const;
+  // Whether kernels take this dtype for an option beside such rewards, and for weights, which may be a mask.
+  bool is_option(const View& rewards) const { return dtype == rewards.dtype || dtype == Dtype::kFloat32; }
+  bool is_weight(const View& rewards) const { return is_option(rewards) || dtype == Dtype::kBool; }
 };
 
 // What to recognise a plain tensor by, and the path of libtorch_cpu, with which the operators are registered. Once in a
@@ -48,6 +51,9 @@ bool set_torch(const py::type& tensor, const py::type& parameter, const py::obje
 // False for whatever is not certainly a plain strided tensor in the memory of the host or of the current CUDA device:
 // no tensor, a subclass of it, one without memory, a view with the negative bit, a dtype that no kernel takes.
 bool read(py::handle handle, View& view);
+
+// Whether it is a tensor, and no subclass but a parameter.
+bool is_tensor(py::handle handle);
 
 // How a call may take its tensors: not at all (the operators do, or say what they cannot), as they are, or once they
 // are contiguous.
@@ -75,8 +81,8 @@ Fit read_column(py::handle handle, const View& rewards, const Accepts& accepts, 
 // Where a result goes that a call has made room for, contiguous; null for None. Throws for anything else.
 void* output(py::handle handle, Dtype dtype, int64_t count);
 
-// A number from a plain tensor of one entry on the host, of any real dtype; None for any other.
-py::object number_of(py::handle tensor);
+// The entry of a plain tensor of one entry on the host, of any real dtype but bool; false for any other.
+bool number_of(py::handle tensor, double& number);
 
 // An operator's tensors, which are kept alive, as columns of `rows` sets, the first `batch` dimensions. What no stride
 // leads through is copied.

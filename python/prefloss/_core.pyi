@@ -1,5 +1,5 @@
-# The compiled module (csrc/bindings/). `..._accepts` says whether the tensors of a call can be read as they lie; nothing else
-# is checked.
+# The compiled module (csrc/bindings/). `..._call` reads what a public function was given. None: not all of it is certainly right,
+# or can be read as it lies; Python's checks and the operators do the rest.
 from typing import Final
 
 from torch import Tensor
@@ -13,46 +13,58 @@ cpu_runs_cuda_kernels: Final[bool]
 
 def cuda_unusable() -> str: ...
 def set_torch(tensor: type, parameter: type, exchange_api: object, library: str) -> bool: ...
-def number_of(tensor: Tensor) -> float | None: ...
 
 class PairedCall:
-    def __init__(
-        self,
-        layout: int,
-        beta: float,
-        margin: float,
-        target: float,
-        label_smoothing: float,
-        center_rewards_coefficient: float,
-        reduction: int,
-        denominator: float | None,
-        statistics: bool,
-    ) -> None: ...
+    layout: int
+    reduction: int
+    denominator: float | None
+    statistics: bool
+    copied: bool
+    numbers: tuple[float, float, float, float, float]
 
 class GroupedCall:
-    def __init__(
-        self,
-        beta: float,
-        margin: float,
-        target: float,
-        label_smoothing: float,
-        center_rewards_coefficient: float,
-        half_ties: bool,
-        over_pairs: bool,
-        reduction: int,
-        denominator: float | None,
-        statistics: bool,
-        large: int,
-    ) -> None: ...
+    half_ties: bool
+    over_pairs: bool
+    reduction: int
+    denominator: float | None
+    statistics: bool
+    copied: bool
+    numbers: tuple[float, float, float, float, float]
 
-# 0: refused, 1: accepted, 2: accepted once the tensors are contiguous.
-def paired_accepts(
-    rewards: object, rejected: object, layout: int, margin: object, weight: object, target: object
-) -> int: ...
-def grouped_accepts(rewards: object, ranks: object, group_sizes: object, weight: object) -> int: ...
-def indexed_accepts(
-    scores: object, chosen_index: object, rejected_index: object, margin: object, weight: object, target: object
-) -> int: ...
+DEFAULT_CALL: Final[PairedCall]
+
+# options: (beta, label_smoothing, flip_rate, center_rewards_coefficient, reduction, denominator, return_stats).
+def paired_call(
+    rewards: object,
+    rejected: object,
+    layout: int,
+    margin: object,
+    weight: object,
+    target: object,
+    options: tuple[object, ...],
+    checked: bool,
+) -> PairedCall | None: ...
+def grouped_call(
+    rewards: object,
+    ranks: object,
+    group_sizes: object,
+    weight: object,
+    margin: object,
+    average: object,
+    ties: object,
+    options: tuple[object, ...],
+    checked: bool,
+) -> GroupedCall | None: ...
+def indexed_call(
+    scores: object,
+    chosen_index: object,
+    rejected_index: object,
+    margin: object,
+    weight: object,
+    target: object,
+    options: tuple[object, ...],
+    checked: bool,
+) -> PairedCall | None: ...
 def paired_forward(
     rewards: Tensor,
     rejected: Tensor | None,
@@ -86,6 +98,7 @@ def grouped_forward(
     group_sizes: Tensor | None,
     weight: Tensor | None,
     call: GroupedCall,
+    large: int,
     loss: Tensor,
     slopes: Tensor | None,
     sums: Tensor | None,

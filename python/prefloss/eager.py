@@ -2,82 +2,30 @@
 
 Each call of the compiled module reads the tensors where they lie (csrc/bindings/views.cpp), or refuses: backward does, where
 saved-tensor hooks or `.data` have changed them. That, and whatever needs more than plain gradients (a graph of the gradients,
-batched ones), goes through the operators.
+batched ones), goes through the operators. What a call says beside its tensors, `_core.paired_call` and its like have read.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _core
+from ._core import DEFAULT_CALL
 from .arguments import REWARD_DTYPES
 from .operators.grouped import GroupOptions, Groups, check_ranks, grouped_loss
 from .operators.indexed import check_indices, indexed_loss
 from .operators.paired import as_tensor, paired_backward
-from .pairs import DEFAULTS, MEAN, NONE, PAIRED, Numbers, Pairs, accumulation_dtype, stack, unstack
+from .pairs import MEAN, NONE, PAIRED, Numbers, Pairs, accumulation_dtype, stack, unstack
 from .stats import Sum
 from .torch_internals import Function, is_watched, real_tensors
-
-REFUSED, ACCEPTED, ACCEPTED_AS_COPY = 0, 1, 2  # Fit in csrc/bindings/views.h
 
 # What a loss and the sums look like on the CPU: copying a likeness is the quickest way to allocate.
 with real_tensors():
     _SCALARS = {dtype: torch.empty((), dtype=accumulation_dtype(dtype), device="cpu") for dtype in REWARD_DTYPES}
     _SUMS = torch.empty(len(Sum), dtype=torch.float64, device="cpu")
-
-
-class PairedCall(NamedTuple):
-    """What a call of the paired loss says beside its tensors; `plain` says it to the compiled module."""
-
-    layout: int
-    numbers: Numbers
-    reduction: int
-    denominator: float | None
-    return_stats: bool
-    copied: bool  # no stride leads from pair to pair: contiguous copies are read, and kept
-    plain: Any
-
-    @classmethod
-    @lru_cache(maxsize=64)  # of the same options it is the same, and making it takes as long as a small kernel
-    def of(
-        cls,
-        layout: int,
-        numbers: Numbers,
-        reduction: int,
-        denominator: float | None,
-        return_stats: bool,
-        copied: bool = False,
-    ) -> PairedCall:
-        plain = _core.PairedCall(layout, *numbers, reduction, denominator, return_stats)
-        return cls(layout, numbers, reduction, denominator, return_stats, copied, plain)
-
-    def gradients(
-        self,
-        grad: Tensor,
-        rewards: Tensor,
-        rejected: Tensor | None,
-        margin: Tensor | None,
-        weight: Tensor | None,
-        target: Tensor | None,
-        sums: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """By the operators: of the rewards, one tensor or two, and of the margin."""
-        chosen, other = (rewards, rejected) if self.layout == PAIRED else unstack(rewards, self.layout)
-        denominator = as_tensor(self.denominator, rewards)
-        options = (*self.numbers, self.reduction, False, 0)
-        first, second, third = paired_backward(
-            grad, chosen, other, margin, weight, target, denominator, None, sums, *options
-        )
-        if self.layout == PAIRED:
-            return first, second, third
-        return stack(first, second, self.layout), None, third
-
-
-_DEFAULT = PairedCall.of(PAIRED, DEFAULTS, MEAN, None, False)
 
 
 class DefaultLoss(Function):
@@ -87,7 +35,7 @@ class DefaultLoss(Function):
     def forward(ctx: Any, chosen: Tensor, rejected: Tensor) -> Tensor:
         ctx.save_for_backward(chosen, rejected)
         loss = new_scalar(chosen)
-        _core.paired_forward(chosen, rejected, None, None, None, _DEFAULT.plain, loss, None)
+        _core.paired_forward(chosen, rejected, None, None, None, DEFAULT_CALL, loss, None)
         return loss
 
     @staticmethod
@@ -98,10 +46,10 @@ class DefaultLoss(Function):
             grad_chosen = torch.empty_like(chosen) if wants_chosen else None
             grad_rejected = torch.empty_like(rejected) if wants_rejected else None
             if _core.paired_backward(
-                grad, chosen, rejected, None, None, None, None, _DEFAULT.plain, grad_chosen, grad_rejected, None
+                grad, chosen, rejected, None, None, None, None, DEFAULT_CALL, grad_chosen, grad_rejected, None
             ):
                 return grad_chosen, grad_rejected
-        return _DEFAULT.gradients(grad, chosen, rejected, None, None, None, None)[:2]
+        return _by_operators(DEFAULT_CALL, grad, chosen, rejected, None, None, None, None)[:2]
 
 
 class PairedLoss(Function):
@@ -115,7 +63,7 @@ class PairedLoss(Function):
         margin: Tensor | None,
         weight: Tensor | None,
         target: Tensor | None,
-        call: PairedCall,
+        call: _core.PairedCall,
     ) -> Tensor | tuple[Tensor, Tensor]:
         if call.copied:
             rewards = rewards.contiguous()
@@ -132,12 +80,12 @@ class PairedLoss(Function):
             loss = new_scalar(rewards)
         divides = weight is not None and call.reduction == MEAN and call.denominator is None
         sums = None
-        if call.return_stats or divides:
+        if call.statistics or divides:
             sums = torch.empty_like(_SUMS) if rewards.is_cpu else rewards.new_empty(len(Sum), dtype=torch.float64)
-        _core.paired_forward(rewards, rejected, margin, weight, target, call.plain, loss, sums)
+        _core.paired_forward(rewards, rejected, margin, weight, target, call, loss, sums)
         ctx.save_for_backward(rewards, rejected, margin, weight, target, sums if divides else None)
         ctx.call = call
-        if sums is None or not call.return_stats:
+        if sums is None or not call.statistics:
             return loss
         given = sums.clone() if divides else sums  # backward divides by its own, whatever becomes of the caller's
         ctx.mark_non_differentiable(given)
@@ -162,34 +110,41 @@ class PairedLoss(Function):
                 weight,
                 target,
                 sums,
-                ctx.call.plain,
+                ctx.call,
                 grad_rewards,
                 grad_rejected,
                 grad_margin,
             ):
                 return grad_rewards, grad_rejected, grad_margin, None, None, None
-        gradients = ctx.call.gradients(grad, rewards, rejected, margin, weight, target, sums)
+        gradients = _by_operators(ctx.call, grad, rewards, rejected, margin, weight, target, sums)
         kept = (gradient if needed else None for gradient, needed in zip(gradients, needs, strict=False))
         return *kept, None, None, None
 
 
+def _by_operators(
+    call: _core.PairedCall,
+    grad: Tensor,
+    rewards: Tensor,
+    rejected: Tensor | None,
+    margin: Tensor | None,
+    weight: Tensor | None,
+    target: Tensor | None,
+    sums: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The gradients of the rewards, one tensor or two, and of the margin."""
+    chosen, other = (rewards, rejected) if call.layout == PAIRED else unstack(rewards, call.layout)
+    denominator = as_tensor(call.denominator, rewards)
+    options = (*call.numbers, call.reduction, False, 0)
+    first, second, third = paired_backward(
+        grad, chosen, other, margin, weight, target, denominator, None, sums, *options
+    )
+    if call.layout == PAIRED:
+        return first, second, third
+    return stack(first, second, call.layout), None, third
+
+
 # Groups of so many items take linear time; smaller ones visit each pair.
 LARGE_GROUP: int = _core.large_group
-
-
-class GroupedCall(NamedTuple):
-    """What a call of the grouped loss says beside its tensors; `plain` says it to the compiled module."""
-
-    options: GroupOptions
-    denominator: float | None
-    copied: bool
-    plain: Any
-
-    @classmethod
-    def of(cls, options: GroupOptions, denominator: float | None, copied: bool) -> GroupedCall:
-        numbers, half_ties, over_pairs, reduction, return_stats = options
-        plain = _core.GroupedCall(*numbers, half_ties, over_pairs, reduction, denominator, return_stats, LARGE_GROUP)
-        return cls(options, denominator, copied, plain)
 
 
 class GroupedLoss(Function):
@@ -197,13 +152,12 @@ class GroupedLoss(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rewards: Tensor, ranks: Tensor, sizes: Tensor | None, weight: Tensor | None, call: GroupedCall
+        ctx: Any, rewards: Tensor, ranks: Tensor, sizes: Tensor | None, weight: Tensor | None, call: _core.GroupedCall
     ) -> tuple[Tensor, Tensor | None]:
         if call.copied:
             rewards, ranks = rewards.contiguous(), ranks.contiguous()
             weight = weight if weight is None else weight.contiguous()
-        options = call.options
-        if options.reduction == NONE:
+        if call.reduction == NONE:
             count = rewards.shape[0] if sizes is None else sizes.shape[0]
             loss = rewards.new_empty((count,), dtype=accumulation_dtype(rewards.dtype))
         else:
@@ -211,8 +165,8 @@ class GroupedLoss(Function):
         slopes = None
         if ctx.needs_input_grad[0]:
             slopes = torch.empty_like(rewards, dtype=loss.dtype, memory_format=torch.contiguous_format)
-        sums = torch.empty_like(_SUMS) if options.return_stats else None
-        if not _core.grouped_forward(rewards, ranks, sizes, weight, call.plain, loss, slopes, sums):
+        sums = torch.empty_like(_SUMS) if call.statistics else None
+        if not _core.grouped_forward(rewards, ranks, sizes, weight, call, LARGE_GROUP, loss, slopes, sums):
             check_ranks(ranks)
         # A copy of the sizes, whose buffer may be filled anew before backward.
         ctx.save_for_backward(slopes, rewards, ranks, sizes if sizes is None else sizes.clone(), weight)
@@ -227,15 +181,16 @@ class GroupedLoss(Function):
         call = ctx.call
         if not torch.is_grad_enabled() and not is_watched():
             result = rewards.new_empty(ctx.shape)
-            if _core.scale_slopes(grad, slopes, sizes, call.options.reduction == NONE, result):
+            if _core.scale_slopes(grad, slopes, sizes, call.reduction == NONE, result):
                 return result, None, None, None, None
         if rewards.shape != ctx.shape:
             raise ValueError(
                 f"rewards had shape {tuple(ctx.shape)} and have {tuple(rewards.shape)} now: were they changed between forward "
                 f"and backward?"
             )
+        options = GroupOptions(Numbers(*call.numbers), call.half_ties, call.over_pairs, call.reduction, call.statistics)
         with torch.enable_grad():
-            loss, _ = grouped_loss(Groups(rewards, ranks, sizes, weight), call.options, call.denominator)
+            loss, _ = grouped_loss(Groups(rewards, ranks, sizes, weight), options, call.denominator)
             (result,) = torch.autograd.grad(loss, rewards, grad, create_graph=True)
         return result, None, None, None, None
 
@@ -262,14 +217,14 @@ class IndexedLoss(Function):
         margin: Tensor | None,
         weight: Tensor | None,
         target: Tensor | None,
-        call: PairedCall,
+        call: _core.PairedCall,
     ) -> tuple[Tensor, Tensor | None]:
         loss, slopes = new_scalar(scores), None
         if ctx.needs_input_grad[0]:
             slopes = torch.empty_like(scores, dtype=loss.dtype, memory_format=torch.contiguous_format)
-        sums = torch.empty_like(_SUMS) if call.return_stats else None
+        sums = torch.empty_like(_SUMS) if call.statistics else None
         tensors = scores, chosen_index, rejected_index, margin, weight, target
-        if not _core.indexed_forward(*tensors, call.plain, loss, slopes, sums):
+        if not _core.indexed_forward(*tensors, call, loss, slopes, sums):
             for name, index in (("chosen_index", chosen_index), ("rejected_index", rejected_index)):
                 check_indices(name, index, scores.shape[0])
         ctx.save_for_backward(slopes, *tensors)
@@ -287,9 +242,9 @@ class IndexedLoss(Function):
             if _core.scale_slopes(grad, slopes, None, False, result):
                 return result, None, None, None, None, None, None
         with torch.enable_grad():
-            pairs = Pairs(scores, None, *options)
+            pairs, numbers = Pairs(scores, None, *options), Numbers(*call.numbers)
             loss, _ = indexed_loss(
-                pairs, chosen_index, rejected_index, call.numbers, call.denominator, call.reduction, False
+                pairs, chosen_index, rejected_index, numbers, call.denominator, call.reduction, False
             )
             (result,) = torch.autograd.grad(loss, scores, grad, create_graph=True)
         return result, None, None, None, None, None, None

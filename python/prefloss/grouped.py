@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, TypedDict, cast, overload
+from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from . import arguments
-from ._core import grouped_accepts, number_of
-from .eager import ACCEPTED_AS_COPY, REFUSED, GroupedCall, GroupedLoss
+from ._core import grouped_call
+from .eager import GroupedLoss
 from .operators.grouped import GroupOptions, Groups, grouped_loss
 from .paired import Reduction, Result
 from .pairs import DEFAULTS
@@ -117,24 +117,33 @@ def bradley_terry_loss_grouped(
     Sources: Ouyang et al. 2022 (arXiv 2203.02155) eq. 1; Burges et al. 2005 (RankNet); Gao & Zhou 2015 (AUC surrogates); for
     sums that factorise, Greengard & Rokhlin 1987 (the fast multipole method).
     """
-    if isinstance(margin, Tensor):
-        margin = arguments.check_number("margin", margin, "a finite number (groups have one margin for all pairs)")
-    numbers = arguments.check_numbers(margin, None, beta, label_smoothing, flip_rate, center_rewards_coefficient)
-    arguments.check_choice("average", average, ("groups", "pairs"))
-    arguments.check_choice("ties", ties, ("skip", "half"))
-    code = arguments.check_reduction(reduction)
-    arguments.check_flag("return_stats", return_stats)
-    options = GroupOptions(numbers, ties == "half", average == "pairs", code, return_stats)
     groups = Groups(rewards, ranks, arguments.as_group_sizes(group_sizes), weight)
-    result = _eager_loss(groups, options, denominator)
-    if result is None:
+    call = None
+    eager = not is_compiling() and not is_watched()
+    if eager:
+        options = beta, label_smoothing, flip_rate, center_rewards_coefficient, reduction, denominator, return_stats
+        call = grouped_call(*groups, margin, average, ties, options, False)
+    if call is None:
+        if isinstance(margin, Tensor):
+            margin = arguments.check_number("margin", margin, "a finite number (groups have one margin for all pairs)")
+        numbers = arguments.check_numbers(margin, None, beta, label_smoothing, flip_rate, center_rewards_coefficient)
+        arguments.check_choice("average", average, ("groups", "pairs"))
+        arguments.check_choice("ties", ties, ("skip", "half"))
+        code = arguments.check_reduction(reduction)
+        arguments.check_flag("return_stats", return_stats)
         groups = _checked(groups)
         arguments.check_range(numbers, groups.rewards)
-        result = _eager_loss(groups, options, denominator)
-    if result is None:
         divisor = arguments.check_denominator(denominator, code, groups.rewards)
-        result = grouped_loss(groups, options, divisor)
-    return (result[0], PairStats(result[1].detach())) if return_stats else result[0]
+        if eager:
+            checked = numbers.as_given(reduction, divisor, return_stats)
+            call = grouped_call(*groups, numbers.margin, average, ties, checked, True)
+    if call is None:
+        loss, sums = grouped_loss(
+            groups, GroupOptions(numbers, ties == "half", average == "pairs", code, return_stats), divisor
+        )
+    else:
+        loss, sums = GroupedLoss.apply(*groups, call)
+    return (loss, PairStats(sums.detach())) if return_stats else loss
 
 
 def _checked(groups: Groups) -> Groups:
@@ -143,25 +152,3 @@ def _checked(groups: Groups) -> Groups:
     arguments.check_no_gradient("weight", groups.weight)
     weight = arguments.per_pair("weight", groups.weight, rewards, torch.Size((count,)), mask=True, entry="group")
     return Groups(rewards, ranks, groups.group_sizes, weight)
-
-
-def _eager_loss(
-    groups: Groups, options: GroupOptions, denominator: Tensor | float | None
-) -> tuple[Tensor, Tensor] | None:
-    """(loss, sums) where all tensors are plain and on the CPU; else None."""
-    if is_compiling() or is_watched():
-        return None
-    fit = grouped_accepts(*groups)
-    if fit == REFUSED:
-        return None
-    arguments.check_no_gradient("ranks", groups.ranks)
-    arguments.check_no_gradient("weight", groups.weight)
-    if options.numbers is not DEFAULTS:
-        arguments.check_range(options.numbers, groups.rewards)
-    divisor = arguments.check_denominator(denominator, options.reduction, groups.rewards)
-    if isinstance(divisor, Tensor):
-        divisor = number_of(divisor)
-        if divisor is None:
-            return None
-    call = GroupedCall.of(options, divisor, fit == ACCEPTED_AS_COPY)
-    return cast("tuple[Tensor, Tensor]", GroupedLoss.apply(*groups, call))

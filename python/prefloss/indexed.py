@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypedDict, cast, overload
+from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from . import arguments
-from ._core import indexed_accepts, number_of
-from .eager import ACCEPTED, IndexedLoss, PairedCall
+from ._core import indexed_call
+from .eager import IndexedLoss
 from .operators.indexed import indexed_loss
 from .paired import Reduction, Result
-from .pairs import DEFAULTS, NONE, PAIRED, Numbers, Pairs, accumulation_dtype
+from .pairs import DEFAULTS, Pairs, accumulation_dtype
 from .stats import PairStats
 from .torch_internals import is_watched
 
@@ -105,23 +105,30 @@ def bradley_terry_loss_indexed(
 
     Sources: Bradley & Terry 1952; Zermelo 1929 (the same likelihood, for tournaments).
     """
-    numbers = arguments.check_numbers(margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient)
-    code = arguments.check_reduction(reduction)
-    arguments.check_flag("return_stats", return_stats)
+    call = None
+    eager = not is_compiling() and not is_watched()
+    indices = chosen_index, rejected_index
+    if eager:
+        options = beta, label_smoothing, flip_rate, center_rewards_coefficient, reduction, denominator, return_stats
+        call = indexed_call(scores, *indices, margin, weight, target, options, False)
     pairs = Pairs.of(scores, None, margin, weight, target)
-    given = chosen_index, rejected_index, numbers, code, denominator, return_stats
-    result = _eager_loss(pairs, *given)
-    if result is None:
-        pairs = _checked(pairs, chosen_index, rejected_index)
+    if call is None:
+        numbers = arguments.check_numbers(margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient)
+        code = arguments.check_reduction(reduction)
+        arguments.check_flag("return_stats", return_stats)
+        pairs = _checked(pairs, *indices)
         arguments.check_range(numbers, pairs.chosen)
-        result = _eager_loss(pairs, *given)
-    if result is None:
         divisor = arguments.check_denominator(denominator, code, pairs.chosen)
-        result = indexed_loss(pairs, chosen_index, rejected_index, numbers, divisor, code, return_stats)
-    loss = result[0]
+        if eager:
+            checked = numbers.as_given(reduction, divisor, return_stats)
+            call = indexed_call(pairs.chosen, *indices, *pairs.with_numbers(numbers), checked, True)
+    if call is None:
+        loss, sums = indexed_loss(pairs, *indices, numbers, divisor, code, return_stats)
+    else:
+        loss, sums = IndexedLoss.apply(pairs.chosen, *indices, pairs.margin, pairs.weight, pairs.target, call)
     if pairs.chosen is not scores:
         loss = loss.to(accumulation_dtype(scores.dtype))
-    return (loss, PairStats(result[1].detach())) if return_stats else loss
+    return (loss, PairStats(sums.detach())) if return_stats else loss
 
 
 def _checked(pairs: Pairs, chosen_index: Tensor, rejected_index: Tensor) -> Pairs:
@@ -139,38 +146,6 @@ def _checked(pairs: Pairs, chosen_index: Tensor, rejected_index: Tensor) -> Pair
         arguments.per_pair("margin", pairs.margin, scores, shape),
         arguments.per_pair("weight", pairs.weight, scores, shape, mask=True),
         arguments.per_pair("target", pairs.target, scores, shape),
-    )
-
-
-def _eager_loss(
-    pairs: Pairs,
-    chosen_index: Tensor,
-    rejected_index: Tensor,
-    numbers: Numbers,
-    reduction: int,
-    denominator: Tensor | float | None,
-    return_stats: bool,
-) -> tuple[Tensor, Tensor] | None:
-    """(loss, sums) where all tensors are plain and on the CPU, and the margin asks for no gradient; else None."""
-    if is_compiling() or is_watched() or reduction == NONE:
-        return None
-    scores, _, margin, weight, target = pairs
-    if indexed_accepts(scores, chosen_index, rejected_index, margin, weight, target) != ACCEPTED:
-        return None
-    if margin is not None and margin.requires_grad and torch.is_grad_enabled():
-        return None
-    arguments.check_no_gradient("weight", weight)
-    arguments.check_no_gradient("target", target)
-    if numbers is not DEFAULTS:
-        arguments.check_range(numbers, scores)
-    divisor = arguments.check_denominator(denominator, reduction, scores)
-    if isinstance(divisor, Tensor):
-        divisor = number_of(divisor)
-        if divisor is None:
-            return None
-    call = PairedCall.of(PAIRED, numbers, reduction, divisor, return_stats)
-    return cast(
-        "tuple[Tensor, Tensor]", IndexedLoss.apply(scores, chosen_index, rejected_index, margin, weight, target, call)
     )
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypedDict, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, overload
 
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from . import arguments
-from ._core import number_of, paired_accepts
-from .eager import ACCEPTED, ACCEPTED_AS_COPY, REFUSED, DefaultLoss, PairedCall, PairedLoss
+from ._core import DEFAULT_CALL, paired_call
+from .eager import DefaultLoss, PairedLoss
 from .operators.paired import paired_loss
-from .pairs import DEFAULTS, HALVES, INTERLEAVED, PAIRED, Numbers, Pairs, unstack
+from .pairs import DEFAULTS, HALVES, INTERLEAVED, PAIRED, Pairs, unstack
 from .stats import PairStats
 from .torch_internals import is_watched
 
@@ -22,7 +22,6 @@ Reduction = Literal["mean", "sum", "none"]
 Layout = Literal["halves", "interleaved"]
 Result = Tensor | tuple[Tensor, PairStats]
 
-_MEAN: Reduction = "mean"  # told by identity, as the other defaults are: an array is not compared
 _LAYOUTS = {"halves": HALVES, "interleaved": INTERLEAVED}
 
 
@@ -63,7 +62,7 @@ def bradley_terry_loss(
     label_smoothing: float = DEFAULTS.label_smoothing,
     flip_rate: float = DEFAULTS.label_smoothing,
     center_rewards_coefficient: float = DEFAULTS.center_rewards_coefficient,
-    reduction: Reduction = _MEAN,
+    reduction: Reduction = "mean",
     denominator: Tensor | float | None = None,
     return_stats: bool = False,
 ) -> Result:
@@ -125,25 +124,8 @@ def bradley_terry_loss(
     2013 (Learning with noisy labels), Chowdhury, Kini & Natarajan 2024 (robust DPO, 2403.00409); beta: Rafailov et al. 2023
     (2305.18290).
     """
-    if (
-        margin is None
-        and weight is None
-        and target is None
-        and beta is DEFAULTS.beta
-        and label_smoothing is DEFAULTS.label_smoothing
-        and flip_rate is DEFAULTS.label_smoothing
-        and center_rewards_coefficient is DEFAULTS.center_rewards_coefficient
-        and reduction is _MEAN
-        and denominator is None
-        and return_stats is False
-        and not is_compiling()
-        and not is_watched()
-        and paired_accepts(chosen, rejected, PAIRED, None, None, None) == ACCEPTED
-    ):
-        return cast(Tensor, DefaultLoss.apply(chosen, rejected))
-    numbers = arguments.check_numbers(margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient)
-    pairs = Pairs.of(chosen, rejected, margin, weight, target)
-    return loss_of(pairs, PAIRED, numbers, reduction, denominator, return_stats)
+    options = beta, label_smoothing, flip_rate, center_rewards_coefficient, reduction, denominator, return_stats
+    return loss_of(chosen, rejected, PAIRED, margin, weight, target, options)
 
 
 @overload
@@ -173,7 +155,7 @@ def bradley_terry_loss_stacked(
     label_smoothing: float = DEFAULTS.label_smoothing,
     flip_rate: float = DEFAULTS.label_smoothing,
     center_rewards_coefficient: float = DEFAULTS.center_rewards_coefficient,
-    reduction: Reduction = _MEAN,
+    reduction: Reduction = "mean",
     denominator: Tensor | float | None = None,
     return_stats: bool = False,
 ) -> Result:
@@ -192,26 +174,46 @@ def bradley_terry_loss_stacked(
     is missing or odd, or ``layout`` unknown.
     """
     arguments.check_choice("layout", layout, tuple(_LAYOUTS))
-    numbers = arguments.check_numbers(margin, target, beta, label_smoothing, flip_rate, center_rewards_coefficient)
-    pairs = Pairs.of(rewards, None, margin, weight, target)
-    return loss_of(pairs, _LAYOUTS[layout], numbers, reduction, denominator, return_stats)
+    options = beta, label_smoothing, flip_rate, center_rewards_coefficient, reduction, denominator, return_stats
+    return loss_of(rewards, None, _LAYOUTS[layout], margin, weight, target, options)
 
 
 def loss_of(
-    pairs: Pairs, layout: int, numbers: Numbers, reduction: str, denominator: Tensor | float | None, return_stats: bool
+    rewards: Tensor,
+    rejected: Tensor | None,
+    layout: int,
+    margin: Tensor | float | None,
+    weight: Tensor | None,
+    target: Tensor | float | None,
+    options: tuple[Any, ...],
 ) -> Result:
-    """The loss of pairs whose options are not checked yet: eager where the tensors are plain, else by the operators."""
-    code = arguments.check_reduction(reduction)
-    arguments.check_flag("return_stats", return_stats)
-    result = _eager_loss(pairs, layout, numbers, code, denominator, return_stats)
-    if result is None:
-        pairs, layout = _checked(pairs, layout), PAIRED
+    """Eager where all that is given can be taken as it is; else once it has been checked and converted; else by the operators.
+
+    `options`: beta, label_smoothing, flip_rate, center_rewards_coefficient, reduction, denominator, return_stats.
+    """
+    call = None
+    eager = not is_compiling() and not is_watched()
+    if eager:
+        call = paired_call(rewards, rejected, layout, margin, weight, target, options, False)
+        if call is DEFAULT_CALL:
+            return cast(Tensor, DefaultLoss.apply(rewards, rejected))
+    pairs = Pairs.of(rewards, rejected, margin, weight, target)
+    if call is None:
+        numbers = arguments.check_numbers(margin, target, *options[:4])
+        reduction, denominator, return_stats = options[4:]
+        code = arguments.check_reduction(reduction)
+        arguments.check_flag("return_stats", return_stats)
+        pairs = _checked(pairs, layout)
         arguments.check_range(numbers, pairs.chosen)
-        result = _eager_loss(pairs, layout, numbers, code, denominator, return_stats)
-    if result is None:
         divisor = arguments.check_denominator(denominator, code, pairs.chosen)
-        result = paired_loss(pairs, numbers, divisor, code, return_stats)
-    return (result[0], PairStats(result[1].detach())) if return_stats else result[0]
+        if eager:
+            checked = numbers.as_given(reduction, divisor, return_stats)
+            call = paired_call(pairs.chosen, pairs.rejected, PAIRED, *pairs.with_numbers(numbers), checked, True)
+        if call is None:
+            loss, sums = paired_loss(pairs, numbers, divisor, code, return_stats)
+            return (loss, PairStats(sums.detach())) if return_stats else loss
+    result = PairedLoss.apply(*pairs, call)
+    return (result[0], PairStats(result[1].detach())) if call.statistics else cast(Tensor, result)
 
 
 def _checked(pairs: Pairs, layout: int) -> Pairs:
@@ -229,27 +231,3 @@ def _checked(pairs: Pairs, layout: int) -> Pairs:
         arguments.per_pair("weight", pairs.weight, chosen, mask=True),
         arguments.per_pair("target", pairs.target, chosen),
     )
-
-
-def _eager_loss(
-    pairs: Pairs, layout: int, numbers: Numbers, reduction: int, denominator: Tensor | float | None, return_stats: bool
-) -> tuple[Tensor, ...] | None:
-    """(loss,), or (loss, sums), where all tensors are plain; else None."""
-    if is_compiling() or is_watched():
-        return None
-    fit = paired_accepts(pairs.chosen, pairs.rejected, layout, pairs.margin, pairs.weight, pairs.target)
-    if fit == REFUSED:
-        return None
-    rewards = pairs.chosen
-    arguments.check_no_gradient("weight", pairs.weight)
-    arguments.check_no_gradient("target", pairs.target)
-    if numbers is not DEFAULTS:
-        arguments.check_range(numbers, rewards)
-    divisor = arguments.check_denominator(denominator, reduction, rewards)
-    if isinstance(divisor, Tensor):
-        divisor = number_of(divisor)
-        if divisor is None:
-            return None
-    copied = fit == ACCEPTED_AS_COPY
-    result = PairedLoss.apply(*pairs, PairedCall.of(layout, numbers, reduction, divisor, return_stats, copied))
-    return result if return_stats else (result,)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,13 @@ class Numbers(NamedTuple):
         one = torch.ones((), dtype=torch.float64, device="cpu")
         return torch.stack([one * number for number in self]), DEFAULTS
 
+    def as_given(
+        self, reduction: str | None, denominator: Tensor | float | None, return_stats: bool
+    ) -> tuple[Any, ...]:
+        """The options of a call for `_core.paired_call` and its like, with the flip rate in the label smoothing."""
+        centring = self.center_rewards_coefficient
+        return self.beta, self.label_smoothing, None, centring, reduction, denominator, return_stats
+
 
 DEFAULTS = Numbers()
 
@@ -57,6 +64,11 @@ class Pairs(NamedTuple):
         margin = margin if isinstance(margin, Tensor) else None
         target = target if isinstance(target, Tensor) else None
         return cls(chosen, rejected, margin, weight, target)
+
+    def with_numbers(self, numbers: Numbers) -> tuple[Tensor | float | None, Tensor | None, Tensor | float | None]:
+        """Margin, weight and target, with the numbers that stand for tensors."""
+        margin = numbers.margin if self.margin is None else self.margin
+        return margin, self.weight, numbers.target if self.target is None else self.target
 
 
 def accumulation_dtype(rewards: torch.dtype) -> torch.dtype:

@@ -1,0 +1,71 @@
+// What a call says beside its tensors, read from what the user gave it.
+#pragma once
+
+#include <optional>
+
+#include "views.h"
+
+namespace prefloss {
+
+// How the rewards hold the pairs: two tensors, or one. python/prefloss/pairs.py names them too.
+enum Layout : int { kPaired, kHalves, kInterleaved };
+
+// What every layout has. `read` and its like are false for whatever is not certainly right: Python's checks convert it,
+// or say what is wrong with it (python/prefloss/arguments.py).
+struct Call {
+  Options options;
+  int reduction = kMean;
+  std::optional<double> denominator;
+  bool statistics = false;
+  bool copied = false;  // not every tensor has one stride: contiguous copies are to be read
+
+  // `given`: (beta, label_smoothing, flip_rate, center_rewards_coefficient, reduction, denominator, return_stats).
+  // `checked`: Python has checked the values, and put a flip rate into the label smoothing.
+  bool read(const py::tuple& given, Dtype rewards, bool checked);
+
+  bool is_default() const;
+};
+
+struct PairedCall : Call {
+  int layout = kPaired;
+
+  // Margin and target are numbers or tensors; what the tensors hold is read elsewhere.
+  bool read(const py::tuple& given, py::handle margin, py::handle weight, py::handle target, Dtype rewards,
+            bool checked);
+
+  // `weights`: the total weight of each row, of kSums entries; forward, which computes them, has none.
+  Divisor divisor(const Pairs& pairs, const double* weights) const {
+    if (reduction != kMean) return {};
+    if (denominator) return {*denominator};
+    if (pairs.weight) return {1, weights, kSums, true};
+    return {pairs.count > 0 ? static_cast<double>(pairs.count) : 1.0};
+  }
+};
+
+// None leaves `number` as it is. The type in which the loss of such rewards is computed must hold the number.
+bool read_number(py::handle given, Dtype rewards, double low, double high, double& number);
+
+// The place of a string among two choices.
+bool read_choice(py::handle given, const char* no, const char* yes, bool& choice);
+
+// Whether a tensor asks for a gradient, which only rewards and margins may. False for None and numbers.
+bool requires_grad(py::handle given);
+
+// Of what is a number or has one entry a pair: the tensor, or None.
+inline py::handle tensor_or_none(py::handle given) { return is_tensor(given) ? given : py::handle(Py_None); }
+
+// What Python sees of a call.
+template <typename Class>
+void add_call_members(py::class_<Class>& its) {
+  its.def_readonly("reduction", &Class::reduction)
+      .def_readonly("denominator", &Class::denominator)
+      .def_readonly("statistics", &Class::statistics)
+      .def_readonly("copied", &Class::copied)
+      .def_property_readonly("numbers", [](const Class& call) {
+        const Options& options = call.options;
+        return py::make_tuple(options.beta, options.margin, options.target, options.label_smoothing,
+                              options.center_rewards_coefficient);
+      });
+}
+
+}  // namespace prefloss
