@@ -24,10 +24,15 @@ struct Call {
   bool read(const py::tuple& given, Dtype rewards, bool checked);
 
   bool is_default() const;
+  // One loss of tensors as they lie, and nothing beside it.
+  bool is_simple() const { return reduction != kNone && !statistics && !copied; }
 };
 
 struct PairedCall : Call {
   int layout = kPaired;
+
+  // Whether weights, if there are any, are what the sum is divided by.
+  bool divides_by_weight() const { return reduction == kMean && !denominator; }
 
   // Margin and target are numbers or tensors; what the tensors hold is read elsewhere.
   bool read(const py::tuple& given, py::handle margin, py::handle weight, py::handle target, Dtype rewards,
@@ -61,6 +66,7 @@ void add_call_members(py::class_<Class>& its) {
       .def_readonly("denominator", &Class::denominator)
       .def_readonly("statistics", &Class::statistics)
       .def_readonly("copied", &Class::copied)
+      .def_property_readonly("is_simple", &Class::is_simple)
       .def_property_readonly("numbers", [](const Class& call) {
         const Options& options = call.options;
         return py::make_tuple(options.beta, options.margin, options.target, options.label_smoothing,

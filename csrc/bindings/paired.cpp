@@ -302,7 +302,8 @@ void double_backward_operator(Value* stack, uint64_t, uint64_t) {
 void add_paired(py::module_& module) {
   py::class_<PairedCall> its(module, "PairedCall");
   add_call_members(its);
-  its.def_readonly("layout", &PairedCall::layout);
+  its.def_readonly("layout", &PairedCall::layout)
+      .def_property_readonly("divides_by_weight", &PairedCall::divides_by_weight);
   static py::handle default_call = py::cast(PairedCall()).release();  // what most calls are: made once
   module.attr("DEFAULT_CALL") = default_call;
   module.def(

@@ -16,10 +16,12 @@ def set_torch(tensor: type, parameter: type, exchange_api: object, library: str)
 
 class PairedCall:
     layout: int
+    divides_by_weight: bool
     reduction: int
     denominator: float | None
     statistics: bool
     copied: bool
+    is_simple: bool
     numbers: tuple[float, float, float, float, float]
 
 class GroupedCall:
@@ -29,6 +31,7 @@ class GroupedCall:
     denominator: float | None
     statistics: bool
     copied: bool
+    is_simple: bool
     numbers: tuple[float, float, float, float, float]
 
 DEFAULT_CALL: Final[PairedCall]

@@ -18,9 +18,9 @@ from .arguments import REWARD_DTYPES
 from .operators.grouped import GroupOptions, Groups, check_ranks, grouped_loss
 from .operators.indexed import check_indices, indexed_loss
 from .operators.paired import as_tensor, paired_backward
-from .pairs import MEAN, NONE, PAIRED, Numbers, Pairs, accumulation_dtype, stack, unstack
+from .pairs import NONE, PAIRED, Numbers, Pairs, accumulation_dtype, stack, unstack
 from .stats import Sum
-from .torch_internals import Function, is_watched, real_tensors
+from .torch_internals import Function, called_directly, is_watched, real_tensors
 
 # What a loss and the sums look like on the CPU: copying a likeness is the quickest way to allocate.
 with real_tensors():
@@ -28,6 +28,7 @@ with real_tensors():
     _SUMS = torch.empty(len(Sum), dtype=torch.float64, device="cpu")
 
 
+@called_directly
 class DefaultLoss(Function):
     """The default call and nothing else: every statement here is paid for in each training step."""
 
@@ -52,6 +53,7 @@ class DefaultLoss(Function):
         return _by_operators(DEFAULT_CALL, grad, chosen, rejected, None, None, None, None)[:2]
 
 
+@called_directly
 class PairedLoss(Function):
     """Every option: the loss, or with `return_stats` (loss, sums)."""
 
@@ -65,28 +67,25 @@ class PairedLoss(Function):
         target: Tensor | None,
         call: _core.PairedCall,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        if call.copied:
-            rewards = rewards.contiguous()
-            rejected, margin, weight, target = (
-                tensor if tensor is None else tensor.contiguous() for tensor in (rejected, margin, weight, target)
-            )
-        if call.reduction == NONE:
-            loss = torch.empty_like(
-                rewards if call.layout == PAIRED else unstack(rewards, call.layout)[0],
-                dtype=accumulation_dtype(rewards.dtype),
-                memory_format=torch.contiguous_format,
-            )
-        else:
-            loss = new_scalar(rewards)
-        divides = weight is not None and call.reduction == MEAN and call.denominator is None
         sums = None
-        if call.statistics or divides:
+        divides = weight is not None and call.divides_by_weight
+        if call.is_simple:
+            loss = new_scalar(rewards)
+        else:
+            if call.copied:
+                rewards = rewards.contiguous()
+                rejected, margin, weight, target = (
+                    tensor if tensor is None else tensor.contiguous() for tensor in (rejected, margin, weight, target)
+                )
+            loss = new_losses(rewards, call.layout) if call.reduction == NONE else new_scalar(rewards)
+        if divides or call.statistics:
             sums = torch.empty_like(_SUMS) if rewards.is_cpu else rewards.new_empty(len(Sum), dtype=torch.float64)
         _core.paired_forward(rewards, rejected, margin, weight, target, call, loss, sums)
         ctx.save_for_backward(rewards, rejected, margin, weight, target, sums if divides else None)
         ctx.call = call
-        if sums is None or not call.statistics:
+        if not call.statistics:
             return loss
+        assert sums is not None
         given = sums.clone() if divides else sums  # backward divides by its own, whatever becomes of the caller's
         ctx.mark_non_differentiable(given)
         ctx.set_materialize_grads(False)
@@ -147,6 +146,7 @@ def _by_operators(
 LARGE_GROUP: int = _core.large_group
 
 
+@called_directly
 class GroupedLoss(Function):
     """(loss, sums) of all pairs of each group: forward keeps what backward multiplies, one slope an item."""
 
@@ -195,6 +195,12 @@ class GroupedLoss(Function):
         return result, None, None, None, None
 
 
+def new_losses(rewards: Tensor, layout: int) -> Tensor:
+    """Where the pairs' terms go, contiguous."""
+    like = rewards if layout == PAIRED else unstack(rewards, layout)[0]
+    return torch.empty_like(like, dtype=accumulation_dtype(rewards.dtype), memory_format=torch.contiguous_format)
+
+
 def new_scalar(rewards: Tensor) -> Tensor:
     """Where the loss of these rewards goes."""
     if rewards.is_cpu:
@@ -202,6 +208,7 @@ def new_scalar(rewards: Tensor) -> Tensor:
     return rewards.new_empty((), dtype=accumulation_dtype(rewards.dtype))
 
 
+@called_directly
 class IndexedLoss(Function):
     """(loss, sums) of comparisons of items by index: forward keeps what backward needs, one slope an item.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from . import arguments
-from ._core import DEFAULT_CALL, paired_call
+from ._core import DEFAULT_CALL, PairedCall, paired_call
 from .eager import DefaultLoss, PairedLoss
 from .operators.paired import paired_loss
 from .pairs import DEFAULTS, HALVES, INTERLEAVED, PAIRED, Pairs, unstack
@@ -191,29 +191,34 @@ def loss_of(
 
     `options`: beta, label_smoothing, flip_rate, center_rewards_coefficient, reduction, denominator, return_stats.
     """
-    call = None
     eager = not is_compiling() and not is_watched()
     if eager:
         call = paired_call(rewards, rejected, layout, margin, weight, target, options, False)
         if call is DEFAULT_CALL:
             return cast(Tensor, DefaultLoss.apply(rewards, rejected))
-    pairs = Pairs.of(rewards, rejected, margin, weight, target)
-    if call is None:
-        numbers = arguments.check_numbers(margin, target, *options[:4])
-        reduction, denominator, return_stats = options[4:]
-        code = arguments.check_reduction(reduction)
-        arguments.check_flag("return_stats", return_stats)
-        pairs = _checked(pairs, layout)
-        arguments.check_range(numbers, pairs.chosen)
-        divisor = arguments.check_denominator(denominator, code, pairs.chosen)
-        if eager:
-            checked = numbers.as_given(reduction, divisor, return_stats)
-            call = paired_call(pairs.chosen, pairs.rejected, PAIRED, *pairs.with_numbers(numbers), checked, True)
-        if call is None:
-            loss, sums = paired_loss(pairs, numbers, divisor, code, return_stats)
-            return (loss, PairStats(sums.detach())) if return_stats else loss
-    result = PairedLoss.apply(*pairs, call)
-    return (result[0], PairStats(result[1].detach())) if call.statistics else cast(Tensor, result)
+        if call is not None:
+            margin = margin if isinstance(margin, Tensor) else None
+            target = target if isinstance(target, Tensor) else None
+            return _result(PairedLoss.apply(rewards, rejected, margin, weight, target, call), call)
+    numbers = arguments.check_numbers(margin, target, *options[:4])
+    reduction, denominator, return_stats = options[4:]
+    code = arguments.check_reduction(reduction)
+    arguments.check_flag("return_stats", return_stats)
+    pairs = _checked(Pairs.of(rewards, rejected, margin, weight, target), layout)
+    arguments.check_range(numbers, pairs.chosen)
+    divisor = arguments.check_denominator(denominator, code, pairs.chosen)
+    if eager:
+        checked = numbers.as_given(reduction, divisor, return_stats)
+        call = paired_call(pairs.chosen, pairs.rejected, PAIRED, *pairs.with_numbers(numbers), checked, True)
+        if call is not None:
+            return _result(PairedLoss.apply(*pairs, call), call)
+    loss, sums = paired_loss(pairs, numbers, divisor, code, return_stats)
+    return (loss, PairStats(sums.detach())) if return_stats else loss
+
+
+def _result(made: Any, call: PairedCall) -> Result:
+    """What `PairedLoss` made, as the public functions return it."""
+    return (made[0], PairStats(made[1].detach())) if call.statistics else cast(Tensor, made)
 
 
 def _checked(pairs: Pairs, layout: int) -> Pairs:
