@@ -13,6 +13,7 @@ import torch
 from calls import ALL, FEW, GROUPS, asking, assert_the_same_step, over_all, over_few
 from rounding_bounds import assert_same_bits
 from test_not_plain import Log
+from torch._dynamo import compiled_autograd
 from torch.autograd.graph import save_on_cpu
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
@@ -130,6 +131,20 @@ def test_without_gradients_the_value_is_the_same_and_has_no_graph(call, context,
     for outputs in results:
         assert not any(output.requires_grad for output in outputs)
         assert_same_bits(outputs, expected)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch looks at it itself
+@over_few
+def test_compiled_autograd_gives_the_same(call, device):
+    """It records the backward pass as a graph, and asks each Function for a key."""
+    drawn = call.drawn(device)
+    tensors = {name: tensor.detach().requires_grad_(tensor.requires_grad) for name, tensor in drawn.items()}
+    expected = call.step(tensors)
+    loss, *sums = call.outputs(tensors)
+    with compiled_autograd._enable(lambda graph: graph):
+        loss.backward(tensors["upstream"])
+    gradients = [tensor.grad for tensor in asking(tensors)]
+    assert_the_same_step(call, tensors, [loss.detach(), *sums, *gradients], expected)
 
 
 def all_outputs(calls, many):

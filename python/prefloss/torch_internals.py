@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
-from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
 from torch.nn import Parameter
 from torch.utils._python_dispatch import _disable_current_modes
@@ -31,10 +30,11 @@ def real_tensors() -> AbstractContextManager[Any]:
 # functorch calls an operator's autograd kernel once for each of its levels, from the innermost to the outermost, as it does those
 # of torch's own operators. There the derivative is recorded by a Function of that level alone. Outside of functorch it is
 # torch.autograd.Function without the part in Python that looks for functorch, which takes 3 us a call.
-if TYPE_CHECKING:
-    from torch.autograd import Function as Function
-else:
-    Function = _SingleLevelFunction
+class Function(torch.autograd.Function):
+    if not TYPE_CHECKING:
+        apply = vars(torch._C._FunctionBase)["apply"]
+
+
 at_this_level = enable_single_level_autograd_function
 
 
