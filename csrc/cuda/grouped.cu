@@ -138,11 +138,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>)
         const double l = static_cast<double>(rounded.value) + static_cast<double>(rounded.remainder);
         const double d = a - b, x = a, y = b;
         pair[kPairLoss] = share * l;
-        pair[kPairLossSquares] = l - l;  // what one number differs from its mean by: 0, or NaN
         pair[kPairsCorrect] = a > b ? share : 0.0;
         pair[kPairsTied] = a == b ? share : 0.0;
         pair[kPairDifference] = tied ? 0.0 : d;  // the two orders of a tie add up to 0
-        pair[kPairDifferenceSquares] = tied ? share * (d * d) : d - d;
+        pair[kPairDifferenceSquares] = tied ? share * (d * d) : d - d;  // what d alone differs from its mean by: 0, or NaN
         pair[kPairChosen] = share * x;
         pair[kPairChosenSquares] = x - x;
         pair[kPairRejected] = share * y;

@@ -1,7 +1,8 @@
 """Items by index as operators: `take` gives each comparison its item's score, `accumulate` adds up what comes back to an item.
 
 Each is the other's derivative, so first and second derivatives, `vmap` and tracing all come from these two and from the
-operators over pairs. `accumulate` adds in float64 and in the comparisons' order: the same bits each time.
+operators over pairs. `accumulate` adds in float64 and in the comparisons' order: the same bits each time. So do the sums of
+`PairStats`, in which the items are the units.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..pairs import Numbers, Pairs, accumulation_dtype
+from ..pairs import NONE, Numbers, Pairs, accumulation_dtype
+from ..sums import Sum
 from .operator import Operator
 from .paired import paired_loss
 
@@ -108,4 +110,52 @@ def indexed_loss(
         for option in pairs[2:]
     )
     gathered = Pairs(chosen, rejected, margin, weight, target)
-    return paired_loss(gathered, numbers, denominator, reduction, return_stats)
+    loss, sums = paired_loss(gathered, numbers, denominator, reduction, return_stats)
+    if not return_stats or scores.shape[-1] == 0:
+        return loss, sums
+    # The difference as it is rounded there; the loss of it in float64, of which nearly equal losses need the digits.
+    difference = (chosen - rejected).detach().double()
+    alone = Pairs(difference, torch.zeros_like(difference), gathered.margin, None, gathered.target)
+    uncentred = numbers._replace(center_rewards_coefficient=0.0)
+    losses, _ = paired_loss(alone, uncentred, None, NONE, False)
+    return loss, _with_items(sums.detach(), losses, weight, (chosen_index, rejected_index), scores.shape[-1])
+
+
+# An item has half the weight of its comparisons; one that is in all has half of all, but for rounding.
+_ONE_IN_ALL = 1e-9
+_EXPONENT, _FINEST, _COARSEST = 0x7FF << 52, 1 << 52, 2045 << 52  # bits of float64, and of the scales that there may be
+
+
+def _with_items(
+    sums: Tensor, losses: Tensor, weight: Tensor | None, index: tuple[Tensor, Tensor], items: int
+) -> Tensor:
+    """The sums of pairs with items as units, each of which has half of each of its comparisons; mirrors csrc/cpu/indexed.cpp."""
+    w = torch.ones_like(losses) if weight is None else weight.double()
+    weighted = torch.where(w != 0.0, w * losses, 0.0)  # a comparison of weight 0 counts 0, even if its loss is NaN
+    of_items, total = (
+        sum(cast(Tensor, accumulate(0.5 * each, end, items)) for end in index) for each in (w, weighted)
+    )
+    there = of_items != 0.0
+    mean_loss = torch.where(there, total / of_items, 0.0)
+    heaviest = of_items.abs().amax(-1)
+    scale = (heaviest.view(torch.int64) & _EXPONENT).clamp(_FINEST, _COARSEST).view(torch.float64)
+    scale = torch.where(heaviest == 0.0, 0.0, scale)
+    v = torch.where(there, of_items / scale.unsqueeze(-1), 0.0)
+    squared_loss, squared = (v.square() * mean_loss).sum(-1), v.square().sum(-1)
+    from_mean = torch.where(there, mean_loss - (squared_loss / squared).unsqueeze(-1), 0.0)
+    from_loss = losses - (sums[..., Sum.WEIGHTED_LOSS] / sums[..., Sum.WEIGHT]).unsqueeze(-1)
+    own = torch.where(w != 0.0, w / scale.unsqueeze(-1) * from_loss, 0.0)
+    all_of_one = heaviest >= 0.5 * (1.0 - _ONE_IN_ALL) * sums[..., Sum.WEIGHT].abs()
+    both = {which: sums[..., which] for which in Sum}
+    both[Sum.UNITS] = there.double().sum(-1)
+    both[Sum.WEIGHT_SCALE] = scale
+    for power, which in enumerate((Sum.WEIGHT_SQUARED, Sum.WEIGHT_CUBED, Sum.WEIGHT_FOURTH, Sum.WEIGHT_FIFTH), 2):
+        both[which] = (v**power).sum(-1)
+    both[Sum.SQUARED_WEIGHT_LOSS] = squared_loss
+    both[Sum.SQUARED_WEIGHT_LOSS_SQUARES] = (v * from_mean).square().sum(-1)
+    cubes = (Sum.CUBED_WEIGHT_LOSS, Sum.CUBED_WEIGHT_LOSS_SQUARES, Sum.CUBED_WEIGHT_LOSS_CUBES)
+    for power, which in enumerate(cubes, 1):
+        both[which] = (v**3 * from_mean**power).sum(-1)
+    both[Sum.LINKED] = sums[..., Sum.COUNT].square() * torch.where(all_of_one, 2.0, 1.0)
+    both[Sum.LINKED_SQUARES] = own.square().sum(-1)
+    return torch.stack(list(both.values()), dim=-1)
