@@ -185,7 +185,7 @@ bool indexed(const Comparisons& comparisons, const Pairs& pairs, const Divisor& 
              Real* slopes, int threads) {
   const bool statistics = outputs.statistics;
   const int64_t items = comparisons.items, chunks = chunks_of(pairs),
-                stripes = stripes_of(pairs, items, (slopes ? 1 : 0) + (statistics ? 2 : 0));
+                stripes = stripes_of(pairs, items, statistics ? 3 : slopes ? 1 : 0);  // the same with slopes as without
   std::vector<Real> copy;
   const Real* scores = contiguous(comparisons, copy);
   std::vector<Partial> partials(static_cast<size_t>(chunks));

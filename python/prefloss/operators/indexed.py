@@ -13,7 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..pairs import NONE, Numbers, Pairs, accumulation_dtype
+from .. import _core
+from ..pairs import MEAN, NONE, PAIRED, SUM, Numbers, Pairs, accumulation_dtype
 from ..sums import Sum
 from .operator import Operator
 from .paired import paired_loss
@@ -90,6 +91,17 @@ accumulate = Operator(
 )
 
 
+def _gathered(pairs: Pairs, chosen_index: Tensor, rejected_index: Tensor) -> Pairs:
+    """The compared items' scores. Halves become wide first: an item's slopes are then rounded once, when they have been added up."""
+    wide = pairs.chosen.to(accumulation_dtype(pairs.chosen.dtype))
+    chosen, rejected = take(wide, chosen_index, "chosen_index"), take(wide, rejected_index, "rejected_index")
+    options = (
+        option if option is None or not option.is_floating_point() else option.to(accumulation_dtype(option.dtype))
+        for option in pairs[2:]
+    )
+    return Pairs(chosen, rejected, *options)
+
+
 def indexed_loss(
     pairs: Pairs,
     chosen_index: Tensor,
@@ -100,25 +112,60 @@ def indexed_loss(
     return_stats: bool,
 ) -> tuple[Tensor, Tensor]:
     """(loss, sums) by the operators. `pairs.chosen` has the scores, one an item."""
-    scores = pairs.chosen
-    wide = scores.to(
-        accumulation_dtype(scores.dtype)
-    )  # halves are rounded once, after an item's slopes have been added up
-    chosen, rejected = take(wide, chosen_index, "chosen_index"), take(wide, rejected_index, "rejected_index")
-    margin, weight, target = (
-        option if option is None or not option.is_floating_point() else option.to(accumulation_dtype(option.dtype))
-        for option in pairs[2:]
-    )
-    gathered = Pairs(chosen, rejected, margin, weight, target)
+    gathered = _gathered(pairs, chosen_index, rejected_index)
     loss, sums = paired_loss(gathered, numbers, denominator, reduction, return_stats)
-    if not return_stats or scores.shape[-1] == 0:
-        return loss, sums
+    if return_stats:
+        given, constant = numbers.for_operator()
+        sums = cast(Tensor, indexed_sums(pairs.chosen, chosen_index, rejected_index, *pairs[2:], given, *constant))
+    return loss, sums
+
+
+def _sums_kernel(scores: Tensor, chosen: Tensor, rejected: Tensor, *arguments: Any) -> Tensor:
+    """The sums of each row: by the kernel for comparisons by index, or, on devices without one, by operations."""
+    *options, given, numbers = *arguments[:4], arguments[4:]
+    numbers = Numbers(*(numbers if given is None else given.tolist()))
+    rows = scores.shape[:-1]
+    columns = [
+        tensor if tensor is None else tensor.expand(*rows, tensor.shape[-1]).reshape(rows.numel(), -1).contiguous()
+        for tensor in (scores, chosen, rejected, *options)
+    ]
+    found = []
+    for row in range(rows.numel()):
+        its = [column if column is None else column[row].resolve_neg() for column in columns]
+        if _core.indexed_accepts(*its) == 1:
+            sums = its[0].new_empty(len(Sum), dtype=torch.float64)
+            _core.indexed_forward(*its, _core.PairedCall(PAIRED, *numbers, MEAN, 1.0, True), None, None, sums)
+            found.append(sums)
+        else:
+            found.append(_composed_sums(Pairs(its[0], None, *its[3:]), its[1], its[2], numbers))
+    return torch.stack(found).reshape(*rows, len(Sum)) if found else scores.new_empty((*rows, len(Sum)))
+
+
+indexed_sums = Operator(
+    "indexed_sums(Tensor scores, Tensor chosen_index, Tensor rejected_index, Tensor? margin, Tensor? weight, Tensor? target, "
+    "Tensor? numbers, float beta, float margin_number, float target_number, float label_smoothing, "
+    "float center_rewards_coefficient) -> Tensor",
+    kernel=_sums_kernel,
+    fake=lambda scores, *_: scores.new_empty((*scores.shape[:-1], len(Sum)), dtype=torch.float64),
+    save=lambda tensors, options, output: (),
+    derivative=lambda ctx, grad: (),
+    constant=(0,),
+    shared=("numbers",),
+)
+
+
+def _composed_sums(pairs: Pairs, chosen_index: Tensor, rejected_index: Tensor, numbers: Numbers) -> Tensor:
+    """The sums of one set of comparisons of items."""
+    gathered = _gathered(pairs, chosen_index, rejected_index)
+    _, sums = paired_loss(gathered, numbers, None, SUM, True)
+    if len(pairs.chosen) == 0:
+        return sums
     # The difference as it is rounded there; the loss of it in float64, of which nearly equal losses need the digits.
-    difference = (chosen - rejected).detach().double()
+    difference = (gathered.chosen - cast(Tensor, gathered.rejected)).double()
     alone = Pairs(difference, torch.zeros_like(difference), gathered.margin, None, gathered.target)
     uncentred = numbers._replace(center_rewards_coefficient=0.0)
     losses, _ = paired_loss(alone, uncentred, None, NONE, False)
-    return loss, _with_items(sums.detach(), losses, weight, (chosen_index, rejected_index), scores.shape[-1])
+    return _with_items(sums, losses, gathered.weight, (chosen_index, rejected_index), len(pairs.chosen))
 
 
 # An item has half the weight of its comparisons; one that is in all has half of all, but for rounding.
