@@ -145,9 +145,10 @@ PREFLOSS_HOST_DEVICE double group_loss(const double* group, double share) {
 
 constexpr int kListSums = 2;  // kListVariance and kListVarianceError
 
-// How far the mean loss of one list of two ranks may be from that of other items as these, m and n of them: the variance
-// of the means of the losses of each better item over m, and of each worse one over n (Sen 1960; DeLong et al. 1988).
-// `row_squares`, `column_squares`: of what such means differ from their mean by. Nothing can be said where m or n is 1.
+// How far the mean loss of one list of two ranks may be from that of other items as these, m and n of them: the
+// variance of the means of the losses of each better item over m, and of each worse one over n (Sen 1960; DeLong et al.
+// 1988). `row_squares`, `column_squares`: of what such means differ from their mean by. Nothing can be said where m or
+// n is 1.
 PREFLOSS_HOST_DEVICE void set_list(double m, double row_squares, double n, double column_squares, double* list) {
   if (m < 2 || n < 2) return;
   const double rows = row_squares / (m - 1) / m, columns = column_squares / (n - 1) / n;

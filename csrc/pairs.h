@@ -71,9 +71,9 @@ PREFLOSS_HOST_DEVICE double row_scale(const Column& upstream, const Divisor& div
   return static_cast<double>(*upstream.entry<Real>(row, 0)) / divisor.of_row(row);
 }
 
-// The sums of PairStats, over the pairs with weight != 0; python/prefloss/sums.py says the same names in the same order.
-// w is a pair's weight, l its loss. A unit is what was drawn independently: a pair, a group, or an item that is compared
-// by index; W is the weight of its pairs, v = W / kWeightScale, L their mean loss, M = kSquaredWeightLoss /
+// The sums of PairStats, over the pairs with weight != 0; python/prefloss/sums.py says the same names in the same
+// order. w is a pair's weight, l its loss. A unit is what was drawn independently: a pair, a group, or an item that is
+// compared by index; W is the weight of its pairs, v = W / kWeightScale, L their mean loss, M = kSquaredWeightLoss /
 // kWeightSquared. "Squares" are of what a number differs from the mean by, so that they keep their digits wherever the
 // mean lies.
 enum Sum : int {
@@ -103,7 +103,7 @@ enum Sum : int {
   kRejectedSquares,
   kMinimum,
   kMaximum,
-  kGathered,  // so many are gathered pair by pair; the others are of a whole call, or 0
+  kGathered,                  // so many are gathered pair by pair; the others are of a whole call, or 0
   kListVariance = kGathered,  // of L of one list of two ranks, by its rows and columns
   kListVarianceError,         // the squares of that variance's two parts, each divided by its degrees of freedom
   kLinked,                    // of comparisons by index: kCount^2; twice that where one item is in all of them

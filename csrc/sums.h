@@ -91,7 +91,8 @@ struct Partial {
     const double v2 = here2 * sums[kWeightSquared], other_v2 = there2 * other[kWeightSquared], all = v2 + other_v2;
     const double v2l = here2 * sums[kSquaredWeightLoss], other_v2l = there2 * other[kSquaredWeightLoss];
     const bool both = v2 > 0 && other_v2 > 0;
-    const double step = both ? (other_v2l / other_v2 - v2l / v2) / all : 0;  // from mean to mean, over the weight of all
+    const double step =
+        both ? (other_v2l / other_v2 - v2l / v2) / all : 0;  // from mean to mean, over the weight of all
     const CubedWeight cubes = CubedWeight::of(sums, here2 * here).shifted(-step * other_v2);
     const CubedWeight other_cubes = CubedWeight::of(other, there2 * there).shifted(step * v2);
     sums[kUnits] += other[kUnits];

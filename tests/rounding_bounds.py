@@ -181,7 +181,10 @@ class Bounds:
             tolerance[which + 1] = rounding * expected[which + 1] + np.sum(weights * (2 * distance + wrong) * wrong)
         self._allow_units(*units, expected, tolerance, rounding)
         if compared is not None:
-            scaled, its_loss = w / (expected[Sum.WEIGHT_SCALE] or 1.0), expected[Sum.WEIGHTED_LOSS] / expected[Sum.WEIGHT]
+            scaled, its_loss = (
+                w / (expected[Sum.WEIGHT_SCALE] or 1.0),
+                expected[Sum.WEIGHTED_LOSS] / expected[Sum.WEIGHT],
+            )
             wrong = error + rounding * _finite(loss) + tolerance[Sum.WEIGHTED_LOSS] / np.sum(w)
             distance = np.abs(_finite(loss) - its_loss)
             tolerance[Sum.LINKED_SQUARES] = np.sum(scaled**2 * ((2 + rounding) * distance + wrong) * wrong)
@@ -190,7 +193,6 @@ class Bounds:
         anything = torch.from_numpy(np.isinf(tolerance))
         actual = torch.where(anything, torch.from_numpy(expected), actual.cpu())
         _assert_between(actual, expected, expected - tolerance, expected + tolerance)
-
 
     @staticmethod
     def _allow_units(weight, loss, error, expected, tolerance, rounding):

@@ -1,5 +1,5 @@
-// Pairs that are comparisons of items by index: the loss, the slopes of the items, and their losses for PairStats, in one
-// pass. Compiled once per instruction set.
+// Pairs that are comparisons of items by index: the loss, the slopes of the items, and their losses for PairStats, in
+// one pass. Compiled once per instruction set.
 //
 // A chunk's scores are gathered into contiguous memory, which the loops over pairs then take for any other chunk. The
 // slopes of an item are the sum over its comparisons. The comparisons are cut into stripes, by the sizes alone; each
@@ -37,8 +37,8 @@ struct ItemLoss {
   }
 };
 
-// Puts the items in the place of the comparisons as units, and says that all these are one set: no two sets of units are
-// independent whose comparisons share items.
+// Puts the items in the place of the comparisons as units, and says that all these are one set: no two sets of units
+// are independent whose comparisons share items.
 void set_items(const std::vector<ItemLoss>& items, int64_t count, Partial& total, double* linked) {
   // The comparisons' own squares, about the loss instead of the mean that the squared weights give.
   const double n = total.sums[kCount], v2 = total.sums[kWeightSquared], scale = total.sums[kWeightScale];
@@ -185,7 +185,10 @@ bool indexed(const Comparisons& comparisons, const Pairs& pairs, const Divisor& 
              Real* slopes, int threads) {
   const bool statistics = outputs.statistics;
   const int64_t items = comparisons.items, chunks = chunks_of(pairs),
-                stripes = stripes_of(pairs, items, statistics ? 3 : slopes ? 1 : 0);  // the same with slopes as without
+                stripes = stripes_of(pairs, items,
+                                     statistics ? 3
+                                     : slopes   ? 1
+                                                : 0);  // the same with slopes as without
   std::vector<Real> copy;
   const Real* scores = contiguous(comparisons, copy);
   std::vector<Partial> partials(static_cast<size_t>(chunks));

@@ -83,7 +83,7 @@ class PairStats:
         if self.sums.shape != (len(Sum),) or self.sums.is_meta or not _is_plain(self.sums):
             return f"PairStats(sums of shape {tuple(self.sums.shape)})"
         read = self.to("cpu")
-        units = "" if read.units == read.count else f" in {read.units} units"
+        units = "" if read.units == read.count else f" in {read.units} unit{'s' * (read.units != 1)}"
         return (
             f"PairStats({read.count} pairs{units}: loss {read.loss:.4g} ± {read.standard_error:.2g}, "
             f"accuracy {read.accuracy:.1%}, ties {read.tie_rate:.1%}, margin {read.mean_margin:.4g} "
@@ -198,7 +198,9 @@ class PairStats:
         if not 0.0 < level < 1.0:
             raise ValueError(f"level must lie between 0 and 1, both excluded; got {level!r}")
         loss, error, df, skewness = _estimate(self._read())
-        t = student_t_quantile(1.0 - level, df)  # the tail: 1 - level keeps its digits where 0.5 + level / 2 is rounded to 1
+        t = student_t_quantile(
+            1.0 - level, df
+        )  # the tail: 1 - level keeps its digits where 0.5 + level / 2 is rounded to 1
         return loss - error * _without_skewness(t, skewness), loss - error * _without_skewness(-t, skewness)
 
     @property

@@ -47,9 +47,13 @@ class Sum(IntEnum):
     REJECTED_SQUARES = 23
     MINIMUM = 24  # of all rewards; +inf where there are no pairs
     MAXIMUM = 25  # -inf where there are no pairs
-    LIST_VARIANCE = 26  # of the mean loss of one group of two ranks, by rows and columns; tells nothing of several groups
+    LIST_VARIANCE = (
+        26  # of the mean loss of one group of two ranks, by rows and columns; tells nothing of several groups
+    )
     LIST_VARIANCE_ERROR = 27  # the squares of that variance's two parts, each divided by its degrees of freedom
-    LINKED = 28  # of comparisons by index: COUNT^2, for each set of its own; twice that where one item is in all of a set
+    LINKED = (
+        28  # of comparisons by index: COUNT^2, for each set of its own; twice that where one item is in all of a set
+    )
     LINKED_SQUARES = 29  # and their sum of (w / WEIGHT_SCALE)^2 (l - mean loss)^2
 
 

@@ -22,12 +22,12 @@ struct PairSums {
 // The items [begin, end) of a group in rank order, and their cells.
 struct TreeNode {
   int begin = 0, end = 0, left = -1, right = -1;
-  bool tied = false;                        // all items have one rank
-  std::vector<int> cells;                   // numbers of cells, ascending
-  std::vector<double> moments, potentials;  // kCount a cell
-  Powers rewards, scores;                   // of the items; scores from the origin on
-  double constant = 0, linear = 0;          // what an item's slope gets, and what times its reward
-  std::vector<double> losses;               // as potentials, of the sum of an item's losses, where it is wanted
+  bool tied = false;                          // all items have one rank
+  std::vector<int> cells;                     // numbers of cells, ascending
+  std::vector<double> moments, potentials;    // kCount a cell
+  Powers rewards, scores;                     // of the items; scores from the origin on
+  double constant = 0, linear = 0;            // what an item's slope gets, and what times its reward
+  std::vector<double> losses;                 // as potentials, of the sum of an item's losses, where it is wanted
   double loss_constant = 0, loss_linear = 0;  // what that sum gets, and what times the item's score
   PairSums sums;
 

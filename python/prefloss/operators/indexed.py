@@ -179,9 +179,7 @@ def _with_items(
     """The sums of pairs with items as units, each of which has half of each of its comparisons; mirrors csrc/cpu/indexed.cpp."""
     w = torch.ones_like(losses) if weight is None else weight.double()
     weighted = torch.where(w != 0.0, w * losses, 0.0)  # a comparison of weight 0 counts 0, even if its loss is NaN
-    of_items, total = (
-        sum(cast(Tensor, accumulate(0.5 * each, end, items)) for end in index) for each in (w, weighted)
-    )
+    of_items, total = (sum(cast(Tensor, accumulate(0.5 * each, end, items)) for end in index) for each in (w, weighted))
     there = of_items != 0.0
     mean_loss = torch.where(there, total / of_items, 0.0)
     heaviest = of_items.abs().amax(-1)

@@ -34,9 +34,7 @@ def bradley_terry_loss_indexed(
     return bradley_terry_loss(*compared, **options), sums
 
 
-def _sums(
-    pairs: Pairs, chosen_index: NDArray[Any], rejected_index: NDArray[Any], items: int
-) -> Float64Array:
+def _sums(pairs: Pairs, chosen_index: NDArray[Any], rejected_index: NDArray[Any], items: int) -> Float64Array:
     """The sums of `PairStats`. A unit is an item, with half of each of its comparisons."""
     losses, counted = pairs.losses(), pairs.counted
     w, loss = pairs.weight[counted], losses[counted]
