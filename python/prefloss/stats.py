@@ -157,8 +157,8 @@ class PairStats:
 
         - one group, of two ranks: the variances of its row means and of its column means, each over their number (Sen 1960;
           DeLong, DeLong & Clarke-Pearson 1988);
-        - comparisons by index: (2 sum S)^2 over the items less those of the comparisons, which are in two items each (Fafchamps & Gubert
-          2007; Aronow, Samii & Assenova 2015), and not less than if comparisons were independent.
+        - comparisons by index: sum (2 S)^2 over the items, less the squares of the single comparisons, which are in two items each
+          (Fafchamps & Gubert 2007; Aronow, Samii & Assenova 2015), and not less than if comparisons were independent.
 
         It is nan, never too small, where the data cannot tell: one unit alone, or one that carries all but 1e-9 of the weight;
         one group of more than two ranks, with ``ties="half"``, or with a single item of a rank; comparisons of which one

@@ -70,5 +70,5 @@ def _log_peak(df: float) -> float:
 def _tail(t: float, df: float) -> float:
     """P(|T| > t), t > 0."""
     most = math.atan2(math.sqrt(df), t)
-    total = sum(weight * math.sin(most * place) ** (df - 1.0) for place, weight in _NODES)
+    total = math.fsum(weight * math.pow(math.sin(most * place), df - 1.0) for place, weight in _NODES)
     return 2.0 * math.exp(_log_peak(df)) * math.sqrt(df) * most * total

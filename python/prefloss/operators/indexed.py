@@ -92,7 +92,7 @@ accumulate = Operator(
 
 
 def _gathered(pairs: Pairs, chosen_index: Tensor, rejected_index: Tensor) -> Pairs:
-    """The compared items' scores. Halves become wide first: an item's slopes are then rounded once, when they have been added up."""
+    """The compared items' scores. Halves become wide first, so that an item's slopes are rounded once, when they are added up."""
     wide = pairs.chosen.to(accumulation_dtype(pairs.chosen.dtype))
     chosen, rejected = take(wide, chosen_index, "chosen_index"), take(wide, rejected_index, "rejected_index")
     options = (
@@ -122,23 +122,27 @@ def indexed_loss(
 
 def _sums_kernel(scores: Tensor, chosen: Tensor, rejected: Tensor, *arguments: Any) -> Tensor:
     """The sums of each row: by the kernel for comparisons by index, or, on devices without one, by operations."""
-    *options, given, numbers = *arguments[:4], arguments[4:]
-    numbers = Numbers(*(numbers if given is None else given.tolist()))
+    margin, weight, target, given, *constant = arguments
+    numbers = Numbers(*(constant if given is None else given.tolist()))
     rows = scores.shape[:-1]
-    columns = [
-        tensor if tensor is None else tensor.expand(*rows, tensor.shape[-1]).reshape(rows.numel(), -1).contiguous()
-        for tensor in (scores, chosen, rejected, *options)
-    ]
-    found = []
-    for row in range(rows.numel()):
-        its = [column if column is None else column[row].resolve_neg() for column in columns]
+    call = _core.PairedCall(PAIRED, *numbers, MEAN, 1.0, True)
+    sums = scores.new_empty((rows.numel(), len(Sum)), dtype=torch.float64)
+    loss = scores.new_empty((), dtype=accumulation_dtype(scores.dtype))
+    columns = [_plain_rows(tensor, rows) for tensor in (scores, chosen, rejected, margin, weight, target)]
+    for result, items, its_chosen, its_rejected, *options in zip(sums, *columns, strict=True):
+        its = (items, its_chosen, its_rejected, options[0], options[1], options[2])
         if _core.indexed_accepts(*its) == 1:
-            sums = its[0].new_empty(len(Sum), dtype=torch.float64)
-            _core.indexed_forward(*its, _core.PairedCall(PAIRED, *numbers, MEAN, 1.0, True), None, None, sums)
-            found.append(sums)
+            _core.indexed_forward(*its, call, loss, None, result)
         else:
-            found.append(_composed_sums(Pairs(its[0], None, *its[3:]), its[1], its[2], numbers))
-    return torch.stack(found).reshape(*rows, len(Sum)) if found else scores.new_empty((*rows, len(Sum)))
+            result.copy_(_composed_sums(Pairs(items, None, *options), its_chosen, its_rejected, numbers))
+    return sums.reshape(*rows, len(Sum))
+
+
+def _plain_rows(tensor: Tensor | None, rows: torch.Size) -> Any:
+    """A tensor's rows, of as many dimensions as `rows` has, as plain memory; None for each where it is not given."""
+    if tensor is None:
+        return (None,) * rows.numel()
+    return tensor.expand(*rows, tensor.shape[-1]).reshape(rows.numel(), tensor.shape[-1]).contiguous().resolve_neg()
 
 
 indexed_sums = Operator(
@@ -179,7 +183,10 @@ def _with_items(
     """The sums of pairs with items as units, each of which has half of each of its comparisons; mirrors csrc/cpu/indexed.cpp."""
     w = torch.ones_like(losses) if weight is None else weight.double()
     weighted = torch.where(w != 0.0, w * losses, 0.0)  # a comparison of weight 0 counts 0, even if its loss is NaN
-    of_items, total = (sum(cast(Tensor, accumulate(0.5 * each, end, items)) for end in index) for each in (w, weighted))
+    of_items, total = (
+        cast(Tensor, accumulate(0.5 * each, index[0], items) + accumulate(0.5 * each, index[1], items))
+        for each in (w, weighted)
+    )
     there = of_items != 0.0
     mean_loss = torch.where(there, total / of_items, 0.0)
     heaviest = of_items.abs().amax(-1)

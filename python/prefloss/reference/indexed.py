@@ -26,10 +26,11 @@ def bradley_terry_loss_indexed(
     """`bradley_terry_loss` of the scores of the items that are compared. Raises IndexError; -1 is no item."""
     compared = _compared(scores, chosen_index, rejected_index)
     if not options.pop("return_stats", False):
-        return bradley_terry_loss(*compared, **options)
+        loss: Float64Array = bradley_terry_loss(*compared, **options)
+        return loss
     smoothing = smoothing_of(options.get("label_smoothing", 0.0), options.get("flip_rate", 0.0))
-    given = (options.get(name) for name in ("margin", "weight", "target"))
-    pairs = Pairs.of(*compared, *given, options.get("beta", 1.0), smoothing)
+    margin, weight, target = (options.get(name) for name in ("margin", "weight", "target"))
+    pairs = Pairs.of(*compared, margin, weight, target, options.get("beta", 1.0), smoothing)
     sums = _sums(pairs, np.asarray(chosen_index), np.asarray(rejected_index), len(np.asarray(scores)))
     return bradley_terry_loss(*compared, **options), sums
 
@@ -39,7 +40,7 @@ def _sums(pairs: Pairs, chosen_index: NDArray[Any], rejected_index: NDArray[Any]
     losses, counted = pairs.losses(), pairs.counted
     w, loss = pairs.weight[counted], losses[counted]
     ends = np.concatenate((chosen_index[counted], rejected_index[counted]))
-    weight, total = (np.bincount(ends, np.tile(0.5 * each, 2), items) for each in (w, w * loss))
+    weight, total = (float64(np.bincount(ends, np.tile(0.5 * each, 2), items)) for each in (w, w * loss))
     from_mean = (w / scale_of(weight[weight != 0.0])) * (loss - np.sum(w * loss) / np.sum(w))
     linked = float64(w.size) ** 2
     if np.max(np.abs(weight), initial=0.0) >= 0.5 * np.abs(np.sum(w)) * (1.0 - 1e-9):  # an item is in all of them
