@@ -31,9 +31,9 @@ int64_t stripes_of(const Pairs& pairs, int64_t items, int64_t sums) {
 struct ItemLoss {
   double weight = 0, loss = 0;
 
-  void add(double its_weight, double its_loss) {
-    weight += 0.5 * its_weight;
-    loss += 0.5 * its_loss;
+  void add(const ItemLoss& other) {
+    weight += other.weight;
+    loss += other.loss;
   }
 };
 
@@ -137,12 +137,16 @@ struct ChunkOfItems {
   Partial forward_with_losses(const Pairs& its, const ForwardOutputs& outputs, ItemLoss* of_items) const {
     return general_forward<Real>(
         its, outputs, 0, 0, [&](int64_t begin, int count, const Real* weight, const Real* loss, const Real* remainder) {
+          Buffer<double> half, half_loss;
+          for (int i = 0; i < count; i++) {  // a pair of weight 0 counts 0, even if its loss is NaN
+            const double l = static_cast<double>(loss[i]) + static_cast<double>(remainder[i]);
+            half.values[i] = 0.5 * static_cast<double>(weight[i]);
+            half_loss.values[i] = weight[i] != 0 ? half.values[i] * l : 0.0;
+          }
           for (int i = 0; i < count; i++) {
-            if (weight[i] == 0) continue;
-            const double w = static_cast<double>(weight[i]),
-                         wl = w * (static_cast<double>(loss[i]) + static_cast<double>(remainder[i]));
-            of_items[chosen[(begin + i) * chosen_stride]].add(w, wl);
-            of_items[rejected[(begin + i) * rejected_stride]].add(w, wl);
+            const ItemLoss each{half.values[i], half_loss.values[i]};
+            of_items[chosen[(begin + i) * chosen_stride]].add(each);
+            of_items[rejected[(begin + i) * rejected_stride]].add(each);
           }
         });
   }
@@ -215,10 +219,7 @@ bool indexed(const Comparisons& comparisons, const Pairs& pairs, const Divisor& 
   double linked[2] = {};
   if (statistics) {
     for (int64_t stripe = 1; stripe < stripes; stripe++) {
-      for (int64_t i = 0; i < items; i++) {
-        losses[static_cast<size_t>(i)].weight += losses_of(stripe)[i].weight;
-        losses[static_cast<size_t>(i)].loss += losses_of(stripe)[i].loss;
-      }
+      for (int64_t i = 0; i < items; i++) losses_of(0)[i].add(losses_of(stripe)[i]);
     }
     set_items(losses, items, total, linked);
   }
