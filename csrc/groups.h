@@ -61,7 +61,6 @@ enum GroupSum : int {
   kPairs,
   kTerms,  // loss + c (a + b)^2
   kPairLoss,
-  kPairLossSquares,
   kPairsCorrect,
   kPairsTied,
   kPairDifference,
@@ -81,12 +80,13 @@ PREFLOSS_HOST_DEVICE constexpr int group_sums(bool statistics) { return statisti
 template <bool kStatistics>
 PREFLOSS_HOST_DEVICE void add_group_sums(double* sums, const double* other) {
   if constexpr (kStatistics) {
-    constexpr int kWithSquares[] = {kPairLoss, kPairDifference, kPairChosen, kPairRejected};
+    constexpr int kWithSquares[] = {kPairDifference, kPairChosen, kPairRejected};
     const CommonMean pairs(sums[kPairs], other[kPairs]);
     for (const int kind : kWithSquares) {
       sums[kind + 1] += other[kind + 1] + pairs.squares(sums[kind], other[kind]);
       sums[kind] += other[kind];
     }
+    sums[kPairLoss] += other[kPairLoss];
     sums[kPairsCorrect] += other[kPairsCorrect];
     sums[kPairsTied] += other[kPairsTied];
     sums[kPairMinimum] = lesser_or_nan(sums[kPairMinimum], other[kPairMinimum]);
@@ -143,22 +143,31 @@ PREFLOSS_HOST_DEVICE double group_loss(const double* group, double share) {
   return share == 0 ? 0 : share * group[kTerms];
 }
 
-// Adds a group to the sums of its row.
+constexpr int kListSums = 2;  // kListVariance and kListVarianceError
+
+// How far the mean loss of one list of two ranks may be from that of other items as these, m and n of them: the
+// variance of the means of the losses of each better item over m, and of each worse one over n (Sen 1960; DeLong et al.
+// 1988). `row_squares`, `column_squares`: of what such means differ from their mean by. Nothing can be said where m or
+// n is 1.
+PREFLOSS_HOST_DEVICE void set_list(double m, double row_squares, double n, double column_squares, double* list) {
+  if (m < 2 || n < 2) return;
+  const double rows = row_squares / (m - 1) / m, columns = column_squares / (n - 1) / n;
+  list[0] = rows + columns;
+  list[1] = rows * rows / (m - 1) + columns * columns / (n - 1);
+}
+
+// Adds a group to the sums of its row, in which it is a unit.
 PREFLOSS_HOST_DEVICE void add_to_row(const double* group, double share, bool statistics, Partial& row) {
   if (share == 0) return;
   row.terms += group_loss(group, share);
   row.weight += share * group[kPairs];
   if (!statistics) return;
   Partial part = Partial::zero();
-  const double scale = weight_scale(absolute(share)), v2 = share / scale * (share / scale);
+  Partial::set_unit(share * group[kPairs], group[kPairLoss] / group[kPairs], part.sums);
   part.sums[kCount] = group[kPairs];
   part.sums[kWeightCorrect] = share * group[kPairsCorrect];
   part.sums[kWeightTied] = share * group[kPairsTied];
   part.sums[kWeightedLoss] = share * group[kPairLoss];
-  part.sums[kWeightScale] = scale;
-  part.sums[kWeightSquared] = v2 * group[kPairs];
-  part.sums[kSquaredWeightLoss] = v2 * group[kPairLoss];
-  part.sums[kSquaredWeightLossSquares] = v2 * group[kPairLossSquares];
   for (int k = kPairsCorrect; k < kGroupSums; k++) part.sums[kCorrect + k - kPairsCorrect] = group[k];
   row.add(part);
 }

@@ -71,19 +71,28 @@ PREFLOSS_HOST_DEVICE double row_scale(const Column& upstream, const Divisor& div
   return static_cast<double>(*upstream.entry<Real>(row, 0)) / divisor.of_row(row);
 }
 
-// The sums of PairStats, over the pairs with weight != 0; python/prefloss/stats.py says the same names in the same
-// order. w is a pair's weight, v = w / kWeightScale, l its loss. "Squares" are of what a number differs from the mean
-// by, so that they keep their digits wherever the mean lies.
+// The sums of PairStats, over the pairs with weight != 0; python/prefloss/sums.py says the same names in the same
+// order. w is a pair's weight, l its loss. A unit is what was drawn independently: a pair, a group, or an item that is
+// compared by index; W is the weight of its pairs, v = W / kWeightScale, L their mean loss, M = kSquaredWeightLoss /
+// kWeightSquared. "Squares" are of what a number differs from the mean by, so that they keep their digits wherever the
+// mean lies.
 enum Sum : int {
   kCount,
   kWeight,
-  kWeightCorrect,             // w of the pairs with a > b
-  kWeightTied,                // w of the pairs with a = b
-  kWeightedLoss,              // w l
-  kWeightScale,               // a power of two near the greatest |w|: v^2 is a number for weights of any scale
-  kWeightSquared,             // v^2
-  kSquaredWeightLoss,         // v^2 l
-  kSquaredWeightLossSquares,  // v^2 (l - kSquaredWeightLoss / kWeightSquared)^2
+  kWeightCorrect,  // w of the pairs with a > b
+  kWeightTied,     // w of the pairs with a = b
+  kWeightedLoss,   // w l
+  kUnits,          // with W != 0
+  kWeightScale,    // a power of two near the greatest |W|: v^5 is a number for weights of any scale
+  kWeightSquared,  // v^2
+  kWeightCubed,
+  kWeightFourth,
+  kWeightFifth,
+  kSquaredWeightLoss,         // v^2 L
+  kSquaredWeightLossSquares,  // v^2 (L - M)^2
+  kCubedWeightLoss,           // v^3 (L - M)
+  kCubedWeightLossSquares,    // v^3 (L - M)^2
+  kCubedWeightLossCubes,      // v^3 (L - M)^3
   kCorrect,
   kTied,
   kDifference,
@@ -94,6 +103,11 @@ enum Sum : int {
   kRejectedSquares,
   kMinimum,
   kMaximum,
+  kGathered,                  // so many are gathered pair by pair; the others are of a whole call, or 0
+  kListVariance = kGathered,  // of L of one list of two ranks, by its rows and columns
+  kListVarianceError,         // the squares of that variance's two parts, each divided by its degrees of freedom
+  kLinked,                    // of comparisons by index: kCount^2; twice that where one item is in all of them
+  kLinkedSquares,             // and their (w / kWeightScale)^2 (l - kWeightedLoss / kWeight)^2
   kSums
 };
 

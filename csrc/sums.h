@@ -29,11 +29,24 @@ PREFLOSS_HOST_DEVICE double weight_scale(double greatest) {
   return from_bits((exponent < 1 ? uint64_t{1} : exponent > 2045 ? uint64_t{2045} : exponent) << 52);
 }
 
-// The squared ratio of two scales; a set without pairs has the scale 0.
-PREFLOSS_HOST_DEVICE double squared_ratio(double scale, double greater) {
-  const double ratio = scale == greater ? 1 : scale / greater;
-  return ratio * ratio;
-}
+// The ratio of two scales; a set without pairs has the scale 0.
+PREFLOSS_HOST_DEVICE double scale_ratio(double scale, double greater) { return scale == greater ? 1 : scale / greater; }
+
+// The sums of v^3 x^k, k = 0 ... 3.
+struct CubedWeight {
+  double all, first, second, third;
+
+  PREFLOSS_HOST_DEVICE static CubedWeight of(const double* sums, double factor) {
+    return {factor * sums[kWeightCubed], factor * sums[kCubedWeightLoss], factor * sums[kCubedWeightLossSquares],
+            factor * sums[kCubedWeightLossCubes]};
+  }
+
+  // Of x + by.
+  PREFLOSS_HOST_DEVICE CubedWeight shifted(double by) const {
+    return {all, first + by * all, second + by * (2 * first + by * all),
+            third + by * (3 * second + by * (3 * first + by * all))};
+  }
+};
 
 // The lesser (greater) of two numbers, or the one that is NaN: every comparison with NaN is false.
 PREFLOSS_HOST_DEVICE double lesser_or_nan(double a, double b) { return !(b >= a) && a == a ? b : a; }
@@ -41,7 +54,7 @@ PREFLOSS_HOST_DEVICE double greater_or_nan(double a, double b) { return !(b <= a
 
 // The sums over some of a row's pairs, in float64. `weight` stands for sums[kWeight], which is not used here.
 struct Partial {
-  double terms, weight, sums[kSums];
+  double terms, weight, sums[kGathered];
 
   PREFLOSS_HOST_DEVICE static Partial zero() {
     Partial partial{};
@@ -57,16 +70,8 @@ struct Partial {
   }
 
   PREFLOSS_HOST_DEVICE void add_statistics(const double* other) {
-    const double scale = sums[kWeightScale] > other[kWeightScale] ? sums[kWeightScale] : other[kWeightScale];
-    const double here = squared_ratio(sums[kWeightScale], scale), there = squared_ratio(other[kWeightScale], scale);
-    const double w2 = here * sums[kWeightSquared], other_w2 = there * other[kWeightSquared];
-    const double w2l = here * sums[kSquaredWeightLoss], other_w2l = there * other[kSquaredWeightLoss];
-    const CommonMean pairs(sums[kCount], other[kCount]), weighted(w2, other_w2);
-    sums[kWeightScale] = scale;
-    sums[kWeightSquared] = w2 + other_w2;
-    sums[kSquaredWeightLoss] = w2l + other_w2l;
-    sums[kSquaredWeightLossSquares] = here * sums[kSquaredWeightLossSquares] +
-                                      there * other[kSquaredWeightLossSquares] + weighted.squares(w2l, other_w2l);
+    add_units(other);
+    const CommonMean pairs(sums[kCount], other[kCount]);
     constexpr int kWithSquares[] = {kDifference, kChosen, kRejected};
     constexpr int kPlain[] = {kCount, kWeightCorrect, kWeightTied, kWeightedLoss, kCorrect, kTied};
     for (const int kind : kWithSquares) {
@@ -77,6 +82,48 @@ struct Partial {
     sums[kMinimum] = lesser_or_nan(sums[kMinimum], other[kMinimum]);
     sums[kMaximum] = greater_or_nan(sums[kMaximum], other[kMaximum]);
   }
+
+  // The sums over units.
+  PREFLOSS_HOST_DEVICE void add_units(const double* other) {
+    const double scale = sums[kWeightScale] > other[kWeightScale] ? sums[kWeightScale] : other[kWeightScale];
+    const double here = scale_ratio(sums[kWeightScale], scale), there = scale_ratio(other[kWeightScale], scale);
+    const double here2 = here * here, there2 = there * there;
+    const double v2 = here2 * sums[kWeightSquared], other_v2 = there2 * other[kWeightSquared], all = v2 + other_v2;
+    const double v2l = here2 * sums[kSquaredWeightLoss], other_v2l = there2 * other[kSquaredWeightLoss];
+    const bool both = v2 > 0 && other_v2 > 0;
+    const double step =
+        both ? (other_v2l / other_v2 - v2l / v2) / all : 0;  // from mean to mean, over the weight of all
+    const CubedWeight cubes = CubedWeight::of(sums, here2 * here).shifted(-step * other_v2);
+    const CubedWeight other_cubes = CubedWeight::of(other, there2 * there).shifted(step * v2);
+    sums[kUnits] += other[kUnits];
+    sums[kWeightScale] = scale;
+    sums[kWeightSquared] = all;
+    sums[kWeightCubed] = cubes.all + other_cubes.all;
+    sums[kWeightFourth] = here2 * here2 * sums[kWeightFourth] + there2 * there2 * other[kWeightFourth];
+    sums[kWeightFifth] = here2 * here2 * here * sums[kWeightFifth] + there2 * there2 * there * other[kWeightFifth];
+    sums[kSquaredWeightLoss] = v2l + other_v2l;
+    sums[kSquaredWeightLossSquares] = here2 * sums[kSquaredWeightLossSquares] +
+                                      there2 * other[kSquaredWeightLossSquares] +
+                                      (both ? step * step * v2 * other_v2 * all : 0);
+    sums[kCubedWeightLoss] = cubes.first + other_cubes.first;
+    sums[kCubedWeightLossSquares] = cubes.second + other_cubes.second;
+    sums[kCubedWeightLossCubes] = cubes.third + other_cubes.third;
+  }
+
+  // The sums over units of one alone, of weight W and mean loss L. A number differs from its own mean by 0, or by NaN
+  // where it is not finite.
+  PREFLOSS_HOST_DEVICE static void set_unit(double weight, double loss, double* sums) {
+    const double scale = weight_scale(absolute(weight)), v = weight / scale, v2 = v * v;
+    sums[kUnits] = 1;
+    sums[kWeightScale] = scale;
+    sums[kWeightSquared] = v2;
+    sums[kWeightCubed] = v2 * v;
+    sums[kWeightFourth] = v2 * v2;
+    sums[kWeightFifth] = v2 * v2 * v;
+    sums[kSquaredWeightLoss] = v2 * loss;
+    sums[kSquaredWeightLossSquares] = sums[kCubedWeightLoss] = loss - loss;
+    sums[kCubedWeightLossSquares] = sums[kCubedWeightLossCubes] = loss - loss;
+  }
 };
 
 template <typename Real>
@@ -85,7 +132,8 @@ PREFLOSS_HOST_DEVICE void finish_row(const Partial& total, const Divisor& diviso
   const double by = divisor.total_weight ? divisor.resolve(total.weight) : divisor.of_row(row);
   if (outputs.loss) static_cast<Real*>(outputs.loss)[row] = static_cast<Real>(total.terms / by);
   if (outputs.sums) {
-    for (int k = 0; k < kSums; k++) outputs.sums[row * kSums + k] = k == kWeight ? total.weight : total.sums[k];
+    double* sums = outputs.sums + row * kSums;
+    for (int k = 0; k < kSums; k++) sums[k] = k == kWeight ? total.weight : k < kGathered ? total.sums[k] : 0;
   }
 }
 

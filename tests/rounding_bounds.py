@@ -141,26 +141,32 @@ class Bounds:
         return np.minimum(*ends), np.maximum(*ends)
 
     @np.errstate(all="ignore")
-    def assert_sums(self, actual):
-        """The sums of PairStats."""
-        _, expected = reference.bradley_terry_loss(*self.inputs, **self.options, return_stats=True)
+    def assert_sums(self, actual, compared=None):
+        """The sums of PairStats; `compared`: (scores, chosen_index, rejected_index), of comparisons of items."""
+        function = reference.bradley_terry_loss if compared is None else reference.bradley_terry_loss_indexed
+        given = self.inputs if compared is None else [array(tensor) for tensor in compared]
+        _, expected = function(*given, **self.options, return_stats=True)
         p, kept = self.pairs, self.pairs.counted
         w, loss = np.abs(p.weight[kept]), self.loss[kept]
-        v2, every = np.square(w / (expected[Sum.WEIGHT_SCALE] or 1.0)), np.ones(w.shape)
+        every = np.ones(w.shape)
         error = np.where(loss >= self.greatest, np.inf, self.loss_error[kept])
+        units = w, loss, error
+        if compared is not None:  # an item has half of each of its comparisons
+            ends = np.concatenate([index[kept] for index in given[1:]])
+            totals = [np.bincount(ends, np.tile(0.5 * each, 2), len(given[0])) for each in (w, w * loss, w * error)]
+            there = totals[0] != 0.0
+            units = totals[0][there], *(total[there] / totals[0][there] for total in totals[1:])
         rounding = 100 * 2.0**-53
         tolerance = np.zeros(len(Sum))
         for which, terms in (
             (Sum.WEIGHT, w),
             (Sum.WEIGHT_CORRECT, w),
             (Sum.WEIGHT_TIED, w),
-            (Sum.WEIGHT_SQUARED, v2),
             (Sum.WEIGHTED_LOSS, w * loss),
         ):
             tolerance[which] = rounding * np.sum(_finite(np.abs(terms)))
         tolerance[Sum.WEIGHTED_LOSS] += np.sum(w * error)
         for which, weights, values, off in (
-            (Sum.SQUARED_WEIGHT_LOSS, v2, loss, error),
             (Sum.DIFFERENCE, every, p.difference[kept], 0.0),
             (Sum.CHOSEN, every, p.chosen[kept], 0.0),
             (Sum.REJECTED, every, p.rejected[kept], 0.0),
@@ -173,10 +179,40 @@ class Bounds:
             distance = np.abs(values - np.sum(weights * values) / total)
             wrong = off + mean_error + rounding * np.abs(values)
             tolerance[which + 1] = rounding * expected[which + 1] + np.sum(weights * (2 * distance + wrong) * wrong)
+        self._allow_units(*units, expected, tolerance, rounding)
+        if compared is not None:
+            scaled, its_loss = (
+                w / (expected[Sum.WEIGHT_SCALE] or 1.0),
+                expected[Sum.WEIGHTED_LOSS] / expected[Sum.WEIGHT],
+            )
+            wrong = error + rounding * _finite(loss) + tolerance[Sum.WEIGHTED_LOSS] / np.sum(w)
+            distance = np.abs(_finite(loss) - its_loss)
+            tolerance[Sum.LINKED_SQUARES] = np.sum(scaled**2 * ((2 + rounding) * distance + wrong) * wrong)
+            tolerance[Sum.LINKED_SQUARES] += rounding * expected[Sum.LINKED_SQUARES]
         # Losses beyond Real's range are infinite in the kernel, and then the squares about their mean NaN.
         anything = torch.from_numpy(np.isinf(tolerance))
         actual = torch.where(anything, torch.from_numpy(expected), actual.cpu())
         _assert_between(actual, expected, expected - tolerance, expected + tolerance)
+
+    @staticmethod
+    def _allow_units(weight, loss, error, expected, tolerance, rounding):
+        """How far the sums over units may be off: their weights are positive, and their mean losses off by `error`."""
+        v, loss = weight / (expected[Sum.WEIGHT_SCALE] or 1.0), _finite(loss)
+        for power, which in enumerate((Sum.WEIGHT_SQUARED, Sum.WEIGHT_CUBED, Sum.WEIGHT_FOURTH, Sum.WEIGHT_FIFTH), 2):
+            tolerance[which] = rounding * np.sum(v**power)
+        total = np.sum(v**2) or 1.0
+        tolerance[Sum.SQUARED_WEIGHT_LOSS] = np.sum(v**2 * (rounding * loss + error))
+        # A loss's distance from the mean errs by what both are off by; and a power of it by so much more, sum by sum.
+        distance = np.abs(loss - np.sum(v**2 * loss) / total)
+        wrong = error + rounding * loss + tolerance[Sum.SQUARED_WEIGHT_LOSS] / total
+        for weights, power, which in (
+            (v**2, 2, Sum.SQUARED_WEIGHT_LOSS_SQUARES),
+            (v**3, 1, Sum.CUBED_WEIGHT_LOSS),
+            (v**3, 2, Sum.CUBED_WEIGHT_LOSS_SQUARES),
+            (v**3, 3, Sum.CUBED_WEIGHT_LOSS_CUBES),
+        ):
+            grown = (distance + wrong) ** power
+            tolerance[which] = np.sum(weights * (grown - distance**power + rounding * grown))
 
 
 def _finite(values):

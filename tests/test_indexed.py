@@ -57,7 +57,7 @@ def check(scores, chosen_index, rejected_index, options, device):
     bounds = Bounds(*pair, options)
     bounds.assert_loss(loss.detach())
     bounds.assert_loss(alone.detach())
-    bounds.assert_sums(stats.sums)
+    bounds.assert_sums(stats.sums, (scores.detach(), chosen_index, rejected_index))
     upstream = real(np.random.default_rng(1).uniform(0.5, 2.0, tuple(loss.shape)), loss.dtype).to(device)
     margin = options.get("margin")
     asks = isinstance(margin, torch.Tensor) and margin.requires_grad

@@ -261,15 +261,18 @@ def train_on_rank(rank, ranks, rendezvous, accumulate):
                 loss, part_stats = loss_of_rank(outputs, weight[piece], total / ranks, True)
                 loss.backward()
             stats = stats + part_stats
-        everyone = [torch.zeros_like(stats.sums) for _ in range(ranks)]
-        dist.all_gather(everyone, stats.sums)
         gradients = [parameter.grad.tolist() for parameter in parallel.parameters()]
-        return gradients, sum(PairStats(sums) for sums in everyone).sums.tolist()
+        return gradients, stats.all_reduce().sums.tolist()
     finally:
         dist.destroy_process_group()
 
 
-@pytest.mark.skipif(not dist.is_available() or sys.platform == "win32", reason="torch.distributed has no gloo here")
+needs_gloo = pytest.mark.skipif(
+    not dist.is_available() or sys.platform == "win32", reason="torch.distributed has no gloo here"
+)
+
+
+@needs_gloo
 @pytest.mark.parametrize("accumulate", [1, 2], ids=["one-step", "micro-batches"])
 def test_ranks_of_unequal_size_train_as_one_process_does(accumulate):
     chosen, rejected, weight = responses(CUTS[-1])
@@ -285,3 +288,42 @@ def test_ranks_of_unequal_size_train_as_one_process_does(accumulate):
         for mine, its in zip(gradients, expected, strict=True):
             np.testing.assert_allclose(mine, its, rtol=1e-12, atol=1e-16)
         np.testing.assert_allclose(sums, stats.sums, rtol=1e-13)
+
+
+def reduce_on_rank(rank, ranks, rendezvous):
+    """The statistics of all ranks, of the first two alone (None elsewhere), and what this rank had. The last one has no pairs."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks, timeout=timedelta(seconds=SECONDS)
+    )
+    try:
+        mine = PairStats.zero()
+        if rank + 1 < ranks:
+            chosen, rejected, weight = (tensor[20 * rank :][: 20 + 10 * rank] for tensor in responses(100)[:3])
+            pair = chosen.sum(1), rejected.sum(1)
+            mine = prefloss.bradley_terry_loss(*pair, weight=weight, return_stats=True)[1]
+        first = dist.new_group([0, 1])
+        before = mine.sums.tolist()
+        of_first = mine.all_reduce(first).sums.tolist() if rank < 2 else None
+        return mine.all_reduce().sums.tolist(), of_first, before, mine.sums.tolist()
+    finally:
+        dist.destroy_process_group()
+
+
+@needs_gloo
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_all_reduce_gives_each_rank_the_same_bits(ranks):
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [(rank, ranks, os.path.join(folder, "rendezvous")) for rank in range(ranks)]
+        results = results_of_processes("spawn", reduce_on_rank, arguments)
+    everyone = [PairStats(torch.tensor(before, dtype=torch.float64)) for _, _, before, _ in results]
+    for total, of_first, before, after in results:
+        assert total == sum(everyone).sums.tolist()
+        assert of_first in (None, sum(everyone[:2]).sums.tolist())
+        assert after == before
+    assert everyone[-1].count == 0
+
+
+def test_all_reduce_without_ranks_says_so():
+    with pytest.raises(ValueError, match="init_process_group"):
+        PairStats.zero().all_reduce()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import prefloss
-from prefloss import reference
+from prefloss import PairStats, reference
 from prefloss.stats import Sum
 
 ROUNDING = 2.0**-53  # half an ulp of float64, relative
@@ -222,7 +222,7 @@ def test_a_pair_of_weight_zero_contributes_exactly_nothing(poison):
 def test_the_mean_of_nothing_is_zero(rewards, weight):
     loss, sums = reference.bradley_terry_loss(rewards, rewards, weight=weight, return_stats=True)
     assert loss == 0.0
-    np.testing.assert_array_equal(sums, [0.0] * Sum.MINIMUM + [math.inf, -math.inf])
+    np.testing.assert_array_equal(sums, PairStats.zero().sums)
     for gradient in reference.bradley_terry_gradient(1.0, rewards, rewards, weight=weight):
         np.testing.assert_array_equal(gradient, np.zeros(len(rewards)))
 
@@ -251,12 +251,14 @@ def test_the_sums_are_those_of_their_definition():
     a, b, w = np.array([0.5, 2.0, -1.0, 7.0]), np.array([0.25, 2.0, 3.0, 9.0]), np.array([1.0, 3.0, 0.5, 0.0])
     _, sums = reference.bradley_terry_loss(a, b, weight=w, center_rewards_coefficient=5.0, return_stats=True)
     losses = [math.log1p(math.exp(-0.25)), math.log(2.0), math.log1p(math.exp(4.0))]  # without centring
-    v2 = (w[:3] / 2.0) ** 2  # the greatest power of two that is at most the greatest weight
-    mean = np.dot(v2, losses) / sum(v2)
+    v = w[:3] / 2.0  # the greatest power of two that is at most the greatest weight
+    mean = np.dot(v**2, losses) / sum(v**2)
+    x = np.array(losses) - mean
     expected = [
-        *(3, 4.5, 1.0, 3.0, np.dot(w[:3], losses), 2.0, 10.25 / 4.0, np.dot(v2, losses)),
-        *(np.dot(v2, (np.array(losses) - mean) ** 2), 1, 1, -3.75, 16.0625 - 3.75**2 / 3.0),
-        *(1.5, 5.25 - 1.5**2 / 3.0, 5.25, 13.0625 - 5.25**2 / 3.0, -1.0, 3.0),
+        *(3, 4.5, 1.0, 3.0, np.dot(w[:3], losses), 3, 2.0, *(sum(v**power) for power in (2, 3, 4, 5))),
+        *(np.dot(v**2, losses), np.dot(v**2, x**2), *(np.dot(v**3, x**power) for power in (1, 2, 3))),
+        *(1, 1, -3.75, 16.0625 - 3.75**2 / 3.0, 1.5, 5.25 - 1.5**2 / 3.0, 5.25, 13.0625 - 5.25**2 / 3.0),
+        *(-1.0, 3.0, 0.0, 0.0, 0.0, 0.0),
     ]
     np.testing.assert_allclose(sums, expected, rtol=1e-14)
 

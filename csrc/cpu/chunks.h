@@ -16,17 +16,55 @@
 namespace prefloss::cpu {
 namespace {
 
+// The sums over a block of units, of weight(i) / scale = v and mean loss(i); a unit of weight 0 has the loss 0.
+template <typename Weight, typename Loss>
+void set_units(int count, double scale, const Weight& weight, const Loss& loss, double* sums) {
+  const double inverse = 1 / scale;
+  double w2 = 0, w3 = 0, w4 = 0, w5 = 0, v2l = 0;
+#pragma omp simd reduction(+ : w2, w3, w4, w5, v2l)
+  for (int i = 0; i < count; i++) {
+    const double v = weight(i) * inverse, v2 = v * v;
+    w2 += v2;
+    w3 += v2 * v;
+    w4 += v2 * v2;
+    w5 += v2 * v2 * v;
+    v2l += v2 * loss(i);
+  }
+  const double mean = v2l / w2;
+  double squares = 0, first = 0, second = 0, third = 0;
+#pragma omp simd reduction(+ : squares, first, second, third)
+  for (int i = 0; i < count; i++) {
+    const double v = weight(i) * inverse, v2 = v * v, from = loss(i) - mean, v2l2 = v2 * from * from;
+    squares += v2l2;
+    first += v2 * v * from;
+    second += v * v2l2;
+    third += v * v2l2 * from;
+  }
+  sums[kWeightScale] = scale;
+  sums[kWeightSquared] = w2;
+  sums[kWeightCubed] = w3;
+  sums[kWeightFourth] = w4;
+  sums[kWeightFifth] = w5;
+  sums[kSquaredWeightLoss] = v2l;
+  sums[kSquaredWeightLossSquares] = squares;
+  sums[kCubedWeightLoss] = first;
+  sums[kCubedWeightLossSquares] = second;
+  sums[kCubedWeightLossCubes] = third;
+}
+
 // Adds the sums of one block to those of its chunk. Counts of a block and extremes are exact in Real; everything else
-// is added in float64. What numbers differ from their mean by takes a second loop, over the first-level cache.
-template <typename Real>
-void add_statistics(const Real* chosen, const Real* rejected, const Real* weight, const Real* loss,
+// is added in float64. What numbers differ from their mean by takes another loop, over the first-level cache. Without
+// weights, each is the 1 that the compiler then knows.
+template <bool kWeighted, typename Real>
+void add_statistics(const Real* chosen, const Real* rejected, const Real* weights, const Real* loss,
                     const Real* remainder, int count, Partial& chunk) {
+  const auto weight = [=](int i) { return kWeighted ? weights[i] : Real(1); };
   const Real infinity = std::numeric_limits<Real>::infinity();
   Real n = 0, correct = 0, tied = 0, nans = 0, low = infinity, high = -infinity, heaviest = 0;
 #pragma omp simd reduction(+ : n, correct, tied, nans) reduction(min : low) reduction(max : high, heaviest)
   for (int i = 0; i < count; i++) {
-    const bool counted = weight[i] != 0;
-    const Real a = chosen[i], b = rejected[i], one = counted ? Real(1) : Real(0), w = absolute(weight[i]);
+    const bool counted = weight(i) != 0;
+    const Real a = chosen[i], b = rejected[i], one = counted ? Real(1) : Real(0), w = absolute(weight(i));
     const Real smaller = a < b ? a : b, larger = a > b ? a : b;
     n += one;
     correct += a > b ? one : Real(0);
@@ -37,61 +75,62 @@ void add_statistics(const Real* chosen, const Real* rejected, const Real* weight
     heaviest = w > heaviest ? w : heaviest;
   }
   if (n == 0) return;
-  const double scale = weight_scale(static_cast<double>(heaviest)), inverse = 1 / scale;
-  double w2 = 0, wl = 0, v2l = 0, wc = 0, wt = 0, d1 = 0, a1 = 0, b1 = 0;
-#pragma omp simd reduction(+ : w2, wl, v2l, wc, wt, d1, a1, b1)
+  double block[kGathered] = {};
+  const auto exact_weight = [=](int i) { return static_cast<double>(weight(i)); };
+  const auto exact_loss = [=](int i) {
+    return weight(i) != 0 ? static_cast<double>(loss[i]) + static_cast<double>(remainder[i]) : 0.0;
+  };
+  set_units(count, weight_scale(static_cast<double>(heaviest)), exact_weight, exact_loss, block);
+  double wl = 0, wc = 0, wt = 0, d1 = 0, a1 = 0, b1 = 0;
+#pragma omp simd reduction(+ : wl, wc, wt, d1, a1, b1)
   for (int i = 0; i < count; i++) {
-    const bool counted = weight[i] != 0;
-    const double w = weight[i], v = w * inverse, v2 = v * v,
-                 l = counted ? static_cast<double>(loss[i]) + static_cast<double>(remainder[i]) : 0.0;
-    w2 += v2;
-    wl += w * l;
-    v2l += v2 * l;
+    const bool counted = weight(i) != 0;
+    const double w = exact_weight(i);
+    wl += w * exact_loss(i);
     wc += chosen[i] > rejected[i] ? w : 0.0;
     wt += chosen[i] == rejected[i] ? w : 0.0;
     d1 += counted ? chosen[i] - rejected[i] : Real(0);
     a1 += counted ? chosen[i] : Real(0);
     b1 += counted ? rejected[i] : Real(0);
   }
-  const double pairs = static_cast<double>(n), l0 = v2l / w2, d0 = d1 / pairs, a0 = a1 / pairs, b0 = b1 / pairs;
-  double l2 = 0, d2 = 0, a2 = 0, b2 = 0;
-#pragma omp simd reduction(+ : l2, d2, a2, b2)
+  const double pairs = static_cast<double>(n), d0 = d1 / pairs, a0 = a1 / pairs, b0 = b1 / pairs;
+  double d2 = 0, a2 = 0, b2 = 0;
+#pragma omp simd reduction(+ : d2, a2, b2)
   for (int i = 0; i < count; i++) {
-    const bool counted = weight[i] != 0;
-    const double v = static_cast<double>(weight[i]) * inverse, from_a = static_cast<double>(chosen[i]) - a0;
-    const double from_b = static_cast<double>(rejected[i]) - b0,
-                 from_l = v * (static_cast<double>(loss[i]) + static_cast<double>(remainder[i]) - l0);
+    const bool counted = weight(i) != 0;
+    const double from_a = static_cast<double>(chosen[i]) - a0, from_b = static_cast<double>(rejected[i]) - b0;
     const double from_d = static_cast<double>(chosen[i] - rejected[i]) - d0;
-    l2 += counted ? from_l * from_l : 0.0;
     d2 += counted ? from_d * from_d : 0.0;
     a2 += counted ? from_a * from_a : 0.0;
     b2 += counted ? from_b * from_b : 0.0;
   }
   const double nan = std::numeric_limits<double>::quiet_NaN();
-  const double block[kSums] = {pairs,
-                               0,
-                               wc,
-                               wt,
-                               wl,
-                               scale,
-                               w2,
-                               v2l,
-                               l2,
-                               static_cast<double>(correct),
-                               static_cast<double>(tied),  //
-                               d1,
-                               d2,
-                               a1,
-                               a2,
-                               b1,
-                               b2,  // Partial has the weight
-                               nans > 0 ? nan : static_cast<double>(low),
-                               nans > 0 ? nan : static_cast<double>(high)};
+  block[kCount] = block[kUnits] = pairs;  // each pair is a unit; Partial has the weight
+  block[kWeightCorrect] = wc;
+  block[kWeightTied] = wt;
+  block[kWeightedLoss] = wl;
+  block[kCorrect] = static_cast<double>(correct);
+  block[kTied] = static_cast<double>(tied);
+  block[kDifference] = d1;
+  block[kDifferenceSquares] = d2;
+  block[kChosen] = a1;
+  block[kChosenSquares] = a2;
+  block[kRejected] = b1;
+  block[kRejectedSquares] = b2;
+  block[kMinimum] = nans > 0 ? nan : static_cast<double>(low);
+  block[kMaximum] = nans > 0 ? nan : static_cast<double>(high);
   chunk.add_statistics(block);
 }
 
-template <typename Real>
-Partial general_forward(const Pairs& pairs, const ForwardOutputs& outputs, int64_t row, int64_t chunk) {
+// What more is done with a block whose statistics are gathered, of pairs [begin, begin + count): nothing.
+struct NothingMore {
+  template <typename Real>
+  void operator()(int64_t, int, const Real*, const Real*, const Real*) const {}
+};
+
+template <typename Real, typename More = NothingMore>
+Partial general_forward(const Pairs& pairs, const ForwardOutputs& outputs, int64_t row, int64_t chunk,
+                        const More& more = {}) {
   Partial partial = Partial::zero();
   const Formula<Real> formula(pairs);
   Buffer<Real> chosen_buffer, rejected_buffer, loss, remainder, centered;
@@ -115,7 +154,10 @@ Partial general_forward(const Pairs& pairs, const ForwardOutputs& outputs, int64
       for (int i = 0; i < count; i++) centered.values[i] = static_cast<Real>(term(i));
       scatter(centered.values, count, outputs.terms.stride, outputs.terms.entry<Real>(row, begin));
     }
-    if (outputs.statistics) add_statistics(chosen, rejected, weight, loss.values, remainder.values, count, partial);
+    if (!outputs.statistics) return;
+    const auto add = pairs.weight ? add_statistics<true, Real> : add_statistics<false, Real>;
+    add(chosen, rejected, weight, loss.values, remainder.values, count, partial);
+    more(begin, count, weight, loss.values, remainder.values);
   });
   return partial;
 }

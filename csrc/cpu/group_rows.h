@@ -121,7 +121,6 @@ void add_row(RankedItems<Real>& items, const Range& range, const PairOptions<Rea
 struct Moments {
   double count = 0, sum = 0, squares = 0;
 
-  double mean() const { return sum / count; }
   // Of as many times the same number.
   static Moments of_one(double times, double number) { return {times, times * number, number - number}; }
 
@@ -147,25 +146,28 @@ Moments moments(int begin, int end, const Entry& entry) {
   return {count, sum, total(begin, end, [=](int j) { return (entry(j) - mean) * (entry(j) - mean); })};
 }
 
-// The losses of a range.
+// The sum of the losses of a range; each is added to those of its two items, where they are wanted.
 template <typename Real>
-Moments losses_of(const RankedItems<Real>& items, const Range& range, const PairOptions<Real>& options) {
+double losses_of(RankedItems<Real>& items, const Range& range, const PairOptions<Real>& options) {
   const Real a = items.rewards[static_cast<size_t>(range.i)];
   const Real* others = items.rewards.data();
   Buffer<double> losses;
-  Moments all;
+  double all = 0;
   for (int begin = range.begin; begin < range.end; begin += kBlock) {
     const int count = std::min(kBlock, range.end - begin);
     for (int j = 0; j < count; j++)
       losses.values[j] = options.formula.exact_loss(a, others[begin + j], options.margin, options.target);
-    all.add(moments(0, count, [&](int j) { return losses.values[j]; }));
+    all += total(0, count, [&](int j) { return losses.values[j]; });
+    if (items.losses.empty()) continue;
+    for (int j = 0; j < count; j++) items.losses[static_cast<size_t>(begin + j)] += losses.values[j];
   }
+  if (!items.losses.empty()) items.losses[static_cast<size_t>(range.i)] += all;
   return all;
 }
 
 // What PairStats wants to know of a range's pairs. Those of equal rank count half in each order.
 template <typename Real>
-void add_statistics(const RankedItems<Real>& items, const Range& range, const PairOptions<Real>& options, bool ties,
+void add_statistics(RankedItems<Real>& items, const Range& range, const PairOptions<Real>& options, bool ties,
                     double* sums) {
   const Real a = items.rewards[static_cast<size_t>(range.i)];
   const Real* others = items.rewards.data();
@@ -179,7 +181,7 @@ void add_statistics(const RankedItems<Real>& items, const Range& range, const Pa
   const auto reward = [=](int j) { return static_cast<double>(others[j]); };
   const auto difference = [=](int j) { return static_cast<double>(a - others[j]); };
   const double count = range.end - range.begin;
-  const Moments losses = losses_of(items, range, options);
+  const double losses = losses_of(items, range, options);
   const Moments differences =
       ties ? Moments{count, 0, total(range.begin, range.end, [=](int j) { return difference(j) * difference(j); })}
            : moments(range.begin, range.end, difference);  // the differences of both orders have the mean 0
@@ -191,8 +193,7 @@ void add_statistics(const RankedItems<Real>& items, const Range& range, const Pa
   }
   const double range_sums[kGroupSums] = {count,
                                          0,
-                                         losses.sum,
-                                         losses.squares,
+                                         losses,
                                          ties ? 0.5 * (above + below) : above,
                                          equal,
                                          differences.sum,

@@ -74,13 +74,16 @@ class GroupsForward {
   using Integer = IntegerLike<Real>;
 
  public:
-  GroupsForward(const Groups& groups, const GroupOptions<Real>& options, bool statistics, double* table, double* slopes)
+  // `lists`: where `set_list` writes, where rows have one group each; else nullptr.
+  GroupsForward(const Groups& groups, const GroupOptions<Real>& options, bool statistics, double* table, double* slopes,
+                double* lists)
       : groups_(groups),
         options_(options),
         statistics_(statistics),
         stride_(group_sums(statistics)),
         table_(table),
-        slopes_(slopes) {}
+        slopes_(slopes),
+        lists_(lists) {}
 
   // The groups [begin, end) for which wanted(group) holds. False where a rank is NaN.
   template <typename Wanted>
@@ -106,6 +109,7 @@ class GroupsForward {
   bool statistics_;
   int stride_;
   double *table_, *slopes_;
+  double* lists_;
   LoadedItems<Real> items_;
   RankedItems<Real> ranked_;
   GroupsInLanes<Real, kMostInLane> lanes_;
@@ -179,12 +183,24 @@ class GroupsForward {
     }
     double all_sums[kGroupSums];
     put_in_order(rewards, levels, size, ranks, threads, ranked_);
+    const bool by_item = lists_ != nullptr && ranks.are_two(size) && !options_.half_ties;
+    if (by_item) ranked_.losses.assign(static_cast<size_t>(size), 0.0);
     if (is_long(rewards, size, options_))
       forward_long_list(ranked_, groups_, statistics_, all_sums, threads);
     else
       forward_group(ranked_, options_, statistics_, all_sums);
     std::copy_n(all_sums, stride_, sums);
+    if (by_item) set_list_of(lists_ + kListSums * group);
     for_items(size, threads, [&](size_t i) { slopes[ranked_.order[i]] = ranked_.slopes[i]; });
+  }
+
+  // Of the items' losses, each of the better ones with each of the worse.
+  void set_list_of(double* list) const {
+    const int better = ranked_.level_end[0], worse = ranked_.size - better;
+    const auto squares = [&](int begin, int end, int others) {
+      return moments(begin, end, [&](int i) { return ranked_.losses[static_cast<size_t>(i)] / others; }).squares;
+    };
+    set_list(better, squares(0, better, worse), worse, squares(better, ranked_.size, better), list);
   }
 };
 
@@ -211,7 +227,7 @@ void for_parts(const Groups& groups, int threads, const Body& body) {
 // The loss of a row from its groups' sums, and the factors of their slopes.
 template <typename Real>
 void finish_groups(const Groups& groups, const double* table, const GroupAverage& average, const GroupOutputs& outputs,
-                   int64_t row, double* factors) {
+                   const double* lists, int64_t row, double* factors) {
   Partial total = Partial::zero();
   Real* loss = static_cast<Real*>(outputs.loss);
   const int64_t begin = row * groups.groups, end = begin + groups.groups;
@@ -223,6 +239,8 @@ void finish_groups(const Groups& groups, const double* table, const GroupAverage
   }
   finish_row<Real>(total, average.divisor, {average.per_group ? nullptr : loss, {}, outputs.sums, outputs.statistics},
                    row);
+  if (lists && factors[row] != 0)
+    std::copy_n(lists + kListSums * row, kListSums, outputs.sums + row * kSums + kListVariance);
   if (average.per_group) return;
   const double by = average.divisor.total_weight ? average.divisor.resolve(total.weight) : average.divisor.of_row(row);
   for (int64_t g = begin; g < end; g++) factors[g] /= by;
@@ -235,6 +253,8 @@ GroupStatus forward(const Groups& groups, const GroupAverage& average, const Gro
   Memory<double, 256> table(count * group_sums(outputs.statistics)), own_factors(outputs.factors ? 0 : count);
   Memory<double, 2048> slopes(groups.items);
   double* const factors = outputs.factors ? outputs.factors : own_factors.data();
+  std::vector<double> lists(outputs.statistics && groups.groups == 1 ? static_cast<size_t>(kListSums * count) : 0);
+  double* const of_lists = lists.empty() ? nullptr : lists.data();
   threads = useful_threads(groups, threads);
   // With one chunk the threads are all its own.
   const auto is_alone = [&](int64_t group) {
@@ -242,7 +262,7 @@ GroupStatus forward(const Groups& groups, const GroupAverage& average, const Gro
   };
   std::atomic<bool> nan{false};
   const auto run = [&](int64_t begin, int64_t end, int its_threads, const auto& wanted) {
-    GroupsForward<Real> part(groups, options, outputs.statistics, table.data(), slopes.data());
+    GroupsForward<Real> part(groups, options, outputs.statistics, table.data(), slopes.data(), of_lists);
     if (!nan && !part.run(begin, end, its_threads, wanted)) nan = true;
   };
   for (int64_t g = 0; threads > 1 && g < count; g++) {
@@ -252,7 +272,7 @@ GroupStatus forward(const Groups& groups, const GroupAverage& average, const Gro
             [&](int64_t begin, int64_t end) { run(begin, end, 1, [&](int64_t group) { return !is_alone(group); }); });
   if (nan) return GroupStatus::kNanRank;
   for (int64_t row = 0; row < groups.rows; row++)
-    finish_groups<Real>(groups, table.data(), average, outputs, row, factors);
+    finish_groups<Real>(groups, table.data(), average, outputs, of_lists, row, factors);
   Real* const scaled = static_cast<Real*>(outputs.slopes);
   if (scaled == nullptr) return GroupStatus::kDone;
   for_parts(groups, threads, [&](int64_t begin, int64_t end) {

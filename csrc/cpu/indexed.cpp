@@ -1,5 +1,5 @@
-// Pairs that are comparisons of items by index: the loss, and the slopes of the items, in one pass. Compiled once per
-// instruction set.
+// Pairs that are comparisons of items by index: the loss, the slopes of the items, and their losses for PairStats, in
+// one pass. Compiled once per instruction set.
 //
 // A chunk's scores are gathered into contiguous memory, which the loops over pairs then take for any other chunk. The
 // slopes of an item are the sum over its comparisons. The comparisons are cut into stripes, by the sizes alone; each
@@ -18,11 +18,58 @@ namespace prefloss::cpu {
 namespace {
 
 constexpr int64_t kMostStripes = 16;
+// An item has half the weight of its comparisons; one that is in all has half of all, but for rounding.
+constexpr double kOneInAll = 1e-9;
 
-// The stripes' sums never take more memory than 2 float64 a comparison.
-int64_t stripes_of(const Pairs& pairs, int64_t items, bool slopes) {
+// The stripes' sums, so many an item, never take more memory than 2 float64 a comparison.
+int64_t stripes_of(const Pairs& pairs, int64_t items, int64_t sums) {
   const int64_t most = std::clamp<int64_t>(chunks_of(pairs), 1, kMostStripes);
-  return slopes ? std::clamp<int64_t>(2 * pairs.count / std::max<int64_t>(items, 1), 1, most) : most;
+  return sums == 0 ? most : std::clamp<int64_t>(2 * pairs.count / std::max<int64_t>(items * sums, 1), 1, most);
+}
+
+// What an item has of its comparisons: half of each one's weight, and of its weighted loss.
+struct ItemLoss {
+  double weight = 0, loss = 0;
+
+  void add(const ItemLoss& other) {
+    weight += other.weight;
+    loss += other.loss;
+  }
+};
+
+// Puts the items in the place of the comparisons as units, and says that all these are one set: no two sets of units
+// are independent whose comparisons share items.
+void set_items(const std::vector<ItemLoss>& items, int64_t count, Partial& total, double* linked) {
+  // The comparisons' own squares, about the loss instead of the mean that the squared weights give.
+  const double n = total.sums[kCount], v2 = total.sums[kWeightSquared], scale = total.sums[kWeightScale];
+  const double from = total.sums[kSquaredWeightLoss] / v2 - total.sums[kWeightedLoss] / total.weight;
+  const double squares = total.sums[kSquaredWeightLossSquares] + from * from * v2;
+  Partial units = Partial::zero();
+  double most = 0;
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    Buffer<double> weight, loss;
+    double heaviest = 0, sums[kGathered] = {};
+    int there = 0;
+    for (int64_t i = begin; i < std::min(count, begin + kBlock); i++) {
+      const ItemLoss& item = items[static_cast<size_t>(i)];
+      if (item.weight == 0) continue;
+      weight.values[there] = item.weight;
+      loss.values[there++] = item.loss / item.weight;
+      heaviest = std::max(heaviest, std::abs(item.weight));
+    }
+    if (there == 0) continue;
+    sums[kUnits] = there;
+    set_units(
+        there, weight_scale(heaviest), [&](int i) { return weight.values[i]; }, [&](int i) { return loss.values[i]; },
+        sums);
+    units.add_units(sums);
+    most = std::max(most, heaviest);
+  }
+  std::copy(units.sums + kUnits, units.sums + kCorrect, total.sums + kUnits);
+  if (n == 0) return;
+  const double ratio = scale / total.sums[kWeightScale];
+  linked[0] = most < 0.5 * std::abs(total.weight) * (1 - kOneInAll) ? n * n : 2 * n * n;
+  linked[1] = squares * ratio * ratio;
 }
 
 // The scores as contiguous Real: in place where they are that already, else in `copy`.
@@ -86,6 +133,24 @@ struct ChunkOfItems {
             size,      all.options};
   }
 
+  // The sums of these pairs; their losses are added to those of their items.
+  Partial forward_with_losses(const Pairs& its, const ForwardOutputs& outputs, ItemLoss* of_items) const {
+    return general_forward<Real>(
+        its, outputs, 0, 0, [&](int64_t begin, int count, const Real* weight, const Real* loss, const Real* remainder) {
+          Buffer<double> half, half_loss;
+          for (int i = 0; i < count; i++) {  // a pair of weight 0 counts 0, even if its loss is NaN
+            const double l = static_cast<double>(loss[i]) + static_cast<double>(remainder[i]);
+            half.values[i] = 0.5 * static_cast<double>(weight[i]);
+            half_loss.values[i] = weight[i] != 0 ? half.values[i] * l : 0.0;
+          }
+          for (int i = 0; i < count; i++) {
+            const ItemLoss each{half.values[i], half_loss.values[i]};
+            of_items[chosen[(begin + i) * chosen_stride]].add(each);
+            of_items[rejected[(begin + i) * rejected_stride]].add(each);
+          }
+        });
+  }
+
   // Adds the slopes of these pairs to the sums of their items. Weights multiply here, in double: float32 weights near
   // the ends of their range would underflow or overflow before the sums are divided by their total. A mask multiplies
   // where the slopes are computed.
@@ -122,13 +187,19 @@ struct ChunkOfItems {
 template <typename Real, typename Integer>
 bool indexed(const Comparisons& comparisons, const Pairs& pairs, const Divisor& divisor, const ForwardOutputs& outputs,
              Real* slopes, int threads) {
+  const bool statistics = outputs.statistics;
   const int64_t items = comparisons.items, chunks = chunks_of(pairs),
-                stripes = stripes_of(pairs, items, slopes != nullptr);
+                stripes = stripes_of(pairs, items,
+                                     statistics ? 3
+                                     : slopes   ? 1
+                                                : 0);  // the same with slopes as without
   std::vector<Real> copy;
   const Real* scores = contiguous(comparisons, copy);
   std::vector<Partial> partials(static_cast<size_t>(chunks));
   std::vector<double> sums(slopes ? static_cast<size_t>(stripes * items) : 0);
+  std::vector<ItemLoss> losses(statistics ? static_cast<size_t>(stripes * items) : 0);
   const auto sums_of = [&](int64_t stripe) { return sums.data() + stripe * items; };
+  const auto losses_of = [&](int64_t stripe) { return losses.data() + stripe * items; };
   std::atomic<bool> outside{false};
   for_chunks(stripes, threads, [&](int64_t stripe) {
     ChunkOfItems<Real, Integer> part{comparisons, scores, std::min(kChunk, pairs.count)};
@@ -136,14 +207,24 @@ bool indexed(const Comparisons& comparisons, const Pairs& pairs, const Divisor& 
       if (!part.load_from(chunk * kChunk, pairs.count)) outside = true;
       if (outside) return;
       const Pairs its = part.pairs(pairs, chunk * kChunk);
-      partials[static_cast<size_t>(chunk)] = forward_chunk<Real>(its, outputs, 0, 0);
+      Partial& partial = partials[static_cast<size_t>(chunk)];
+      partial = statistics ? part.forward_with_losses(its, outputs, losses_of(stripe))
+                           : forward_chunk<Real>(its, outputs, 0, 0);
       if (slopes) part.add_slopes_of(its, sums_of(stripe));
     }
   });
   if (outside) return false;
   Partial total = Partial::zero();
   for (const Partial& partial : partials) total.add(partial);
+  double linked[2] = {};
+  if (statistics) {
+    for (int64_t stripe = 1; stripe < stripes; stripe++) {
+      for (int64_t i = 0; i < items; i++) losses_of(0)[i].add(losses_of(stripe)[i]);
+    }
+    set_items(losses, items, total, linked);
+  }
   finish_row<Real>(total, divisor, outputs, 0);
+  if (statistics) std::copy_n(linked, 2, outputs.sums + kLinked);
   if (!slopes) return true;
   const double by = divisor.total_weight ? divisor.resolve(total.weight) : divisor.of_row(0);
   for_chunks((items + kChunk - 1) / kChunk, threads, [&](int64_t chunk) {

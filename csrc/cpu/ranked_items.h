@@ -22,6 +22,7 @@ struct RankedItems {
   std::vector<int> level_end;  // where the items of higher rank begin
   std::vector<Real> rewards;
   std::vector<double> slopes;
+  std::vector<double> losses;  // the sum of each item's, where it is wanted; else empty
 
   void make_room(int items) {
     size = items;
@@ -29,6 +30,7 @@ struct RankedItems {
     level_end.resize(static_cast<size_t>(size));
     rewards.assign(room, Real(0));
     slopes.assign(room, 0.0);
+    losses.clear();
   }
 
   // The items [begin, end) of another group.

@@ -35,7 +35,7 @@ __device__ __forceinline__ Partial shuffled(const Partial& partial, int distance
   other.weight = __shfl_down_sync(0xffffffffu, partial.weight, distance);
   if constexpr (kStatistics) {
 #pragma unroll
-    for (int k = 0; k < kSums; k++) other.sums[k] = __shfl_down_sync(0xffffffffu, partial.sums[k], distance);
+    for (int k = 0; k < kGathered; k++) other.sums[k] = __shfl_down_sync(0xffffffffu, partial.sums[k], distance);
   }
   return other;
 }
@@ -43,7 +43,7 @@ __device__ __forceinline__ Partial shuffled(const Partial& partial, int distance
 // The sum over all threads of a block, in its first one.
 template <bool kStatistics>
 __device__ __forceinline__ Partial block_sum(Partial partial) {
-  __shared__ double terms[kWarps], weight[kWarps], sums[kStatistics ? kWarps : 1][kSums];
+  __shared__ double terms[kWarps], weight[kWarps], sums[kStatistics ? kWarps : 1][kGathered];
 #pragma unroll
   for (int distance = kWarp / 2; distance > 0; distance /= 2) partial.add(shuffled<kStatistics>(partial, distance));
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -51,7 +51,7 @@ __device__ __forceinline__ Partial block_sum(Partial partial) {
     terms[warp] = partial.terms;
     weight[warp] = partial.weight;
     if constexpr (kStatistics) {
-      for (int k = 0; k < kSums; k++) sums[warp][k] = partial.sums[k];
+      for (int k = 0; k < kGathered; k++) sums[warp][k] = partial.sums[k];
     }
   }
   __syncthreads();
@@ -61,7 +61,7 @@ __device__ __forceinline__ Partial block_sum(Partial partial) {
       other.terms = terms[w];
       other.weight = weight[w];
       if constexpr (kStatistics) {
-        for (int k = 0; k < kSums; k++) other.sums[k] = sums[w][k];
+        for (int k = 0; k < kGathered; k++) other.sums[k] = sums[w][k];
       }
       partial.add(other);
     }

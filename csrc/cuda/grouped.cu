@@ -109,14 +109,22 @@ struct PairOptions {
       : formula(options, false), margin(static_cast<Real>(options.margin)), target(static_cast<Real>(options.target)) {}
 };
 
+// With statistics an item has these two numbers beside: the sum of its losses, and its pairs in which it is the worse
+// one. They are only there where a row has one group, which may be a list of two ranks.
+constexpr int kOwnSums = 2;
+__host__ __device__ __forceinline__ bool may_be_list(const Groups& groups) {
+  return groups.groups == 1 && !groups.half_ties;
+}
+
 template <typename Real, bool kStatistics>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>)
-    general_items(Groups groups, double* slopes, double* counted) {
+    general_items(Groups groups, double* slopes, double* counted, double* own) {
+  const bool by_item = kStatistics && may_be_list(groups);
   const PairOptions<Real> ranked(groups.options), equal(of_equal_rank(groups.options));
   for_each(groups.items, [&](int64_t index) {
     const int64_t group = group_of(groups, index), begin = groups.begin(group), end = begin + groups.size_of(group);
     const Item<Real> item(groups, index);
-    double sums[kItemSums<kStatistics>] = {}, slope = 0, segment = 0;
+    double sums[kItemSums<kStatistics>] = {}, slope = 0, segment = 0, losses = 0, worse = 0;
 #pragma unroll 1
     for (int64_t other = begin; other < end; other++) {
       if ((other - begin) % kSegment == 0) slope += segment, segment = 0;
@@ -128,9 +136,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>)
       const PairGradient<Real> gradient =
           options.formula.gradient(a, b, options.margin, Real(1), options.target, Scale<Real>());
       segment += static_cast<double>(behind ? gradient.rejected : gradient.chosen);
-      if (behind) continue;
+      if (behind && !by_item) continue;
       const double share = ahead ? 1.0 : 0.5;  // the other item counts the rest
       const Rounded<Real> rounded = options.formula.loss_and_remainder(a, b, options.margin, options.target);
+      if (by_item) losses += static_cast<double>(rounded.value) + static_cast<double>(rounded.remainder);
+      if (behind) {
+        worse += 1;
+        continue;
+      }
       double pair[kItemSums<kStatistics>];
       pair[kPairs] = share;
       pair[kTerms] = share * static_cast<double>(options.formula.centered(rounded.value, a, b));
@@ -138,11 +151,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>)
         const double l = static_cast<double>(rounded.value) + static_cast<double>(rounded.remainder);
         const double d = a - b, x = a, y = b;
         pair[kPairLoss] = share * l;
-        pair[kPairLossSquares] = l - l;  // what one number differs from its mean by: 0, or NaN
         pair[kPairsCorrect] = a > b ? share : 0.0;
         pair[kPairsTied] = a == b ? share : 0.0;
         pair[kPairDifference] = tied ? 0.0 : d;  // the two orders of a tie add up to 0
-        pair[kPairDifferenceSquares] = tied ? share * (d * d) : d - d;
+        pair[kPairDifferenceSquares] =
+            tied ? share * (d * d) : d - d;  // what d alone differs from its mean by: 0, or NaN
         pair[kPairChosen] = share * x;
         pair[kPairChosenSquares] = x - x;
         pair[kPairRejected] = share * y;
@@ -153,6 +166,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>)
       add_group_sums<kStatistics>(sums, pair);
     }
     if constexpr (kStatistics) sums[kPairMinimum] = sums[kPairMaximum] = item.reward;
+    if (by_item) {
+      own[index] = losses;
+      own[groups.items + index] = worse;
+    }
     slopes[index] = slope + segment;
 #pragma unroll
     for (int k = 0; k < kItemSums<kStatistics>; k++) counted[k * groups.items + index] = sums[k];
@@ -196,6 +213,34 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>)
       add_to_row(sums, share, kStatistics, partial);
     }
     finish_block<Real, kStatistics>(partial, average.divisor, of_row, partials, row, block, blocks);
+  });
+}
+
+// sums[kListVariance] of rows of one group each, a block a row: the moments of the means of its items' losses. A group
+// in which an item is better than some and worse than others is no list of two ranks.
+__global__ void __launch_bounds__(kThreads, 1)
+    add_lists(Groups groups, const double* factors, const double* counted, const double* own, double* sums) {
+  for_parts(groups.rows, 1, [&](int64_t row, int64_t) {
+    const int64_t begin = groups.begin(row), end = begin + groups.size_of(row);
+    Partial better = Partial::zero(), worse = Partial::zero();
+#pragma unroll 1
+    for (int64_t index = begin + threadIdx.x; index < end; index += kThreads) {
+      const double wins = load_one(counted + kPairs * groups.items + index),
+                   losses = load_one(own + groups.items + index);
+      if (wins == 0 && losses == 0) continue;
+      Partial& side = wins > 0 ? better : worse;
+      const double mean = load_one(own + index) / (wins > 0 ? wins : losses);
+      side.sums[kDifferenceSquares] +=
+          mean - mean + CommonMean(side.sums[kCount], 1).squares(side.sums[kDifference], mean);
+      side.sums[kDifference] += mean;
+      side.sums[kCount] += 1;
+      side.sums[kTied] += wins > 0 && losses > 0 ? 1 : 0;
+    }
+    better = block_sum<true>(better);
+    worse = block_sum<true>(worse);
+    if (threadIdx.x != 0 || factors[row] == 0 || better.sums[kTied] > 0) return;
+    set_list(better.sums[kCount], better.sums[kDifferenceSquares], worse.sums[kCount], worse.sums[kDifferenceSquares],
+             sums + row * kSums + kListVariance);
   });
 }
 
@@ -297,9 +342,13 @@ cudaError_t forward(const Groups& groups, const GroupAverage& average, const Gro
                     const Launch& where) {
   const bool is_plain = Pairs{{}, {}, {}, {}, {}, 1, 0, groups.options}.plain() && !groups.half_ties;
   const bool statistics = outputs.statistics;
-  const auto items = statistics ? general_items<Real, true> : is_plain ? plain_items<Real> : general_items<Real, false>;
-  double *const slopes = where.scratch + groups.items * group_sums(statistics), *const after = slopes + groups.items;
-  cudaError_t status = launch(items, blocks_for(groups.items), where, groups, slopes, where.scratch);
+  double* const slopes = where.scratch + groups.items * group_sums(statistics);
+  double* const own = slopes + groups.items;
+  double* const after = own + (statistics ? kOwnSums * groups.items : 0);
+  cudaError_t status = is_plain && !statistics
+                           ? launch(plain_items<Real>, blocks_for(groups.items), where, groups, slopes, where.scratch)
+                           : launch(statistics ? general_items<Real, true> : general_items<Real, false>,
+                                    blocks_for(groups.items), where, groups, slopes, where.scratch, own);
   if (status != cudaSuccess) return status;
   const int64_t blocks = summing_blocks(groups.groups);
   Partial* const partials = reinterpret_cast<Partial*>(after);
@@ -307,6 +356,8 @@ cudaError_t forward(const Groups& groups, const GroupAverage& average, const Gro
                   average, outputs, where.scratch, partials, blocks);
   const ForwardOutputs of_row{average.per_group ? nullptr : outputs.loss, {}, outputs.sums, statistics};
   status = finish<Real>(status, groups.rows, blocks, average.divisor, of_row, {where.stream, after});
+  if (status == cudaSuccess && statistics && may_be_list(groups))
+    status = launch(add_lists, groups.rows, where, groups, outputs.factors, where.scratch, own, outputs.sums);
   if (status == cudaSuccess && !average.per_group)
     status = launch(divide_factors, blocks_for(groups.count()), where, groups, average.divisor, outputs.sums,
                     outputs.factors);
@@ -336,7 +387,7 @@ cudaError_t second(const Groups& groups, const void* slopes, const double* facto
 }  // namespace
 
 int64_t grouped_scratch_size(int64_t rows, int64_t groups, int64_t items, bool statistics) {
-  return items * (group_sums(statistics) + 1) +
+  return items * (group_sums(statistics) + 1 + (statistics ? kOwnSums : 0)) +
          rows * summing_blocks(groups) * static_cast<int64_t>(sizeof(Partial) / sizeof(double));
 }
 

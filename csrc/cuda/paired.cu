@@ -107,17 +107,13 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <typename Real>
 __device__ __forceinline__ void add_statistics(Real chosen, Real rejected, Real weight, double l, Partial& partial) {
   const double a = chosen, b = rejected, d = chosen - rejected, w = weight;
-  const double scale = weight_scale(absolute(w)), v2 = w / scale * (w / scale);
-  double pair[kSums];
+  double pair[kGathered];
+  Partial::set_unit(w, l, pair);
   pair[kCount] = 1;
   pair[kWeight] = 0;  // Partial has it
   pair[kWeightCorrect] = chosen > rejected ? w : 0;
   pair[kWeightTied] = chosen == rejected ? w : 0;
   pair[kWeightedLoss] = w * l;
-  pair[kWeightScale] = scale;
-  pair[kWeightSquared] = v2;
-  pair[kSquaredWeightLoss] = v2 * l;
-  pair[kSquaredWeightLossSquares] = l - l;
   pair[kCorrect] = chosen > rejected ? 1 : 0;
   pair[kTied] = chosen == rejected ? 1 : 0;
   pair[kDifference] = d;

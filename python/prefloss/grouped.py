@@ -102,8 +102,8 @@ def bradley_terry_loss_grouped(
         beta, label_smoothing, flip_rate, center_rewards_coefficient: as in `bradley_terry_loss`.
         reduction: "mean", "sum" (not divided by the groups' weight, or that of the pairs), or "none": one entry a group.
         denominator: what "mean" divides by instead, as in `bradley_terry_loss`.
-        return_stats: also return `PairStats` of the pairs. They are not independent where groups have more than two items: the
-            standard error is then too small. A tie, with "half", is half a pair in each order.
+        return_stats: also return `PairStats`, in which each group is a unit with all its pairs; of one group of two ranks alone the
+            standard error goes by rows and columns. A tie, with "half", is half a pair in each order.
 
     Returns:
         The loss, float64 for float64 rewards and float32 for all others; with ``return_stats``, (loss, `PairStats`). Where there

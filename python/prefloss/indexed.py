@@ -93,9 +93,10 @@ def bradley_terry_loss_indexed(
         rejected_index: the other item; the same shape, dtype and device.
         margin, weight, target: a number where `bradley_terry_loss` takes one, or of shape (P,). Target 1/2 is a tie.
 
-    The other arguments, the result and the errors are those of `bradley_terry_loss`. On the CPU the loss and its gradient are
-    computed in one pass, in memory for the items and not for the comparisons; with ``reduction="none"``, a margin that asks
-    for a gradient, under a transform or compiler, and on GPUs the scores are gathered first.
+    The other arguments, the result and the errors are those of `bradley_terry_loss`; the units of `PairStats` are the items. On the
+    CPU the loss and its gradient are computed in one pass, in memory for the items and not for the comparisons; with
+    ``reduction="none"``, a margin that asks for a gradient, under a transform or compiler, and on GPUs the scores are
+    gathered first.
 
     An optimiser that asks for the loss of the same comparisons again and again can have those of equal items counted
     once: see `merge_comparisons`.
@@ -164,7 +165,8 @@ def merge_comparisons(
     >>> prefloss.bradley_terry_loss_indexed(torch.tensor([1.0, 0.0]), **comparisons)
     tensor(0.6466)
 
-    `PairStats` would count merged comparisons as one: take the standard error from those that were collected.
+    `PairStats` counts merged comparisons as one. Its units are the items, so that its standard error is as good as that of those
+    that were collected: of several comparisons of two items it knows that they share both.
 
     Args:
         chosen_index, rejected_index: (P,) int64 or int32, >= 0.

@@ -7,44 +7,19 @@ asked.
 from __future__ import annotations
 
 import math
-from enum import IntEnum
-from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from .student_t import student_t_quantile
+from .sums import CUBES, Sum, merged_sums, shifted_cubes, sums_of_no_pairs
+
 __all__ = ["PairStats", "Sum"]
 
-
-class Sum(IntEnum):
-    """Where each sum lies in `PairStats.sums`; the kernels and `prefloss.reference` write the same order.
-
-    w is a pair's weight, v = w / WEIGHT_SCALE, l its loss without centring, a and b its chosen and rejected reward. Only
-    pairs with w != 0 are counted. "Squares" are of what a number differs from the mean by, so that they keep their
-    digits wherever the mean lies. Counts and reward sums are unweighted.
-    """
-
-    COUNT = 0
-    WEIGHT = 1  # sum of w
-    WEIGHT_CORRECT = 2  # sum of w over the pairs with a > b
-    WEIGHT_TIED = 3  # sum of w over the pairs with a = b
-    WEIGHTED_LOSS = 4  # sum of w l
-    WEIGHT_SCALE = 5  # a power of two near the greatest |w|, so that v^2 is a number; 0 where there are no pairs
-    WEIGHT_SQUARED = 6  # sum of v^2
-    SQUARED_WEIGHT_LOSS = 7  # sum of v^2 l
-    SQUARED_WEIGHT_LOSS_SQUARES = 8  # sum of v^2 (l - SQUARED_WEIGHT_LOSS / WEIGHT_SQUARED)^2
-    CORRECT = 9  # pairs with a > b
-    TIED = 10  # pairs with a = b
-    DIFFERENCE = 11  # sum of a - b
-    DIFFERENCE_SQUARES = 12
-    CHOSEN = 13  # sum of a
-    CHOSEN_SQUARES = 14
-    REJECTED = 15  # sum of b
-    REJECTED_SQUARES = 16
-    MINIMUM = 17  # of all rewards; +inf where there are no pairs
-    MAXIMUM = 18  # -inf where there are no pairs
+# Where one unit carries all but such a part of the weight, rounding is all that there is of the others.
+_LEAST_REST = 1e-9
 
 
 class PairStats:
@@ -52,15 +27,22 @@ class PairStats:
 
     `sums` is a detached float64 tensor with an entry for each `Sum` (and leading dimensions after `vmap`) on the
     rewards' device. Nothing is read until a property is: reading one waits for the device, once, and gives a Python
-    number; where there are no pairs, nan.
+    number; where there are no pairs, nan. `as_dict()` reads all of them at once.
 
     `a + b` is the statistics of both sets of pairs together and `sum([...])` that of many, so batches, shards and
-    ranks add up; `PairStats.zero()` changes nothing it is added to. Adding `sums` entry by entry does not: squares about
-    two means are not squares about the common one.
+    ranks (`all_reduce`) add up; `PairStats.zero()` changes nothing it is added to. Adding `sums` entry by entry does not:
+    squares about two means are not squares about the common one.
 
-    `loss`, `accuracy` and `tie_rate` are weighted as the loss is; the statistics of rewards are not. `standard_error` takes the
-    pairs to be independent. The pairs of a group that has more than two items, and the comparisons of the same item, are not: there
-    it is too small.
+    How far `loss` may be from the expected loss depends on what was drawn independently, the `units`:
+
+    - Pairs (`bradley_terry_loss`, `bradley_terry_loss_stacked`): each pair is a unit. Pairs of the same prompt or annotator are
+      not independent: where there are such, the standard error is too small.
+    - Groups (`bradley_terry_loss_grouped`): each group is a unit, with all its pairs. One group alone, of two ranks, is a sample of
+      better items and a sample of worse ones, compared each with each.
+    - Comparisons by index (`bradley_terry_loss_indexed`): the items are the units, and two comparisons that share an item are
+      dependent. Two such sets, added up, may share items of which nothing is known here: their standard error is nan.
+
+    `loss`, `accuracy` and `tie_rate` are weighted as the loss is; the statistics of rewards are not.
 
     >>> import prefloss, torch
     >>> chosen, rejected, weight = torch.tensor([2.0, 0.0]), torch.tensor([1.0, 1.0]), torch.tensor([3.0, 1.0])
@@ -80,7 +62,7 @@ class PairStats:
     @classmethod
     def zero(cls, device: torch.device | str | int | None = None) -> PairStats:
         """The statistics of no pairs, on `device` (torch's default device where None)."""
-        return cls(torch.tensor([0.0] * Sum.MINIMUM + [math.inf, -math.inf], dtype=torch.float64, device=device))
+        return cls(sums_of_no_pairs(device))
 
     def __add__(self, other: object) -> PairStats:
         """The statistics of the pairs of both; their order does not matter."""
@@ -88,7 +70,7 @@ class PairStats:
             return self
         if not isinstance(other, PairStats):
             raise TypeError(f"PairStats can be added to PairStats only, not to {type(other).__name__}")
-        return PairStats(_merged(self.sums, other.sums))
+        return PairStats(merged_sums(self.sums, other.sums))
 
     def __radd__(self, other: object) -> PairStats:
         return self + other
@@ -100,12 +82,48 @@ class PairStats:
         """A line of a report, for which the device is read once; where there is no one number to read, the shape."""
         if self.sums.shape != (len(Sum),) or self.sums.is_meta or not _is_plain(self.sums):
             return f"PairStats(sums of shape {tuple(self.sums.shape)})"
-        read = PairStats(self.sums.detach().cpu())
+        read = self.to("cpu")
+        units = "" if read.units == read.count else f" in {read.units} unit{'s' * (read.units != 1)}"
         return (
-            f"PairStats({read.count} pairs: loss {read.loss:.4g} ± {read.standard_error:.2g}, "
+            f"PairStats({read.count} pairs{units}: loss {read.loss:.4g} ± {read.standard_error:.2g}, "
             f"accuracy {read.accuracy:.1%}, ties {read.tie_rate:.1%}, margin {read.mean_margin:.4g} "
             f"(std {read.margin_std:.4g}))"
         )
+
+    def to(self, device: torch.device | str | int) -> PairStats:
+        """The same on another device, in one copy; all properties can then be read without waiting for this one."""
+        return PairStats(self.sums.detach().to(device))
+
+    def as_dict(self, prefix: str = "") -> dict[str, float]:
+        """Every property by its name, after `prefix`: Python numbers for a logger. The device is read once.
+
+        >>> PairStats.zero().as_dict("train/")["train/count"]
+        0
+        """
+        read = PairStats(torch.tensor(self._read(), dtype=torch.float64))
+        names = [name for name, member in vars(PairStats).items() if isinstance(member, property)]
+        return {prefix + name: getattr(read, name) for name in names}
+
+    def all_reduce(self, group: torch.distributed.ProcessGroup | None = None) -> PairStats:
+        """The statistics of all ranks' pairs together, on each rank, for which each must call this.
+
+        The sums are gathered and added up in the order of the ranks, so that every rank has the same bits. A rank without pairs
+        gives `PairStats.zero()`. `self` stays as it is.
+
+        Args:
+            group: of torch.distributed; None is the default group. Its backend must work on the device of `sums`: `to("cpu")` is
+                for gloo, `to("cuda")` for nccl.
+
+        Raises:
+            ValueError: torch.distributed has not been initialised (`torch.distributed.init_process_group`).
+        """
+        mine = self.sums.detach().contiguous()
+        everyone = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size(group))]
+        torch.distributed.all_gather(everyone, mine, group=group)
+        total = everyone[0]
+        for sums in everyone[1:]:
+            total = merged_sums(total, sums)
+        return PairStats(total)
 
     @property
     def count(self) -> int:
@@ -124,26 +142,70 @@ class PairStats:
         return _ratio(sums[Sum.WEIGHTED_LOSS], sums[Sum.WEIGHT])
 
     @property
-    def standard_error(self) -> float:
-        """Standard error of `loss` as an estimate of the expected loss, for pairs drawn independently.
+    def units(self) -> int:
+        """Number of independent units: pairs, groups, or the items of comparisons by index, with a weight other than 0."""
+        return int(self._read()[Sum.UNITS])
 
-        sqrt(sum w^2 (l - L)^2) / sum w * sqrt(n / (n - 1)), L being `loss`: the linearised variance of a ratio of sums
-        (Cochran 1977, section 6.3), which for equal weights is the standard deviation over sqrt(n). One pair: nan.
+    @property
+    def standard_error(self) -> float:
+        """Standard error of `loss` as an estimate of the expected loss, from what differs between units.
+
+        With h = W / sum W the share of a unit's weight and S = h (L - loss) what it pulls, the variance is sum S^2 (Cochran 1977,
+        section 6.3: of a ratio of sums), divided by what it would be on average, per variance of `loss`, if the units' mean
+        losses were equally spread (Bell & McCaffrey 2002): 1 - (2 sum h^3 - (sum h^2)^2) / sum h^2, which is (n - 1) / n
+        for n equal weights. Then:
+
+        - one group, of two ranks: the variances of its row means and of its column means, each over their number (Sen 1960;
+          DeLong, DeLong & Clarke-Pearson 1988);
+        - comparisons by index: sum (2 S)^2 over the items, less the squares of the single comparisons, which are in two items each
+          (Fafchamps & Gubert 2007; Aronow, Samii & Assenova 2015), and not less than if comparisons were independent.
+
+        It is nan, never too small, where the data cannot tell: one unit alone, or one that carries all but 1e-9 of the weight;
+        one group of more than two ranks, with ``ties="half"``, or with a single item of a rank; comparisons of which one
+        item is in all; comparisons by index to which others have been added, which may share items with them.
         """
-        return _loss_and_standard_error(self._read())[1]
+        return _estimate(self._read()).standard_error
+
+    @property
+    def degrees_of_freedom(self) -> float:
+        """Of the variance behind `standard_error` (Satterthwaite 1946): n - 1 for n units of equal weight, less for unequal ones.
+
+        (E V)^2 over half the variance of V, for normal mean losses of equal variance; see Bell & McCaffrey 2002.
+        """
+        return _estimate(self._read()).degrees_of_freedom
+
+    @property
+    def skewness(self) -> float:
+        """Skewness of `loss` as an estimate: sum S^3 / (sum S^2)^1.5, S being what a unit pulls, see `standard_error`.
+
+        nan for one group alone, and where all losses are equal.
+        """
+        return _estimate(self._read()).skewness
 
     def confidence_interval(self, level: float = 0.95) -> tuple[float, float]:
-        """(low, high): `loss` minus and plus the normal quantile of `level`, in (0, 1), times `standard_error`."""
+        """(low, high), which contains the expected loss in about `level` of all data sets; nan where `standard_error` is.
+
+        Quantiles of Student's t distribution with `degrees_of_freedom`, times `standard_error`, corrected for `skewness` by Hall's
+        monotone cubic (Hall 1992, Journal of the Royal Statistical Society B 54, eq. 3.3): losses are bounded below and
+        have a long tail above, and the interval reaches further there.
+
+        Args:
+            level: in (0, 1).
+
+        Raises:
+            ValueError: a level that is not in (0, 1).
+        """
         if not 0.0 < level < 1.0:
             raise ValueError(f"level must lie between 0 and 1, both excluded; got {level!r}")
-        loss, standard_error = _loss_and_standard_error(self._read())
-        # By the upper tail: 1 - level keeps its digits where 0.5 + level / 2 would be rounded to 1.
-        half_width = -NormalDist().inv_cdf(0.5 * (1.0 - level)) * standard_error
-        return loss - half_width, loss + half_width
+        loss, error, df, skewness = _estimate(self._read())
+        t = student_t_quantile(
+            1.0 - level, df
+        )  # the tail: 1 - level keeps its digits where 0.5 + level / 2 is rounded to 1
+        return loss - error * _without_skewness(t, skewness), loss - error * _without_skewness(-t, skewness)
 
     @property
     def effective_sample_size(self) -> float:
-        """(sum w)^2 / sum w^2: as many equally weighted pairs would know as much (Kish 1965, section 11.7)."""
+        """(sum W)^2 / sum W^2 over units: as many equally weighted units would know as much (Kish 1965, section 11.7)."""
         sums = self._read()
         scaled = _ratio(sums[Sum.WEIGHT], sums[Sum.WEIGHT_SCALE])
         return _ratio(scaled * scaled, sums[Sum.WEIGHT_SQUARED])
@@ -223,48 +285,52 @@ class PairStats:
         return math.sqrt(sums[squares] / (sums[Sum.COUNT] - 1.0)) if sums[Sum.COUNT] > 1 else math.nan
 
 
-def _merged(mine: Tensor, theirs: Tensor) -> Tensor:
-    """The sums of both sets of pairs (Chan, Golub & LeVeque 1983), by operators that wait for nothing."""
-    scale = torch.maximum(mine[..., Sum.WEIGHT_SCALE], theirs[..., Sum.WEIGHT_SCALE])
-    # The squared scale of one in terms of the greater; 1 where neither has pairs.
-    rescale = [
-        torch.where(sums[..., Sum.WEIGHT_SCALE] == scale, 1.0, sums[..., Sum.WEIGHT_SCALE] / scale).square()
-        for sums in (mine, theirs)
-    ]
-    weight, loss, squares = (
-        [ratio * sums[..., which] for ratio, sums in zip(rescale, (mine, theirs), strict=True)]
-        for which in (Sum.WEIGHT_SQUARED, Sum.SQUARED_WEIGHT_LOSS, Sum.SQUARED_WEIGHT_LOSS_SQUARES)
-    )
-    both = {which: mine[..., which] + theirs[..., which] for which in Sum}  # right where sums only add up
-    both[Sum.WEIGHT_SCALE] = scale
-    both[Sum.WEIGHT_SQUARED], both[Sum.SQUARED_WEIGHT_LOSS] = weight[0] + weight[1], loss[0] + loss[1]
-    both[Sum.SQUARED_WEIGHT_LOSS_SQUARES] = squares[0] + squares[1] + _between(*weight, *loss)
-    counts = mine[..., Sum.COUNT], theirs[..., Sum.COUNT]
-    for total, of_squares in (
-        (Sum.DIFFERENCE, Sum.DIFFERENCE_SQUARES),
-        (Sum.CHOSEN, Sum.CHOSEN_SQUARES),
-        (Sum.REJECTED, Sum.REJECTED_SQUARES),
-    ):
-        both[of_squares] = both[of_squares] + _between(*counts, mine[..., total], theirs[..., total])
-    both[Sum.MINIMUM] = torch.minimum(mine[..., Sum.MINIMUM], theirs[..., Sum.MINIMUM])
-    both[Sum.MAXIMUM] = torch.maximum(mine[..., Sum.MAXIMUM], theirs[..., Sum.MAXIMUM])
-    return torch.stack(list(both.values()), dim=-1)
+class _Estimate(NamedTuple):
+    loss: float
+    standard_error: float
+    degrees_of_freedom: float
+    skewness: float
 
 
-def _between(count: Tensor, other_count: Tensor, total: Tensor, other_total: Tensor) -> Tensor:
-    """What two sets' squares about their own means lack of those about the common mean; 0 where a set is empty."""
-    share = count * other_count / (count + other_count)
-    distance = other_total / other_count - total / count
-    return torch.where(share > 0.0, distance.square() * share, 0.0)
-
-
-def _loss_and_standard_error(sums: list[float]) -> tuple[float, float]:
+def _estimate(sums: list[float]) -> _Estimate:
+    """What the properties above say, with their sources."""
     loss = _ratio(sums[Sum.WEIGHTED_LOSS], sums[Sum.WEIGHT])
+    if sums[Sum.UNITS] == 1.0 and sums[Sum.LINKED] == 0.0:
+        variance, spread = sums[Sum.LIST_VARIANCE], sums[Sum.LIST_VARIANCE_ERROR]
+        if variance == 0.0:
+            return _Estimate(loss, math.nan, math.nan, math.nan)
+        return _Estimate(loss, math.sqrt(variance), _ratio(variance * variance, spread), math.nan)
     # About the loss instead of the mean that the squared weights give.
-    distance = _ratio(sums[Sum.SQUARED_WEIGHT_LOSS], sums[Sum.WEIGHT_SQUARED]) - loss
-    squares = sums[Sum.SQUARED_WEIGHT_LOSS_SQUARES] + distance * distance * sums[Sum.WEIGHT_SQUARED]
-    bessel = math.sqrt(_ratio(sums[Sum.COUNT], sums[Sum.COUNT] - 1.0))
-    return loss, _ratio(math.sqrt(squares) * bessel, _ratio(sums[Sum.WEIGHT], sums[Sum.WEIGHT_SCALE]))
+    from_mean = _ratio(sums[Sum.SQUARED_WEIGHT_LOSS], sums[Sum.WEIGHT_SQUARED]) - loss
+    squares = sums[Sum.SQUARED_WEIGHT_LOSS_SQUARES] + from_mean * from_mean * sums[Sum.WEIGHT_SQUARED]
+    cubes = cast(float, shifted_cubes([sums[which] for which in CUBES], from_mean)[-1])
+    skewness = _ratio(cubes, squares**1.5)
+    share = _ratio(sums[Sum.WEIGHT_SCALE], sums[Sum.WEIGHT])
+    h2, h3, h4, h5 = (
+        sums[which] * share**power
+        for power, which in enumerate((Sum.WEIGHT_SQUARED, Sum.WEIGHT_CUBED, Sum.WEIGHT_FOURTH, Sum.WEIGHT_FIFTH), 2)
+    )
+    # With M the covariance of the S where the L are independent, of variance 1: M_ij = h_i h_j ((i = j) - h_i - h_j + h2).
+    trace = h2 - 2.0 * h3 + h2 * h2
+    trace_of_square = h4 * (1.0 + 4.0 * h2) - 4.0 * h5 + h2**4 + 2.0 * h3 * h3 - 4.0 * h2 * h2 * h3
+    if not trace > _LEAST_REST * h2:
+        return _Estimate(loss, math.nan, math.nan, skewness)
+    if sums[Sum.LINKED] != 0.0:
+        own = sums[Sum.LINKED_SQUARES]
+        alone = sums[Sum.LINKED] == sums[Sum.COUNT] * sums[Sum.COUNT]
+        squares = max(4.0 * squares - own, own) if alone else math.nan
+    variance = squares * share * share * h2 / trace
+    if math.isnan(variance):
+        return _Estimate(loss, math.nan, math.nan, skewness)
+    return _Estimate(loss, math.sqrt(variance), max(trace * trace / trace_of_square, 1.0), skewness)
+
+
+def _without_skewness(t: float, skewness: float) -> float:
+    """The x with x + a/3 x^2 + a^2/27 x^3 + a/6 = t, that is 3 / a ((1 + a (t - a / 6))^(1/3) - 1), a being the skewness."""
+    a = 0.0 if math.isnan(skewness) else skewness
+    cube = 1.0 + a * (t - a / 6.0)
+    root = math.copysign(abs(cube) ** (1.0 / 3.0), cube)
+    return 3.0 * (t - a / 6.0) / (root * root + root + 1.0)
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -82,6 +82,9 @@ class AllPairs {
   // In the midst of the scores.
   double origin() const { return 2 * keys_[keys_.size() / 2]; }
 
+  // Whether the sums of each item's losses are wanted, of a list of two ranks, which are the root's two children.
+  bool by_item() const { return !items_.losses.empty(); }
+
   TreeNode& node(int n) { return nodes_[static_cast<size_t>(n)]; }
 
   template <typename Body>
@@ -190,13 +193,13 @@ class AllPairs {
     forward_group(own, options_, false, sums);
     leaf.sums.terms = sums[kTerms];
     if (statistics_) {
+      own.losses.assign(by_item() ? static_cast<size_t>(leaf.size()) : 0, 0.0);
       for_ranges(own, options_, [&](const Range& range, const PairOptions<Real>& pairs, bool) {
-        const Moments losses = losses_of(own, range, pairs);
-        leaf.sums.losses += losses.sum;
-        leaf.sums.squares += losses.squares + losses.sum * losses.mean();
+        leaf.sums.losses += losses_of(own, range, pairs);
       });
     }
     std::copy_n(own.slopes.begin(), leaf.size(), items_.slopes.begin() + leaf.begin);
+    std::copy(own.losses.begin(), own.losses.end(), items_.losses.begin() + (by_item() ? leaf.begin : 0));
   }
 
   void visit_pairs_in_lanes(LeafLanes& lanes, const int* leaves, int count) {
@@ -289,7 +292,7 @@ class AllPairs {
     }
     node.potentials = {};
     node.sums =
-        Interaction<Real>{keys_, series_, beta_, center_, statistics_}.run(node.tied ? tied_ : ranked_, left, right);
+        Interaction<Real>{keys_, series_, beta_, center_, by_item()}.run(node.tied ? tied_ : ranked_, left, right);
   }
 
   void finish(TreeNode& leaf) {
@@ -304,6 +307,10 @@ class AllPairs {
       for (int k = 0; k < kCount; k++) slope += potential[k] * polynomials[k];
       items_.slopes[static_cast<size_t>(i)] +=
           beta_ * slope + leaf.constant + leaf.linear * static_cast<double>(items_.rewards[static_cast<size_t>(i)]);
+      if (!by_item()) continue;
+      double loss = leaf.loss_constant + leaf.loss_linear * (score(i) - origin());
+      for (int k = 0; k < kCount; k++) loss += leaf.losses[c * kCount + static_cast<size_t>(k)] * polynomials[k];
+      items_.losses[static_cast<size_t>(i)] += loss;
     }
   }
 };

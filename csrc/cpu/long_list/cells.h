@@ -62,18 +62,15 @@ struct Interpolation {
 template <int kCount>
 struct CellPair {
   double loss[kCount][kCount], slope[kCount][kCount], slope_turned[kCount][kCount];  // [l][k], [l][k], [k][l]
-  double square[kCount][kCount];                                                     // [l][k]
 
-  // softplus(w), sigma(w), and softplus(w)^2 - 2 wrong w softplus(w).
-  void set(const Interpolation<kCount>& interpolation, double center, double wrong) {
-    double values[3][kCount][kCount];  // at u[m], v[n]
+  // softplus(w) and sigma(w).
+  void set(const Interpolation<kCount>& interpolation, double center) {
+    double values[2][kCount][kCount];  // at u[m], v[n]
     for (int m = 0; m < kCount; m++) {
       for (int n = 0; n < kCount; n++) {
         const double w = center + interpolation.nodes[n] - interpolation.nodes[m], e = std::exp(-std::abs(w));
-        const double softplus = std::log1p(e) + std::max(w, 0.0);
-        values[0][m][n] = softplus;
+        values[0][m][n] = std::log1p(e) + std::max(w, 0.0);
         values[1][m][n] = (w < 0 ? e : 1) / (1 + e);
-        values[2][m][n] = softplus * (softplus - 2 * wrong * w);
       }
     }
     const auto to_coefficients = [&](const double (&value)[kCount][kCount], double (&coefficients)[kCount][kCount]) {
@@ -92,7 +89,6 @@ struct CellPair {
     };
     to_coefficients(values[0], loss);
     to_coefficients(values[1], slope);
-    to_coefficients(values[2], square);
     for (int k = 0; k < kCount; k++) {
       for (int l = 0; l < kCount; l++) slope_turned[k][l] = slope[l][k];
     }
@@ -109,6 +105,17 @@ void add_product(const double (&matrix)[kRows][kColumns], const double* vector, 
   }
 }
 
+// product[row] += matrix[row][column] vector[column].
+template <int kRows, int kColumns>
+void add_product_turned(const double (&matrix)[kRows][kColumns], const double* vector, double* product) {
+  for (int row = 0; row < kRows; row++) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int column = 0; column < kColumns; column++) sum += matrix[row][column] * vector[column];
+    product[row] += sum;
+  }
+}
+
 // exp(-m by), with m = 1 at place 0, of a distance that is often the one before.
 struct Decay {
   double by = 0, powers[kSeries] = {1, 1, 1, 1, 1, 1, 1, 1};
@@ -121,63 +128,57 @@ struct Decay {
   }
 };
 
-// Of numbers x: the sums of exp(m x) and of x exp(m x), with m = 1 at place 0.
+// Of numbers x: the sums of exp(m x), with m = 1 at place 0.
 struct Exponentials {
-  double sum[kSeries] = {}, first[kSeries] = {};
+  double sum[kSeries] = {};
 
   void add(const Exponentials& other) {
 #pragma omp simd
-    for (int m = 0; m < kSeries; m++) {
-      sum[m] += other.sum[m];
-      first[m] += other.first[m];
-    }
+    for (int m = 0; m < kSeries; m++) sum[m] += other.sum[m];
   }
 
   // Of x - decay.by.
   Exponentials shifted(const Decay& decay) const {
     Exponentials sums;
 #pragma omp simd
-    for (int m = 0; m < kSeries; m++) {
-      sums.sum[m] = decay.powers[m] * sum[m];
-      sums.first[m] = decay.powers[m] * (first[m] - decay.by * sum[m]);
-    }
+    for (int m = 0; m < kSeries; m++) sums.sum[m] = decay.powers[m] * sum[m];
     return sums;
   }
 };
 
-// log(1 + x) and its square in powers of x, with x at place 0; the coefficients over T_k(u) of exp(m u) and of
-// u exp(m u); and those of the terms x / (1 + x) is the sum of, where x = exp(u). Each for u, and for -u.
+// log(1 + x) in powers of x, with x at place 0; the coefficients over T_k(u) of exp(m u); and those of the terms
+// x / (1 + x) is the sum of, where x = exp(u). Each for u, and for -u.
 template <typename Real>
 struct Series {
   static constexpr int kCount = kPolynomials<Real>;
-  double loss[kSeries], square[kSeries];
-  double exponential[2][kCount][kSeries] = {}, first[2][kCount][kSeries] = {}, slope[2][kSeries][kCount];
+  double loss[kSeries], exponential[2][kCount][kSeries] = {}, slope[2][kSeries][kCount];
 
   explicit Series(const Interpolation<kCount>& interpolation) {
-    double harmonic = 0;  // 1 + 1/2 + ... + 1/(m - 1)
-    for (int m = 1; m <= kSeries; harmonic += 1.0 / m, m++) {
+    for (int m = 1; m <= kSeries; m++) {
       const double sign = m % 2 == 1 ? 1 : -1;
       loss[m - 1] = sign / m;
-      square[m - 1] = -sign * 2 * harmonic / m;
       for (const bool turned : {false, true}) {
         for (int n = 0; n < kCount; n++) {
           const double u = turned ? -interpolation.nodes[n] : interpolation.nodes[n], e = std::exp(m * u);
-          for (int k = 0; k < kCount; k++) {
-            exponential[turned][k][m - 1] += interpolation.transform[k][n] * e;
-            first[turned][k][m - 1] += interpolation.transform[k][n] * u * e;
-          }
+          for (int k = 0; k < kCount; k++) exponential[turned][k][m - 1] += interpolation.transform[k][n] * e;
         }
         for (int k = 0; k < kCount; k++) slope[turned][m - 1][k] = sign * exponential[turned][k][m - 1];
       }
     }
   }
 
-  // Of the u in a cell, or, turned, of the -u; `first` where it is wanted.
-  Exponentials of(const double* moments, bool turned, bool with_first) const {
+  // Of the u in a cell, or, turned, of the -u.
+  Exponentials of(const double* moments, bool turned) const {
     Exponentials sums;
     add_product(exponential[turned], moments, sums.sum);
-    if (with_first) add_product(this->first[turned], moments, sums.first);
     return sums;
+  }
+
+  // The losses' part log(1 + exp(-|w|)) of an item at u, or, turned, at -u, over T_k(u).
+  void add_losses(const Exponentials& others, bool turned, double* losses) const {
+    for (int m = 0; m < kSeries; m++) {
+      for (int k = 0; k < kCount; k++) losses[k] += slope[turned][m][k] * others.sum[m] / (m + 1);
+    }
   }
 };
 
@@ -200,7 +201,7 @@ struct Relation {
     const int64_t count = furthest >= nearest ? static_cast<int64_t>(furthest - nearest) + 1 : 0;
     matrices.resize(static_cast<size_t>(count));
     for_chunks(count, threads, [&](int64_t n) {
-      matrices[static_cast<size_t>(n)].set(interpolation, 2 * (nearest + static_cast<double>(n)) + margin, wrong);
+      matrices[static_cast<size_t>(n)].set(interpolation, 2 * (nearest + static_cast<double>(n)) + margin);
     });
   }
 

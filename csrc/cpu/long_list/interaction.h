@@ -9,26 +9,26 @@
 namespace prefloss::cpu {
 namespace {
 
-// Sums over pairs: of the terms (loss + c (a + b)^2), the losses, and, where they are wanted, the squares of the
-// losses.
+// Sums over pairs: of the terms (loss + c (a + b)^2), and of the losses.
 struct PairSums {
-  double terms = 0, losses = 0, squares = 0;
+  double terms = 0, losses = 0;
 
   void add(const PairSums& other) {
     terms += other.terms;
     losses += other.losses;
-    squares += other.squares;
   }
 };
 
 // The items [begin, end) of a group in rank order, and their cells.
 struct TreeNode {
   int begin = 0, end = 0, left = -1, right = -1;
-  bool tied = false;                        // all items have one rank
-  std::vector<int> cells;                   // numbers of cells, ascending
-  std::vector<double> moments, potentials;  // kCount a cell
-  Powers rewards, scores;                   // of the items; scores from the origin on
-  double constant = 0, linear = 0;          // what an item's slope gets, and what times its reward
+  bool tied = false;                          // all items have one rank
+  std::vector<int> cells;                     // numbers of cells, ascending
+  std::vector<double> moments, potentials;    // kCount a cell
+  Powers rewards, scores;                     // of the items; scores from the origin on
+  double constant = 0, linear = 0;            // what an item's slope gets, and what times its reward
+  std::vector<double> losses;                 // as potentials, of the sum of an item's losses, where it is wanted
+  double loss_constant = 0, loss_linear = 0;  // what that sum gets, and what times the item's score
   PairSums sums;
 
   int size() const { return end - begin; }
@@ -41,9 +41,13 @@ struct Interaction {
   const std::vector<double>& keys;  // of the cells
   const Series<Real>& series;
   double beta, center;
-  bool statistics;
+  bool by_item;  // whether each item's losses are wanted
 
   PairSums run(const Relation<Real>& relation, TreeNode& better, TreeNode& worse) const {
+    if (by_item) {
+      better.losses.assign(better.potentials.size(), 0.0);
+      worse.losses.assign(worse.potentials.size(), 0.0);
+    }
     PairSums sums = near(relation, better, worse);
     if (relation.has_far) {
       for (const bool above : {false, true}) sums.add(far(relation, above, better, worse));
@@ -54,13 +58,16 @@ struct Interaction {
   }
 
  private:
-  // Label smoothing needs no cells: -wrong w over all pairs, and wrong^2 w^2 of the square.
+  // Label smoothing needs no cells: -wrong w over all pairs.
   PairSums turned_round(const Relation<Real>& relation, TreeNode& better, TreeNode& worse) const {
     const Powers &above = better.scores, below = worse.scores.shifted(relation.margin);
     better.constant += relation.wrong * beta * below.count;
     worse.constant -= relation.wrong * beta * above.count;
-    return {0, -relation.wrong * (above.count * below.first - below.count * above.first),
-            relation.wrong * relation.wrong * squares_of_differences(below, above)};
+    better.loss_constant -= relation.wrong * below.first;
+    better.loss_linear += relation.wrong * below.count;
+    worse.loss_constant -= relation.wrong * (above.count * relation.margin - above.first);
+    worse.loss_linear -= relation.wrong * above.count;
+    return {0, -relation.wrong * (above.count * below.first - below.count * above.first)};
   }
 
   // Nor does c (a + b)^2.
@@ -85,7 +92,7 @@ struct Interaction {
     for (size_t a = 0, first = 0; a < better.cells.size(); a++) {
       while (first < worse.cells.size() && distance(better, a, worse, first) < relation.nearest) first++;
       const double* its = &better.moments[a * kCount];
-      double loss[kCount] = {}, slope[kCount] = {}, square[kCount] = {};
+      double loss[kCount] = {}, slope[kCount] = {};
       for (size_t b = first; b < worse.cells.size() && distance(better, a, worse, b) <= relation.furthest; b++) {
         const CellPair<kCount>& pair = relation.at(distance(better, a, worse, b));
         const double* others = &worse.moments[b * kCount];
@@ -93,13 +100,13 @@ struct Interaction {
         add_product(pair.loss, others, loss);
         add_product(pair.slope, others, slope);
         add_product(pair.slope_turned, its, slope_turned);
-        if (statistics) add_product(pair.square, others, square);
+        if (by_item) add_product_turned(pair.loss, its, &worse.losses[b * kCount]);
         for (int k = 0; k < kCount; k++) worse.potentials[b * kCount + k] += slope_turned[k];
       }
       for (int k = 0; k < kCount; k++) {
         sums.losses += loss[k] * its[k];
-        sums.squares += square[k] * its[k];
         better.potentials[a * kCount + k] -= slope[k];
+        if (by_item) better.losses[a * kCount + k] += loss[k];
       }
     }
     return sums;
@@ -109,36 +116,30 @@ struct Interaction {
   PairSums far(const Relation<Real>& relation, bool above, TreeNode& better, TreeNode& worse) const {
     const double near = above ? relation.furthest : -relation.nearest;
     const double margin = above ? relation.margin : -relation.margin;
-    const double flat = above ? 2 - 2 * relation.wrong : 2 * relation.wrong;
     PairSums sums;
-    double both[kSeries] = {}, both_first[kSeries] = {};  // sums of exp(-m |w|) and of -|w| exp(-m |w|)
+    double both[kSeries] = {};  // sums of exp(-m |w|)
     for_beyond(better, worse, above, near, margin, [&](size_t a, const Beyond& beyond) {
       const double* moments = &better.moments[a * kCount];
-      const Exponentials its = series.of(moments, !above, statistics);
+      const Exponentials its = series.of(moments, !above);
 #pragma omp simd
-      for (int m = 0; m < kSeries; m++) {
-        both[m] += its.sum[m] * beyond.small.sum[m];
-        both_first[m] += its.first[m] * beyond.small.sum[m] + its.sum[m] * beyond.small.first[m];
-      }
+      for (int m = 0; m < kSeries; m++) both[m] += its.sum[m] * beyond.small.sum[m];
       double slope[kCount] = {};
       add_product(series.slope[!above], beyond.small.sum, slope);
       double* potential = &better.potentials[a * kCount];
       for (int k = 0; k < kCount; k++) potential[k] += above ? slope[k] : -slope[k];
+      if (by_item) add_losses(beyond, !above, above, &better.losses[a * kCount]);
       if (!above) return;
       const Powers places = powers(moments);
       sums.losses += places.count * beyond.large.first - beyond.large.count * places.first;
-      sums.squares += (1 - 2 * relation.wrong) * squares_of_differences(beyond.large, places);
       potential[0] -= beyond.large.count;
     });
-    for (int m = 0; m < kSeries; m++) {
-      sums.losses += series.loss[m] * both[m];
-      sums.squares += series.square[m] * both[m] - flat * series.loss[m] * both_first[m];
-    }
+    for (int m = 0; m < kSeries; m++) sums.losses += series.loss[m] * both[m];
     for_beyond(worse, better, !above, near, margin, [&](size_t b, const Beyond& beyond) {
       double slope[kCount] = {};
       add_product(series.slope[above], beyond.small.sum, slope);
       double* potential = &worse.potentials[b * kCount];
       for (int k = 0; k < kCount; k++) potential[k] += above ? -slope[k] : slope[k];
+      if (by_item) add_losses(beyond, above, above, &worse.losses[b * kCount]);
       if (above) potential[0] += beyond.large.count;
     });
     return sums;
@@ -156,6 +157,14 @@ struct Interaction {
       small.add(other.small);
     }
   };
+
+  // What an item at u loses against those beyond; `turned`: |w| grows with u.
+  void add_losses(const Beyond& beyond, bool turned, bool above, double* losses) const {
+    series.add_losses(beyond.small, turned, losses);
+    if (!above) return;
+    losses[0] += beyond.large.first;
+    losses[1] += turned ? beyond.large.count : -beyond.large.count;
+  }
 
   // Calls with each cell of a node, and what lies beyond those near it: upwards, or downwards.
   template <typename Body>
@@ -181,7 +190,7 @@ struct Interaction {
         Powers places = powers(moments);
         if (!up) places.first = -places.first;
         entry.set(2 * distance + margin);
-        beyond.add(Beyond{places, series.of(moments, up, statistics)}.moved(entry));
+        beyond.add(Beyond{places, series.of(moments, up)}.moved(entry));
       }
       if (beyond.large.count > 0) body(c, beyond);
     }

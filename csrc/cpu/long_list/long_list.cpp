@@ -47,7 +47,6 @@ struct ClassPair {
     const double l = static_cast<double>(loss), d = static_cast<double>(difference);
     pairs.terms += times(count, term);
     pairs.losses += times(count, l);
-    pairs.squares += times(count, l * l);
     if (!tied) sums[kPairDifference] += times(count, d);
     sums[kPairDifferenceSquares] += times(count, tied ? d * d : d - d);
   }
@@ -72,10 +71,11 @@ void add_not_finite(RankedItems<Real>& items, const GroupOptions<Real>& options,
     double level[kClasses] = {};
     for (size_t i = begin; i < end; i++) level[classes[i]]++;
     for (int c = 0; c < kClasses; c++) after[c] -= level[c];
-    double slopes[kClasses] = {};  // of an item of each class
+    double slopes[kClasses] = {}, losses[kClasses] = {};  // of an item of each class
     for (int a = 0; a < kClasses; a++) {
       for (int b = 0; b < kClasses; b++) {
         slopes[a] += times(after[b], ranked[a][b].gradient.chosen) + times(before[b], ranked[b][a].gradient.rejected);
+        losses[a] += times(after[b], ranked[a][b].loss) + times(before[b], ranked[b][a].loss);
         ranked[a][b].add_to(pairs, sums, level[a] * after[b], false);
         const double others = a == b ? std::max(level[b] - 1, 0.0) : level[b];
         slopes[a] += times(others, tied[a][b].gradient.chosen);
@@ -83,6 +83,7 @@ void add_not_finite(RankedItems<Real>& items, const GroupOptions<Real>& options,
       }
     }
     for (size_t i = begin; i < end; i++) items.slopes[i] += slopes[classes[i]];
+    for (size_t i = begin; i < end && !items.losses.empty(); i++) items.losses[i] += losses[classes[i]];
     for (int c = 0; c < kClasses; c++) before[c] += level[c];
   }
 }
@@ -194,16 +195,15 @@ void forward_large_group(RankedItems<Real>& items, const GroupOptions<Real>& opt
   } else {
     RankedItems<Real> those;
     those.copy_of(items, finite);
+    those.losses.assign(items.losses.empty() ? 0 : finite.size(), 0.0);
     add_finite(those);
     for (size_t i = 0; i < finite.size(); i++) items.slopes[static_cast<size_t>(finite[i])] = those.slopes[i];
+    for (size_t i = 0; i < those.losses.size(); i++) items.losses[static_cast<size_t>(finite[i])] = those.losses[i];
     add_not_finite(items, options, pairs, sums);
   }
   sums[kTerms] = pairs.terms;
   if (!statistics || sums[kPairs] == 0) return;
-  // The tree gives the squares of the losses themselves. Those of losses that are nearly equal are rounding errors.
-  const double squares = pairs.squares - pairs.losses * (pairs.losses / sums[kPairs]);
   sums[kPairLoss] = pairs.losses;
-  sums[kPairLossSquares] = squares < 0 ? 0 : squares;
   add_rank_sums(items, options.half_ties, sums);
   add_concordance(items, options.half_ties, sums, threads);
   add_extremes(items, sums);

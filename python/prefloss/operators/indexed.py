@@ -1,7 +1,8 @@
 """Items by index as operators: `take` gives each comparison its item's score, `accumulate` adds up what comes back to an item.
 
 Each is the other's derivative, so first and second derivatives, `vmap` and tracing all come from these two and from the
-operators over pairs. `accumulate` adds in float64 and in the comparisons' order: the same bits each time.
+operators over pairs. `accumulate` adds in float64 and in the comparisons' order: the same bits each time. So do the sums of
+`PairStats`, in which the items are the units.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..pairs import Numbers, Pairs, accumulation_dtype
+from .. import _core
+from ..pairs import MEAN, NONE, PAIRED, SUM, Numbers, Pairs, accumulation_dtype
+from ..sums import Sum
 from .operator import Operator
 from .paired import paired_loss
 
@@ -88,6 +91,17 @@ accumulate = Operator(
 )
 
 
+def _gathered(pairs: Pairs, chosen_index: Tensor, rejected_index: Tensor) -> Pairs:
+    """The compared items' scores. Halves become wide first, so that an item's slopes are rounded once, when they are added up."""
+    wide = pairs.chosen.to(accumulation_dtype(pairs.chosen.dtype))
+    chosen, rejected = take(wide, chosen_index, "chosen_index"), take(wide, rejected_index, "rejected_index")
+    options = (
+        option if option is None or not option.is_floating_point() else option.to(accumulation_dtype(option.dtype))
+        for option in pairs[2:]
+    )
+    return Pairs(chosen, rejected, *options)
+
+
 def indexed_loss(
     pairs: Pairs,
     chosen_index: Tensor,
@@ -98,14 +112,102 @@ def indexed_loss(
     return_stats: bool,
 ) -> tuple[Tensor, Tensor]:
     """(loss, sums) by the operators. `pairs.chosen` has the scores, one an item."""
-    scores = pairs.chosen
-    wide = scores.to(
-        accumulation_dtype(scores.dtype)
-    )  # halves are rounded once, after an item's slopes have been added up
-    chosen, rejected = take(wide, chosen_index, "chosen_index"), take(wide, rejected_index, "rejected_index")
-    margin, weight, target = (
-        option if option is None or not option.is_floating_point() else option.to(accumulation_dtype(option.dtype))
-        for option in pairs[2:]
+    gathered = _gathered(pairs, chosen_index, rejected_index)
+    loss, sums = paired_loss(gathered, numbers, denominator, reduction, return_stats)
+    if return_stats:
+        given, constant = numbers.for_operator()
+        sums = cast(Tensor, indexed_sums(pairs.chosen, chosen_index, rejected_index, *pairs[2:], given, *constant))
+    return loss, sums
+
+
+def _sums_kernel(scores: Tensor, chosen: Tensor, rejected: Tensor, *arguments: Any) -> Tensor:
+    """The sums of each row: by the kernel for comparisons by index, or, on devices without one, by operations."""
+    margin, weight, target, given, *constant = arguments
+    numbers = Numbers(*(constant if given is None else given.tolist()))
+    rows = scores.shape[:-1]
+    call = _core.PairedCall(PAIRED, *numbers, MEAN, 1.0, True)
+    sums = scores.new_empty((rows.numel(), len(Sum)), dtype=torch.float64)
+    loss = scores.new_empty((), dtype=accumulation_dtype(scores.dtype))
+    columns = [_plain_rows(tensor, rows) for tensor in (scores, chosen, rejected, margin, weight, target)]
+    for result, items, its_chosen, its_rejected, *options in zip(sums, *columns, strict=True):
+        its = (items, its_chosen, its_rejected, options[0], options[1], options[2])
+        if _core.indexed_accepts(*its) == 1:
+            _core.indexed_forward(*its, call, loss, None, result)
+        else:
+            result.copy_(_composed_sums(Pairs(items, None, *options), its_chosen, its_rejected, numbers))
+    return sums.reshape(*rows, len(Sum))
+
+
+def _plain_rows(tensor: Tensor | None, rows: torch.Size) -> Any:
+    """A tensor's rows, of as many dimensions as `rows` has, as plain memory; None for each where it is not given."""
+    if tensor is None:
+        return (None,) * rows.numel()
+    return tensor.expand(*rows, tensor.shape[-1]).reshape(rows.numel(), tensor.shape[-1]).contiguous().resolve_neg()
+
+
+indexed_sums = Operator(
+    "indexed_sums(Tensor scores, Tensor chosen_index, Tensor rejected_index, Tensor? margin, Tensor? weight, Tensor? target, "
+    "Tensor? numbers, float beta, float margin_number, float target_number, float label_smoothing, "
+    "float center_rewards_coefficient) -> Tensor",
+    kernel=_sums_kernel,
+    fake=lambda scores, *_: scores.new_empty((*scores.shape[:-1], len(Sum)), dtype=torch.float64),
+    save=lambda tensors, options, output: (),
+    derivative=lambda ctx, grad: (),
+    constant=(0,),
+    shared=("numbers",),
+)
+
+
+def _composed_sums(pairs: Pairs, chosen_index: Tensor, rejected_index: Tensor, numbers: Numbers) -> Tensor:
+    """The sums of one set of comparisons of items."""
+    gathered = _gathered(pairs, chosen_index, rejected_index)
+    _, sums = paired_loss(gathered, numbers, None, SUM, True)
+    if len(pairs.chosen) == 0:
+        return sums
+    # The difference as it is rounded there; the loss of it in float64, of which nearly equal losses need the digits.
+    difference = (gathered.chosen - cast(Tensor, gathered.rejected)).double()
+    alone = Pairs(difference, torch.zeros_like(difference), gathered.margin, None, gathered.target)
+    uncentred = numbers._replace(center_rewards_coefficient=0.0)
+    losses, _ = paired_loss(alone, uncentred, None, NONE, False)
+    return _with_items(sums, losses, gathered.weight, (chosen_index, rejected_index), len(pairs.chosen))
+
+
+# An item has half the weight of its comparisons; one that is in all has half of all, but for rounding.
+_ONE_IN_ALL = 1e-9
+_EXPONENT, _FINEST, _COARSEST = 0x7FF << 52, 1 << 52, 2045 << 52  # bits of float64, and of the scales that there may be
+
+
+def _with_items(
+    sums: Tensor, losses: Tensor, weight: Tensor | None, index: tuple[Tensor, Tensor], items: int
+) -> Tensor:
+    """The sums of pairs with items as units, each of which has half of each of its comparisons; mirrors csrc/cpu/indexed.cpp."""
+    w = torch.ones_like(losses) if weight is None else weight.double()
+    weighted = torch.where(w != 0.0, w * losses, 0.0)  # a comparison of weight 0 counts 0, even if its loss is NaN
+    of_items, total = (
+        cast(Tensor, accumulate(0.5 * each, index[0], items) + accumulate(0.5 * each, index[1], items))
+        for each in (w, weighted)
     )
-    gathered = Pairs(chosen, rejected, margin, weight, target)
-    return paired_loss(gathered, numbers, denominator, reduction, return_stats)
+    there = of_items != 0.0
+    mean_loss = torch.where(there, total / of_items, 0.0)
+    heaviest = of_items.abs().amax(-1)
+    scale = (heaviest.view(torch.int64) & _EXPONENT).clamp(_FINEST, _COARSEST).view(torch.float64)
+    scale = torch.where(heaviest == 0.0, 0.0, scale)
+    v = torch.where(there, of_items / scale.unsqueeze(-1), 0.0)
+    squared_loss, squared = (v.square() * mean_loss).sum(-1), v.square().sum(-1)
+    from_mean = torch.where(there, mean_loss - (squared_loss / squared).unsqueeze(-1), 0.0)
+    from_loss = losses - (sums[..., Sum.WEIGHTED_LOSS] / sums[..., Sum.WEIGHT]).unsqueeze(-1)
+    own = torch.where(w != 0.0, w / scale.unsqueeze(-1) * from_loss, 0.0)
+    all_of_one = heaviest >= 0.5 * (1.0 - _ONE_IN_ALL) * sums[..., Sum.WEIGHT].abs()
+    both = {which: sums[..., which] for which in Sum}
+    both[Sum.UNITS] = there.double().sum(-1)
+    both[Sum.WEIGHT_SCALE] = scale
+    for power, which in enumerate((Sum.WEIGHT_SQUARED, Sum.WEIGHT_CUBED, Sum.WEIGHT_FOURTH, Sum.WEIGHT_FIFTH), 2):
+        both[which] = (v**power).sum(-1)
+    both[Sum.SQUARED_WEIGHT_LOSS] = squared_loss
+    both[Sum.SQUARED_WEIGHT_LOSS_SQUARES] = (v * from_mean).square().sum(-1)
+    cubes = (Sum.CUBED_WEIGHT_LOSS, Sum.CUBED_WEIGHT_LOSS_SQUARES, Sum.CUBED_WEIGHT_LOSS_CUBES)
+    for power, which in enumerate(cubes, 1):
+        both[which] = (v**3 * from_mean**power).sum(-1)
+    both[Sum.LINKED] = sums[..., Sum.COUNT].square() * torch.where(all_of_one, 2.0, 1.0)
+    both[Sum.LINKED_SQUARES] = own.square().sum(-1)
+    return torch.stack(list(both.values()), dim=-1)

@@ -70,7 +70,7 @@ def bradley_terry_loss_grouped(
     loss = loss if reduction == "none" else np.asarray(np.sum(loss) / divisor)
     if not return_stats:
         return loss
-    return loss, _sums(groups, share, np.asarray(rewards).dtype, margin, beta, smoothing)
+    return loss, _sums(groups, share, np.asarray(rewards).dtype, margin, beta, smoothing, ties)
 
 
 @np.errstate(all="ignore")
@@ -145,9 +145,15 @@ def _groups(rewards: ArrayLike, ranks: ArrayLike, group_sizes: ArrayLike | None,
 
 
 def _sums(
-    groups: list[_Group], share: Float64Array, dtype: np.dtype[Any], margin: float, beta: float, smoothing: float
+    groups: list[_Group],
+    share: Float64Array,
+    dtype: np.dtype[Any],
+    margin: float,
+    beta: float,
+    smoothing: float,
+    ties: Ties,
 ) -> Float64Array:
-    """The sums of `PairStats`."""
+    """The sums of `PairStats`, for which each group is a unit."""
     chosen, rejected = (
         np.concatenate([np.empty(0, dtype), *(group[side] for group in groups)]) for side in (2, 3)
     )  # fmt: skip
@@ -164,7 +170,29 @@ def _sums(
         rejected=np.where(second, pairs.chosen, pairs.rejected),
         difference=np.where(second, -pairs.difference, pairs.difference),
     )
-    return sums_of(pairs, once.losses()[which], np.where(tied[which], 0.5, 1.0), tied[which])
+    losses = once.losses()
+    counts = np.array([group.tied.size for group in groups], dtype=np.int64)
+    of_groups = np.split(losses, np.cumsum(counts))[: len(counts)]
+    units = share * counts, np.array([np.mean(each) if each.size else 0.0 for each in of_groups])
+    one_list = len(groups) == 1 and ties == "skip" and share[0] != 0.0
+    spread = _list_variance(groups[0], losses) if one_list else (0.0, 0.0)
+    return sums_of(pairs, losses[which], np.where(tied[which], 0.5, 1.0), tied[which], units, spread)
+
+
+def _list_variance(group: _Group, losses: Float64Array) -> tuple[float, float]:
+    """LIST_VARIANCE and LIST_VARIANCE_ERROR of one group, where it has two ranks and at least two items of each.
+
+    The variance of the mean of a two-sample U-statistic: that of the row means over their number, and that of the column means
+    over theirs (Sen 1960; DeLong et al. 1988).
+    """
+    parts = []
+    for index, others in ((group.chosen_index, group.rejected_index), (group.rejected_index, group.chosen_index)):
+        items, place = np.unique(index, return_inverse=True)
+        if items.size < 2 or np.isin(items, others).any():
+            return 0.0, 0.0
+        means = np.bincount(place, losses) / np.bincount(place)
+        parts.append((np.var(means, ddof=1) / items.size, items.size - 1))
+    return sum(part for part, _ in parts), sum(part**2 / df for part, df in parts)
 
 
 def _shares(

@@ -287,18 +287,24 @@ def _divisor(pairs: Pairs, reduction: Reduction, denominator: ArrayLike | None) 
 
 
 @np.errstate(all="ignore")
-def sums_of(pairs: Pairs, losses: Float64Array, times: ArrayLike = 1.0, tied: ArrayLike = False) -> Float64Array:
+def sums_of(
+    pairs: Pairs,
+    losses: Float64Array,
+    times: ArrayLike = 1.0,
+    tied: ArrayLike = False,
+    units: tuple[Float64Array, Float64Array] | None = None,
+    list_variance: tuple[float, float] = (0.0, 0.0),
+    linked: tuple[float, float] = (0.0, 0.0),
+) -> Float64Array:
     """The sums of `PairStats`, in its order, over the pairs with w != 0, each counted `times` times.
 
     `tied`: pairs of equal rank, which come in both orders, so that their differences add up to 0, infinite ones too.
+    `units`: the weight of each unit, and its mean loss; not given: each pair is one. The last two arguments are sums.
     """
     a, b, difference, w, loss, n, zero = (
         np.broadcast_to(array, pairs.counted.shape)[pairs.counted]
         for array in (pairs.chosen, pairs.rejected, pairs.difference, pairs.weight, losses, times, tied)
     )
-    heaviest = np.max(np.abs(w), initial=0.0)
-    scale = 2.0 ** np.clip(np.floor(np.log2(heaviest)), -1022, 1022) if loss.size else 0.0
-    squared = n * np.square(w / scale)
 
     def centred(counts: Float64Array, values: Float64Array, counted: Float64Array) -> tuple[Float64Array, Float64Array]:
         """The sum, and the sum of squares about the mean."""
@@ -314,9 +320,7 @@ def sums_of(pairs: Pairs, losses: Float64Array, times: ArrayLike = 1.0, tied: Ar
             np.sum((n * w)[a > b]),
             np.sum((n * w)[a == b]),
             np.sum(n * w * loss),
-            scale,
-            np.sum(squared),
-            *centred(squared, loss, every),
+            *_unit_sums(*((w, loss) if units is None else units)),
             np.sum(n[a > b]),
             np.sum(n[a == b]),
             *centred(n, difference, 1.0 - zero),
@@ -324,9 +328,32 @@ def sums_of(pairs: Pairs, losses: Float64Array, times: ArrayLike = 1.0, tied: Ar
             *centred(n, b, every),
             np.min(rewards, initial=np.inf),
             np.max(rewards, initial=-np.inf),
+            *list_variance,
+            *linked,
         ],
         dtype=np.float64,
     )
+
+
+def _unit_sums(weight: Float64Array, loss: Float64Array) -> list[Any]:
+    """From UNITS to CUBED_WEIGHT_LOSS_CUBES, over the units with weight != 0."""
+    weight, loss = weight[weight != 0.0], loss[weight != 0.0]
+    scale = scale_of(weight)
+    v = weight / scale
+    from_mean = loss - np.sum(v**2 * loss) / np.sum(v**2)
+    return [
+        loss.size,
+        scale,
+        *(np.sum(v**power) for power in (2, 3, 4, 5)),
+        np.sum(v**2 * loss),
+        np.sum(np.square(v * from_mean)),
+        *(np.sum(v**3 * from_mean**power) for power in (1, 2, 3)),
+    ]
+
+
+def scale_of(weight: Float64Array) -> float:
+    """The power of two at or below the greatest |weight|, whose inverse is a number; 0 where there is none."""
+    return float(2.0 ** np.clip(np.floor(np.log2(np.max(np.abs(weight)))), -1022, 1022)) if weight.size else 0.0
 
 
 def _targets(
