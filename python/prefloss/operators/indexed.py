@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _core
-from ..pairs import MEAN, NONE, PAIRED, SUM, Numbers, Pairs, accumulation_dtype
+from ..pairs import NONE, SUM, Numbers, Pairs, accumulation_dtype
 from ..sums import Sum
 from .operator import Operator
 from .paired import paired_loss
@@ -125,16 +125,16 @@ def _sums_kernel(scores: Tensor, chosen: Tensor, rejected: Tensor, *arguments: A
     margin, weight, target, given, *constant = arguments
     numbers = Numbers(*(constant if given is None else given.tolist()))
     rows = scores.shape[:-1]
-    call = _core.PairedCall(PAIRED, *numbers, MEAN, 1.0, True)
     sums = scores.new_empty((rows.numel(), len(Sum)), dtype=torch.float64)
     loss = scores.new_empty((), dtype=accumulation_dtype(scores.dtype))
     columns = [_plain_rows(tensor, rows) for tensor in (scores, chosen, rejected, margin, weight, target)]
     for result, items, its_chosen, its_rejected, *options in zip(sums, *columns, strict=True):
-        its = (items, its_chosen, its_rejected, options[0], options[1], options[2])
-        if _core.indexed_accepts(*its) == 1:
-            _core.indexed_forward(*its, call, loss, None, result)
+        pairs, given = Pairs(items, None, *options), numbers.as_given("mean", 1.0, True)
+        call = _core.indexed_call(items, its_chosen, its_rejected, *pairs.with_numbers(numbers), given, True)
+        if call is not None:
+            _core.indexed_forward(items, its_chosen, its_rejected, *pairs[2:], call, loss, None, result)
         else:
-            result.copy_(_composed_sums(Pairs(items, None, *options), its_chosen, its_rejected, numbers))
+            result.copy_(_composed_sums(pairs, its_chosen, its_rejected, numbers))
     return sums.reshape(*rows, len(Sum))
 
 
@@ -142,7 +142,8 @@ def _plain_rows(tensor: Tensor | None, rows: torch.Size) -> Any:
     """A tensor's rows, of as many dimensions as `rows` has, as plain memory; None for each where it is not given."""
     if tensor is None:
         return (None,) * rows.numel()
-    return tensor.expand(*rows, tensor.shape[-1]).reshape(rows.numel(), tensor.shape[-1]).contiguous().resolve_neg()
+    flat = tensor.detach().expand(*rows, tensor.shape[-1]).reshape(rows.numel(), tensor.shape[-1])
+    return flat.contiguous().resolve_neg()
 
 
 indexed_sums = Operator(
