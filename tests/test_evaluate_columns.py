@@ -128,11 +128,9 @@ def test_a_bad_argument_is_named_with_what_was_given_and_what_is_accepted(argume
         prefloss.evaluate(**{"chosen": CHOSEN, "rejected": REJECTED, **arguments})
 
 
-@pytest.mark.parametrize("package", ["pyarrow", "scipy"])
-def test_without_its_packages_an_error_says_what_to_install(package):
-    code = (
-        f"import sys; sys.modules[{package!r}] = None; import prefloss; prefloss.bradley_terry_loss; prefloss.evaluate"
-    )
+def test_without_its_packages_an_error_says_what_to_install():
+    code = "import sys; sys.modules['pyarrow'] = None; import prefloss; prefloss.bradley_terry_loss; prefloss.evaluate"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert f"ImportError: prefloss.evaluate needs {package}" in result.stderr.splitlines()[-1]
-    assert 'pip install "prefloss[evaluate]"' in result.stderr
+    assert result.stderr.splitlines()[-1] == (
+        'ImportError: prefloss.evaluate needs pyarrow, which is not installed: pip install "prefloss[evaluate]"'
+    )

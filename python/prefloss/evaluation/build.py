@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -100,7 +101,8 @@ def _added(
         block = slice(start, min(start + size, len(pairs)))
         return _block(pairs, block, rows, options, scale, shifts)
 
-    for unit_part, bin_part in _in_order(block_sums, range(0, len(pairs), size)):
+    starts = range(0, len(pairs), size)
+    for unit_part, bin_part in _in_order(block_sums, starts) if len(starts) > 1 else map(block_sums, starts):
         units += unit_part
         bins += bin_part
     return units, bins
@@ -127,63 +129,87 @@ def _block(
 ) -> tuple[Float64Array, Float64Array]:
     columns, one_row = len(unit_sums(options)), rows.count == 1
     # With rows to tell apart, the columns of all pairs of the block are needed at once; else their sums are.
-    table = np.zeros((0 if one_row else block.stop - block.start, columns))
+    table = np.empty((0 if one_row else block.stop - block.start, columns))
     total, bin_total = np.zeros(columns), np.zeros((rows.bin_count * len(EDGES), 1 + len(BIN_SUMS)))
+    buffer = np.empty((columns, CHUNK))
     for start in range(block.start, block.stop, CHUNK):
         chunk = slice(start, min(start + CHUNK, block.stop))
-        inside = slice(chunk.start - block.start, chunk.stop - block.start)
-        for place, values in enumerate(_columns(pairs.part(chunk), chunk, rows, options, scale, shifts, bin_total)):
-            if one_row:
-                total[place] += values.sum()
-            else:
-                table[inside, place] = values
+        part, size = pairs.part(chunk), chunk.stop - chunk.start
+        weights = _powers(
+            None if part.weight is None else np.divide(part.weight, scale, dtype=np.float64), size, options
+        )
+        unlabelled = np.flatnonzero(~part.labelled()) if options.judge else np.zeros(0, dtype=np.int64)
+        values = part.statistics(options)
+        products = _products(values, weights, unlabelled, options, shifts)
+        if one_row:
+            total += [value.sum() if weight is None else weight @ value for weight, value in products]
+        else:
+            for place, (weight, value) in enumerate(products):
+                np.multiply(value, 1.0 if weight is None else weight, out=buffer[place, :size])
+            table[start - block.start : chunk.stop - block.start] = buffer[:, :size].T
+        (_, distance), (_, won) = values
+        bins = rows.bin_codes[chunk] * len(EDGES) + bins_of(distance)
+        keep = part.labelled() if len(unlabelled) else slice(None)
+        weight = None if part.weight is None else weights[1][keep]
+        _add_bins(bin_total, bins[keep], weight, distance[keep], won[keep])
     if one_row:
         return total[None], bin_total
     return indicator(rows.codes[block], rows.count) @ table, bin_total
 
 
-def _columns(
-    pairs: Pairs,
-    chunk: slice,
-    rows: _Rows,
+@cache
+def _moments(options: Options) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """Of each statistic."""
+    return tuple(moments_of(statistic, options) for statistic in options.statistics())
+
+
+def _powers(weight: Float64Array | None, size: int, options: Options) -> list[Float64Array]:
+    """w^0, w^1, ...: as many as there are sums of."""
+    powers = [np.ones(size)]
+    while f"w{len(powers)}" in unit_sums(options):
+        powers.append(powers[0] if weight is None else powers[-1] * weight)
+    return powers
+
+
+def _products(
+    values: Iterator[tuple[str, Float64Array]],
+    weights: list[Float64Array],
+    unlabelled: NDArray[np.int64],
     options: Options,
-    scale: float,
     shifts: dict[str, float],
-    bin_total: Float64Array,
-) -> Iterator[Float64Array]:
-    """The columns of `unit_sums` for each pair of a chunk, in that order. The bins are added to `bin_total`."""
-    weight: Float64Array = np.ones(len(pairs)) if pairs.weight is None else np.asarray(pairs.weight / scale, np.float64)
-    powers = [weight]
-    for _ in range(sum(name in unit_sums(options) for name in ("w2", "w3", "w4", "w5", "w6"))):
-        powers.append(powers[-1] * weight)
-    yield from powers
-    unlabelled = np.flatnonzero(~pairs.labelled()) if options.judge else None
-    values = pairs.statistics(options)
-    for statistic in options.statistics():
+) -> Iterator[tuple[Float64Array | None, Float64Array]]:
+    """For each column of `unit_sums` two factors, the first of which is None where it is 1."""
+    for power in range(1, len(weights)):
+        yield None, weights[power]
+    for moments in _moments(options):
         name, value = next(values)
         value = value - shifts[name] if shifts.get(name) else value
-        if unlabelled is not None and name != "judged":
+        if len(unlabelled) and name != "judged":
             value = value.copy()
             value[unlabelled] = 0.0
-        known: dict[tuple[int, int], Float64Array] = {(1, 0): weight}
-        for a, b in moments_of(statistic, options):
-            if (a, b - 1) in known:
-                known[a, b] = known[a, b - 1] * value if options.weighted or b > 1 else value
+        square = value * value
+        for a, b in moments:
+            if b == 3 and a == 1:
+                yield square, value
+            elif b == 3:
+                yield weights[a], square * value
             else:
-                known[a, b] = known[a - 1, b] * weight
-            yield known[a, b]
-    distance, won = (values_of for _, values_of in values)
-    place = bins_of(distance)
-    keep = slice(None) if unlabelled is None else pairs.labelled()
-    _add_bins(bin_total, (rows.bin_codes[chunk] * len(EDGES) + place)[keep], weight[keep], distance[keep], won[keep])
+                yield weights[a] if options.weighted else None, square if b == 2 else value
 
 
 def _add_bins(
-    total: Float64Array, place: NDArray[np.int64], weight: Float64Array, distance: Float64Array, won: Float64Array
+    total: Float64Array,
+    place: NDArray[np.int64],
+    weight: Float64Array | None,
+    distance: Float64Array,
+    won: Float64Array,
 ) -> None:
-    total[:, 0] += np.bincount(place, minlength=len(total))
-    value = weight
-    for power in range(4):
-        total[:, 1 + power] += np.bincount(place, value, len(total))
-        value = value * distance
-    total[:, 5] += np.bincount(place, weight * won, len(total))
+    """Adds pairs, and the columns of `BIN_SUMS`."""
+    counts = np.bincount(place, minlength=len(total))
+    total[:, 0] += counts
+    total[:, 1] += counts if weight is None else np.bincount(place, weight, len(total))
+    moment = distance if weight is None else weight * distance
+    for power in (2, 3, 4):
+        total[:, power] += np.bincount(place, moment, len(total))
+        moment = moment * distance
+    total[:, 5] += np.bincount(place, won if weight is None else weight * won, len(total))

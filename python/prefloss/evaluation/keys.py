@@ -33,8 +33,12 @@ def number(labels: pa.Array) -> tuple[Codes, pa.Array]:
 def number_rows(columns: Sequence[tuple[Codes, int]], rows: int) -> tuple[Codes, list[Codes]]:
     """(codes, keys): a number for each combination that occurs, and for each number the code in each of the columns.
 
-    A column is (codes, how many there are).
+    A column is (codes, how many there are); each of its codes occurs.
     """
+    several = [column for column in columns if column[1] > 1]
+    if len(several) < 2 and rows:  # every code occurs, so there is nothing to find out
+        codes, size = several[0] if several else (np.zeros(rows, dtype=np.int64), 1)
+        return codes, [np.arange(size) if count > 1 else np.zeros(size, dtype=np.int64) for _, count in columns]
     combined, size = np.zeros(rows, dtype=np.int64), 1
     for codes, count in columns:
         if size * count >= 2**62:  # cannot be written as one number: number what there is so far

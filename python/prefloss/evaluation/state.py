@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from math import comb
 from typing import Any, cast
 
@@ -48,15 +49,14 @@ def moments_of(statistic: Statistic, options: Options) -> tuple[tuple[int, int],
     return (*squares, (3, 1), (3, 2), (3, 3)) if statistic.order == 3 else (*squares, (3, 1), (3, 2))
 
 
-def unit_sums(options: Options) -> list[str]:
+@cache
+def unit_sums(options: Options) -> tuple[str, ...]:
     """The names of the columns of `units`, but for the keys and the count."""
     weights = 1 if not options.weighted else 2 if options.clustered else 6
     names = [f"w{power}" for power in range(1, weights + 1)]
-    return names + [
-        sum_name(statistic.name, moment)
-        for statistic in options.statistics()
-        for moment in moments_of(statistic, options)
-    ]
+    for statistic in options.statistics():
+        names += [sum_name(statistic.name, moment) for moment in moments_of(statistic, options)]
+    return tuple(names)
 
 
 def sum_name(statistic: str, moment: tuple[int, int]) -> str:

@@ -15,7 +15,7 @@ from .columns import FloatArray
 
 Float64Array = NDArray[np.float64]
 
-CHUNK = 2**14  # pairs: a column is then 128 KiB, and some ten of them fit in a core's cache
+CHUNK = 2**13  # pairs: a column is then 64 KiB, so some ten fit in a core's cache, and BLAS adds up in one thread
 
 # Slopes of the Bradley-Terry model at which the calibration score is summed; between them its variance is interpolated.
 SLOPES = (0.25, 0.5, 1.0, 2.0, 4.0)
