@@ -97,15 +97,18 @@ class Evaluation:
 
     @property
     def difference(self) -> Estimate:
-        """Loss minus the baseline's loss on the same pairs: below 0 this model is better. ValueError where no baseline was
-        given."""
-        return self._estimate("difference", needs="baseline")
+        """Loss minus the baseline's loss on the same pairs: below 0 this model is better.
+
+        The difference of two models that are alike is symmetric, so its interval is not corrected for a skewness that is
+        noise: with the correction, 6.0 % instead of 5.0 % of 8,000 collections of 100 pairs found a difference that was not
+        there. ValueError where no baseline was given.
+        """
+        return self._difference("difference")
 
     @property
     def accuracy_difference(self) -> Estimate:
-        """Accuracy minus the baseline's on the same pairs: above 0 this model is better. ValueError where no baseline was
-        given."""
-        return self._estimate("correct_difference", (-1.0, 1.0), needs="baseline")
+        """Accuracy minus the baseline's on the same pairs: above 0 this model is better. As `difference`."""
+        return self._difference("correct_difference", (-1.0, 1.0))
 
     @cached_property
     def prediction_powered(self) -> powered.PredictionPowered:
@@ -143,6 +146,11 @@ class Evaluation:
     def clusters(self) -> int:
         """How many independent units the pairs come from: clusters, or the pairs themselves where no `cluster` was given."""
         return self._units.count
+
+    @property
+    def rows(self) -> int:
+        """How many rows of sums are kept: one for each cluster and group, and some bins."""
+        return int(self._state.units.num_rows + self._state.bins.num_rows)
 
     @property
     def is_reweighted(self) -> bool:
@@ -360,6 +368,9 @@ class Evaluation:
             moments.pair_variance,
             bounds,
         )
+
+    def _difference(self, name: str, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
+        return replace(self._estimate(name, bounds, needs="baseline"), skewness=0.0)
 
     def _need(self, option: str) -> None:
         if not getattr(self.options, option):

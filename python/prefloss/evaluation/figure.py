@@ -94,15 +94,15 @@ def draw_calibration(axes: Axes, evaluation: Evaluation, level: float) -> None:
 
 def draw_margins(axes: Axes, evaluation: Evaluation, level: float) -> None:
     """How far apart the rewards lie, for pairs that are ordered rightly (to the right of 0) and wrongly (to the left)."""
-    bins = [each for each in evaluation.calibration.bins if math.isfinite(each.low)]
+    bins = evaluation.calibration.bins
     for side, colour, name in ((1, BLUE, "ordered rightly"), (-1, ORANGE, "ordered wrongly")):
-        for place, each in enumerate(bins):
+        for each in bins:
             high = each.high if math.isfinite(each.high) else each.low + 5.0
             share = each.share * (each.observed if side == 1 else 1.0 - each.observed)
-            axes.bar(
-                side * each.low, share / (high - each.low), side * (high - each.low), align="edge", color=colour,
-                label=name if place == 0 else None,
-            )  # fmt: skip
+            if share > 0:  # an empty bar would widen the picture
+                width = side * (high - each.low)
+                axes.bar(side * each.low, share / abs(width), width, align="edge", color=colour)
+        axes.bar(0.0, 0.0, color=colour, label=name)
     axes.axvline(0.0, color="black", linewidth=0.8)
     axes.set_xlabel("β (chosen − rejected) − margin")
     axes.set_ylabel("share of the weight a unit")

@@ -96,7 +96,7 @@ def concerns(evaluation: Evaluation) -> list[str]:
             f"collect more {unit}" + (", not more pairs of the same ones." if evaluation.options.clustered else ".")
         )
     found += _of_calibration(evaluation)
-    if evaluation.options.grouped and not evaluation.is_reweighted and len(evaluation.groups) > 1:
+    if evaluation.options.grouped and len(evaluation.groups) > 1:
         found += _of_groups(evaluation)
     return found
 
@@ -133,8 +133,10 @@ def _of_groups(evaluation: Evaluation) -> list[str]:
     low, _ = worst.interval
     if low <= evaluation.loss.value:
         return []
+    losses = f"the loss of {worst.label!r} is {worst.value:.3f}, against {evaluation.loss.value:.3f} overall"
+    if evaluation.is_reweighted:
+        return [f"The average hides a group: {losses}."]
     return [
-        f"The average hides a group: the loss of {worst.label!r} is {worst.value:.3f}, against {evaluation.loss.value:.3f} "
-        "overall. The average holds for new pairs only where the groups have the shares that they have here; reweighted() is for "
-        "other shares."
+        f"The average hides a group: {losses}. It holds for new pairs only where the groups have the shares that they have here; "
+        "reweight them (reweighted(), --population) for other shares."
     ]
