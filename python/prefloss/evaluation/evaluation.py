@@ -190,7 +190,7 @@ class Evaluation:
         return {label: total / math.fsum(totals.values()) for label, total in totals.items()}
 
     def reweighted(
-        self, shares: Mapping[Label, float] | None = None, *, share_counts: Mapping[Label, int] | None = None
+        self, shares: Mapping[Any, float] | None = None, *, share_counts: Mapping[Any, int] | None = None
     ) -> Evaluation:
         """The evaluation of a population in which the groups have these shares (post-stratification; Holt & Smith 1979).
 

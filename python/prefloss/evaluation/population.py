@@ -36,12 +36,12 @@ class WorstMixture(NamedTuple):
 
 
 def checked_shares(
-    shares: Mapping[Label, float] | None, share_counts: Mapping[Label, int] | None, groups: Mapping[Label, Evaluation]
+    shares: Mapping[Any, float] | None, share_counts: Mapping[Any, int] | None, groups: Mapping[Label, Evaluation]
 ) -> dict[Label, float]:
     """The share of each group that has data."""
     if (shares is None) == (share_counts is None):
         raise ValueError("exactly one of shares and share_counts must be given")
-    given: Mapping[Label, float] = (shares if shares is not None else share_counts) or {}
+    given: Mapping[Any, float] = (shares if shares is not None else share_counts) or {}
     name = "shares" if shares is not None else "share_counts"
     if not isinstance(given, Mapping):
         raise TypeError(f"{name} must be a mapping {{label: number}}, got {given!r} ({type(given).__name__})")
