@@ -18,18 +18,30 @@ from .text import LOG_2, concerns, named_estimates
 
 STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.55 system-ui, sans-serif; color: #1f2937; background: #fff; margin: 0 auto; max-width: 62rem; padding: 1rem
-1.25rem 4rem; } h1 { font-size: 1.6rem; line-height: 1.25; margin: 1rem 0 .25rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0
-.6rem; } p.small, td.small, figcaption { color: #4b5563; font-size: .9rem; } p.files { overflow-wrap: anywhere; }
+body { font: 16px/1.55 system-ui, sans-serif; color: #1f2937; background: #fff; margin: 0 auto; max-width: 62rem;
+  padding: 1rem 1.25rem 4rem; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 1rem 0 .25rem; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
+p.small, figcaption { color: #4b5563; font-size: .9rem; }
+p.files { overflow-wrap: anywhere; }
 .answer { font-size: 1.1rem; border-left: 4px solid #1d4ed8; padding: .1rem 0 .1rem 1rem; }
 .worry { background: #fff7ed; border-left: 4px solid #c2410c; padding: .6rem 1rem; margin: .6rem 0; }
 .fine { background: #f0f9ff; border-left: 4px solid #1d4ed8; padding: .6rem 1rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .4rem .6rem; border-bottom: 1px solid #e5e7eb; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; white-space: normal; } th { font-weight: 600; border-bottom: 2px solid
-#9ca3af; } .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.5rem; }
-figure { margin: 0; } figure svg { width: 100%; height: auto; } dt { font-weight: 600; margin-top: .7rem; } dd { margin: 0; }
-@media (max-width: 30rem) { body { padding: .5rem .8rem 3rem; } th, td { padding: .35rem .4rem; font-size: .88rem; } }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+td, th { text-align: right; padding: .4rem .6rem; border-bottom: 1px solid #e5e7eb; }
+td { white-space: nowrap; }
+th { font-weight: 600; border-bottom: 2px solid #9ca3af; vertical-align: bottom; }
+td:first-child, th:first-child { text-align: left; white-space: normal; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.5rem; }
+figure { margin: 0; }
+figure svg { width: 100%; height: auto; }
+dt { font-weight: 600; margin-top: .7rem; }
+dd { margin: 0; }
+@media (max-width: 30rem) {
+  body { padding: .5rem .8rem 3rem; }
+  td, th { padding: .35rem .2rem; font-size: .8rem; }
+}
 """
 CAPTIONS = {
     "losses": "Each line is an interval for the expected loss: the true value lies in it for {level} of all collections like "

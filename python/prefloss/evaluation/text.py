@@ -134,9 +134,9 @@ def _of_groups(evaluation: Evaluation) -> list[str]:
     if low <= evaluation.loss.value:
         return []
     losses = f"the loss of {worst.label!r} is {worst.value:.3f}, against {evaluation.loss.value:.3f} overall"
-    if evaluation.is_reweighted:
-        return [f"The average hides a group: {losses}."]
-    return [
-        f"The average hides a group: {losses}. It holds for new pairs only where the groups have the shares that they have here; "
-        "reweight them (reweighted(), --population) for other shares."
-    ]
+    shares = (
+        ""
+        if evaluation.is_reweighted
+        else " It holds for new pairs only where groups have the shares that they have here."
+    )
+    return [f"The average hides a group: {losses}.{shares}"]
