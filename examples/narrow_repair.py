@@ -44,7 +44,7 @@ def _prompt_features(world: World, sample: Collection) -> NDArray[Any]:
 def density_ratio(collected: NDArray[Any], population: NDArray[Any], at: NDArray[Any]) -> NDArray[Any]:
     """(n,), population over collection, at the rows of `at`: the odds of a classifier that tells the one's rows from the other's.
 
-    Bickel, Bruckner & Scheffer 2007 ("Discriminative learning for differing training and test distributions"), equation 9.
+    Bickel, Bruckner & Scheffer 2007 ("Discriminative learning for differing training and test distributions").
     """
     from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped] # takes a second, and few runs need it
 

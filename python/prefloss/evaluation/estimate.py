@@ -50,7 +50,7 @@ class Estimate:
 
     @property
     def design_effect(self) -> float:
-        """Pairs over `effective_sample_size`: what weights and clusters cost (Kish 1965, section 8.2); 1 for independent
+        """Pairs over `effective_sample_size`: what weights and clusters cost (Kish 1965); 1 for independent
         pairs."""
         return self.pairs / self.effective_sample_size if self.effective_sample_size > 0 else math.nan
 
@@ -58,7 +58,7 @@ class Estimate:
         """(low, high), which holds the population's value for a share `level` of all collections like this one.
 
         Student's t with `degrees_of_freedom`, corrected for skewness by Hall's monotone cubic g(t) = t + a t^2 / 3 + a^2 t^3 /
-        27 + a / 6 (Hall 1992, "On the removal of skewness by transformation", equation 2.4), and cut at `bounds`. A share of
+        27 + a / 6 (Hall 1992, "On the removal of skewness by transformation"), and cut at `bounds`. A share of
         which all pairs say the same has standard error 0, which says nothing; its interval is that of Clopper & Pearson (1934)
         for as many draws as there are clusters.
 
@@ -84,8 +84,8 @@ class Estimate:
     def sequence(self, level: float = 0.95, *, tightest_at: float) -> tuple[float, float]:
         """(low, high) that may be looked at again and again while pairs come in: with probability `level`, no look ever misses.
 
-        An asymptotic confidence sequence (Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas 2021, arXiv 2103.06476, theorem 2.2,
-        and equation 24 for rho), wider than `interval`, and tightest where there are `tightest_at` pairs: choose that number
+        An asymptotic confidence sequence (Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas 2021, arXiv 2103.06476; rho
+        as in the authors' package sequential.causal), wider than `interval`, and tightest where there are `tightest_at` pairs: choose that number
         before looking.
 
         Raises ValueError where `level` is not in (0, 1) or `tightest_at` is not > 0.

@@ -6,7 +6,7 @@ A stratum is all pairs, or a group with a share of its own. With pi_s its share,
 
 and CR2 (Bell & McCaffrey 2002), the sandwich whose bias under equal correlation is removed, divides each term by sqrt(1 -
 h_cs): the regression of y on indicators of the strata has hat matrices that are blocks, of one nonzero eigenvalue each.
-Degrees of freedom are those of Imbens & Kolesar (2016, equation 11 with rho = 1, as for perfect correlation within units):
+Degrees of freedom are those of Imbens & Kolesar (2016) for perfect correlation within units:
 tr(M)^2 / tr(M^2) with
 
     M = Q Q',   Q = diag(alpha) - B H',   B_cs = pi_s h_cs / sqrt(1 - h_cs),   alpha_c = sum over s of B_cs.
@@ -47,8 +47,7 @@ def _traces(
     d2: float, d4: float, dbh: float, d3bh: float, bb: Float64Array, hh: Float64Array, hdb: Float64Array,
     hd2h: Float64Array, bd2b: Float64Array,
 ) -> float:  # fmt: skip
-    """tr(M)^2 / tr(M^2) from sums over units: d is alpha, bb is B'B, hdb is H' diag(alpha) B, and so on; dbh sums alpha B_c .
-    H_c.
+    """tr(M)^2 / tr(M^2) from sums over units. d is alpha, bb is B'B, hdb is H' diag(alpha) B, and so on; dbh sums alpha_c B_c . H_c.
 
     M = diag(d^2) + X B' + B X' with X = -diag(d) H + B N / 2 and N = H'H.
     """

@@ -26,7 +26,7 @@ class Weights:
     """Of the total weight, that of the heaviest pair."""
     pareto_k: float
     """Shape of the tail of the weights. Above 0.7 their mean is not known from so few pairs, and no interval can be trusted
-    (Vehtari, Simpson, Gelman, Yao & Gabry 2024, "Pareto smoothed importance sampling", section 3). nan where the largest
+    (Vehtari, Simpson, Gelman, Yao & Gabry 2024, "Pareto smoothed importance sampling"). nan where the largest
     weights are equal, or fewer than 5."""
 
     @property
