@@ -11,7 +11,7 @@ PACKAGE := pyproject.toml constraints.txt CMakeLists.txt $(CXX_SOURCES) $(wildca
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-random bench bench-check lint exact sanitize cuda-on-host cuda-sanitize planted-bugs cuda-report gpu-report wheel clean
+.PHONY: help demo test test-random bench bench-check coverage lint exact sanitize cuda-on-host cuda-sanitize planted-bugs cuda-report gpu-report wheel clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 13
@@ -41,6 +41,9 @@ bench: $(INSTALLED)  ## time everything, write benchmarks/results.json and draw 
 
 bench-check: $(INSTALLED)  ## hold the benchmarks' results against the reference, without timing
 	$(BIN)/python -m pytest benchmarks --benchmark-disable $(ARGS)
+
+coverage: $(INSTALLED)  ## how often intervals hold the truth, by design of collection; draws docs/coverage.svg (minutes)
+	$(BIN)/python benchmarks/coverage.py --svg docs/coverage.svg $(ARGS)
 
 lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff check

@@ -31,6 +31,11 @@ class Collection:
     rejected: Tensor
     ratio: Tensor
 
+    def halves(self) -> tuple[Collection, Collection]:
+        """The first to train on, the second to hold out."""
+        first, second = zip(*(column.chunk(2) for column in (self.chosen, self.rejected, self.ratio)), strict=True)
+        return Collection(*first), Collection(*second)
+
 
 class StudyRow(NamedTuple):
     """95 % intervals from `pairs` pairs: means over many collections."""
@@ -53,13 +58,16 @@ class World:
         people, experts = torch.randn(2, WIDTH, generator=self.generator) / math.sqrt(WIDTH)
         # The tanh is beyond any linear head, so that the least loss a head can reach is not the least there is.
         curve = 0.7 * torch.tanh(2.0 * self.features[:, 0] * self.features[:, 1])
-        by_experts = torch.arange(responses) < EXPERTS * responses
-        true_reward = curve + torch.where(by_experts, 1.5 * self.features @ experts, self.features @ people)
+        self.by_experts = torch.arange(responses) < EXPERTS * responses
+        # What is known of a prompt before anybody answers, of (PROMPTS, 4): experts' prompts are about something else.
+        topics = torch.randn(PROMPTS, 4, generator=torch.Generator().manual_seed(seed))
+        self.topics = topics + 1.5 * self.by_experts[::RESPONSES, None]
+        true_reward = curve + torch.where(self.by_experts, 1.5 * self.features @ experts, self.features @ people)
 
         first, second = torch.combinations(torch.arange(RESPONSES)).T
         offset = RESPONSES * torch.arange(PROMPTS)[:, None]
         self.first, self.second = (offset + first).flatten(), (offset + second).flatten()
-        self.expert_pairs = int(by_experts[self.first].sum())  # they come first
+        self.expert_pairs = int(self.by_experts[self.first].sum())  # they come first
         self.preference = torch.sigmoid(true_reward[self.first].double() - true_reward[self.second].double())
         self.least_loss = self._expected_loss(true_reward)
 

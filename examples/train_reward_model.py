@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from narrow_repair import print_repairs, repairs
 from preference_data import FeaturePairs, InputError, load, rewards, rows, typical_distance
 from reward_model_figure import CurvePoint, draw
 from reward_model_table import print_interval_studies, print_losses, print_narrow_losses
@@ -119,6 +120,18 @@ def evaluate(pairs: FeaturePairs, numbers: Tensor, head: Tensor) -> prefloss.Pai
     return prefloss.bradley_terry_loss(chosen, rejected, weight=weight, return_stats=True)[1]
 
 
+def print_clusters(pairs: FeaturePairs, numbers: Tensor, head: Tensor) -> None:
+    """A further line where prompts repeat: pairs of one prompt are not independent, and the interval above takes them to be."""
+    prompts = pairs.prompt[numbers.numpy()]
+    if len(np.unique(prompts)) < len(prompts):
+        chosen, rejected = rewards(pairs.chosen, head)[numbers], rewards(pairs.rejected, head)[numbers]
+        found = prefloss.evaluate(chosen, rejected, cluster=prompts)
+        low, high = found.loss.interval(0.95)
+        print(
+            f"{f'  by prompt: {found.clusters} clusters':36}{found.pairs:7}{found.loss.value:9.4f}  [{low:.4f}, {high:.4f}]"
+        )
+
+
 def split(pairs: FeaturePairs, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Numbers of the training and the held-out pairs, at least two each of four or more.
 
@@ -149,6 +162,7 @@ def run_data(path: Path, embedding_model: str | None, share: float, how: Trainin
     training, held_out = split(pairs, share, how.seed)
     trained = train(pairs, training, held_out, how, name="training")
     print_losses(trained.training, trained.held_out)
+    print_clusters(pairs, held_out, trained.head)
     print(
         "\nThe held-out line estimates the loss of new pairs like these; the head has seen those of the training line."
     )
@@ -178,7 +192,9 @@ def run_world(count: int, repeats: int, how: Training, output: Path) -> None:
     narrow = train_on(narrow_pairs, "narrow collection  ")
     weighted = train_on(weighted_pairs, "narrow, with weight")
     # The weight repairs what the collected pairs say about a head, and, in training, the head.
-    narrow_reweighted = evaluate(weighted_pairs, torch.arange(len(weighted_pairs)).chunk(2)[1], narrow.head)
+    held_out = torch.arange(len(weighted_pairs)).chunk(2)[1]
+    narrow_reweighted = evaluate(weighted_pairs, held_out, narrow.head)
+    repaired = repairs(world, *collection.halves(), narrow.head)
 
     with tqdm(total=3 * len(STUDY_SIZES), desc="repeated sampling  ", unit="size", file=sys.stderr) as progress:
         studies = {
@@ -201,6 +217,7 @@ def run_world(count: int, repeats: int, how: Training, output: Path) -> None:
             "trained with weight=ratio: held-out": (weighted.held_out, weighted_expected),
         },
     )
+    print_repairs(repaired, narrow_expected)
     print_interval_studies(studies, repeats)
     results = {
         **_results(uniform),
@@ -212,6 +229,9 @@ def run_world(count: int, repeats: int, how: Training, output: Path) -> None:
         "narrow": {
             "held_out": _summary(narrow.held_out),
             "held_out_weighted": _summary(narrow_reweighted),
+            "groups": {label: group.loss.as_dict() for label, group in repaired.by_group.groups.items()},
+            "reweighted": repaired.reweighted.as_dict(),
+            "classified": repaired.classified.loss.as_dict(),
             "expected_loss": narrow_expected,
             "trained_weighted": {"held_out": _summary(weighted.held_out), "expected_loss": weighted_expected},
         },

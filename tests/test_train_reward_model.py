@@ -98,6 +98,30 @@ def test_a_narrow_collection_misses_however_large_and_the_weight_repairs_it(worl
     assert found["narrow"]["trained_weighted"]["expected_loss"] < expected - 0.1
 
 
+def test_groups_find_the_narrow_collection_out_and_known_shares_or_a_classifier_repair_it(world):
+    found = metrics(world[0])["narrow"]
+    assert found["groups"]["experts"]["interval"][1] < found["groups"]["others"]["interval"][0]
+    low, high = found["reweighted"]["interval"]
+    assert low < found["expected_loss"] < high
+    # The classifier sees prompts, not who is asked, so its weights are not the true ones; they must do more than half of the way.
+    missing = [
+        found["expected_loss"] - found[name][key] for name, key in (("held_out", "loss"), ("classified", "value"))
+    ]
+    assert abs(missing[1]) < 0.5 * missing[0]
+    assert "reweighted to known shares" in world[1].stdout
+
+
+def test_where_prompts_repeat_the_table_has_a_line_by_prompt(tmp_path):
+    answers = (
+        {"prompt": f"Question {n // 4}?", "chosen": f"Of course: {n}.", "rejected": f"Not {n}, {n}."} for n in range(80)
+    )
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(record) + "\n" for record in answers))
+    result = train(tmp_path, "--epochs", "2", "--data", data)
+    assert result.returncode == 0, result.stderr
+    assert "  by prompt: 5 clusters" in result.stdout
+
+
 def test_the_table_says_what_the_metrics_say(world):
     folder, result = world
     found = metrics(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -28,17 +29,37 @@ from .module import BradleyTerryLoss
 from .paired import bradley_terry_loss, bradley_terry_loss_stacked
 from .stats import PairStats
 
+if TYPE_CHECKING:
+    from .evaluation import Estimate, Evaluation, evaluate
+
 __all__ = [
     "BradleyTerryLoss",
+    "Estimate",
+    "Evaluation",
     "PairStats",
     "bradley_terry_loss",
     "bradley_terry_loss_grouped",
     "bradley_terry_loss_indexed",
     "bradley_terry_loss_stacked",
     "build_info",
+    "evaluate",
     "merge_comparisons",
     "reference",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs pyarrow and SciPy is imported when it is first used."""
+    if name in ("Estimate", "Evaluation", "evaluate"):
+        try:
+            from . import evaluation
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] not in ("pyarrow", "scipy"):
+                raise
+            needs = f'prefloss.{name} needs {error.name}, which is not installed: pip install "prefloss[evaluate]"'
+            raise ImportError(needs) from error
+        return getattr(evaluation, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

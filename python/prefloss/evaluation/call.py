@@ -1,0 +1,140 @@
+"""The public function: documentation, checks, and the way to the sums."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .. import arguments
+from .build import state_of
+from .columns import Column, FloatArray, between, labels, numbers
+from .evaluation import Evaluation
+from .statistics import Options, Pairs
+
+PROBABILITY = "a probability in [0, 1]"
+
+
+def evaluate(
+    chosen: Column,
+    rejected: Column,
+    *,
+    weight: Column | None = None,
+    target: Column | float | None = None,
+    margin: Column | float | None = None,
+    beta: float | None = 1.0,
+    label_smoothing: float | None = 0.0,
+    flip_rate: float | None = 0.0,
+    cluster: Column | None = None,
+    group: Column | None = None,
+    baseline: tuple[Column, Column] | None = None,
+    judge: Column | None = None,
+) -> Evaluation:
+    """What a set of preference pairs says about the expected loss of a model, and how sure that is.
+
+    The empirical loss is an average over the pairs that were collected; the expected loss is that over the population they
+    were drawn from. The result has the loss, accuracy, ties, margin, Brier score and calibration, each with a standard error
+    and an interval that are right for the way in which the pairs were drawn: tell it with `cluster`, `weight` and `group`.
+
+    >>> import prefloss
+    >>> chosen, rejected = [1.2, 0.3, 2.0, 0.1, 0.9, 1.1], [0.2, 0.5, 0.1, 0.0, 1.0, 0.3]
+    >>> evaluation = prefloss.evaluate(chosen, rejected, cluster=["a", "a", "b", "b", "c", "c"])
+    >>> evaluation.clusters, round(evaluation.accuracy.value, 3)
+    (3, 0.667)
+    >>> print(f"{evaluation.loss.value:.3f} +- {evaluation.loss.standard_error:.3f}")
+    0.502 +- 0.055
+
+    A column is a 1-D tensor (any device and real dtype), array, Arrow, pandas or polars column, or list, with an entry a pair.
+    All is computed in float64 on the CPU.
+
+    Args:
+        chosen: rewards of the preferred responses.
+        rejected: rewards of the others.
+        weight: how much each pair counts, finite and >= 0; importance weights, say. A pair of weight 0 counts exactly nothing.
+        target: the probability that `chosen` is preferred, in [0, 1]: a number or a column. NaN or null where nobody has said,
+            with `judge`.
+        margin, beta, label_smoothing, flip_rate: as in `prefloss.bradley_terry_loss`; `margin` a number or a column.
+        cluster: integers or strings. Pairs with the same label were drawn together (the prompt, the annotator, the
+            conversation); different labels independently. Without it each pair is taken to be independent of all others.
+        group: integers or strings: the parts of the population that `groups`, `reweighted` and `worst_group` speak of.
+        baseline: (chosen, rejected) rewards that another model gives the same pairs, for `difference`.
+        judge: the probability that a judge gives `chosen` to be the better one, for `prediction_powered`.
+
+    Returns:
+        `Evaluation`. That of no pairs has nan everywhere, and can be added to others.
+
+    Raises:
+        TypeError: a column of something else than real numbers, or labels that are neither integers nor strings.
+        ValueError: lengths that differ, a missing label, values out of range.
+        ImportError: pyarrow or SciPy is missing: `pip install "prefloss[evaluate]"`.
+    """
+    rewards = numbers("chosen", chosen)
+    count = len(rewards)
+    others = numbers("rejected", rejected, count)
+    settings = arguments.check_numbers(
+        margin if isinstance(margin, int | float) else None,
+        target if isinstance(target, int | float) else None,
+        beta,
+        label_smoothing,
+        flip_rate,
+        None,
+    )
+    weights = None if weight is None else numbers("weight", weight, count)
+    if weights is not None:
+        between("weight", weights, 0.0, math.inf, "a finite number >= 0")
+    if baseline is not None and (not isinstance(baseline, tuple | list) or len(baseline) != 2):
+        raise TypeError(f"baseline must be a pair (chosen, rejected) of columns, got {baseline!r:.80}")
+    pairs = Pairs(
+        rewards,
+        others,
+        _per_pair("margin", margin, settings.margin, count, -math.inf, math.inf, "a finite number"),
+        weights,
+        _target(target, settings.target, count, judge is not None),
+        None
+        if baseline is None
+        else (numbers("baseline chosen", baseline[0], count), numbers("baseline rejected", baseline[1], count)),
+        None if judge is None else _judge(judge, count),
+    )
+    options = Options(
+        float(settings.beta),
+        0.0 if label_smoothing is None else float(label_smoothing),
+        0.0 if flip_rate is None else float(flip_rate),
+        weights is not None,
+        cluster is not None,
+        group is not None,
+        baseline is not None,
+        judge is not None,
+    )
+    clusters = None if cluster is None else labels("cluster", cluster, count)
+    groups = None if group is None else labels("group", group, count)
+    return Evaluation(state_of(pairs, clusters, groups, options))
+
+
+def _per_pair(
+    name: str, column: Any, number: float, count: int, low: float, high: float, accepted: str
+) -> FloatArray | float:
+    """The column; or the number where there is none."""
+    if column is None or isinstance(column, int | float):
+        return float(number)
+    values = numbers(name, column, count)
+    between(name, values, low, high, accepted)
+    return values
+
+
+def _target(target: Any, number: float, count: int, judged: bool) -> FloatArray | float:
+    if target is None or isinstance(target, int | float):
+        return float(number)
+    values = numbers("target", target, count, missing=True)
+    if not judged and (unknown := np.isnan(values)).any():
+        raise ValueError(
+            f"target is NaN or null for {int(unknown.sum())} pairs, which nobody has labelled: leave them out, or give judge="
+        )
+    between("target", values, 0.0, 1.0, PROBABILITY, missing=True)
+    return values
+
+
+def _judge(judge: Any, count: int) -> FloatArray:
+    values = numbers("judge", judge, count)
+    between("judge", values, 0.0, 1.0, PROBABILITY)
+    return values

@@ -1,0 +1,138 @@
+"""One estimated number and what it is worth: `Estimate`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from scipy import special
+
+from .. import arguments
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over the population, estimated from pairs, and how far it may be off.
+
+    Evaluations make it; its attributes are Python numbers, nan where they cannot be known (fewer than two independent units).
+
+    >>> import prefloss
+    >>> chosen, rejected = [2.0, 0.5, 1.0, 0.3], [1.0, 1.5, 0.0, 0.1]
+    >>> loss = prefloss.evaluate(chosen, rejected).loss
+    >>> round(loss.value, 4), round(loss.standard_error, 4), loss.pairs
+    (0.6345, 0.236, 4)
+    >>> low, high = loss.interval(0.95)
+    >>> low < loss.value < high
+    True
+    """
+
+    value: float
+    """The estimate, in the statistic's own unit: nats a pair for the loss, a share in [0, 1] for accuracy and ties."""
+    standard_error: float
+    """Of `value`, from independent units, with the CR2 correction for few of them (Bell & McCaffrey 2002)."""
+    degrees_of_freedom: float
+    """Of Student's t for `standard_error` (Imbens & Kolesar 2016): fewer than the units where these are unequal."""
+    skewness: float
+    """Of the estimate's own distribution, estimated: the sum of the units' cubed pulls over that of their squares to the 3/2."""
+    pairs: int
+    """How many pairs count: those with a weight other than 0."""
+    clusters: int
+    """How many independent units they come from; the number of pairs where no `cluster` was given."""
+    pair_variance: float
+    """Variance of one pair's number in the population."""
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+    """What `value` can be at all."""
+
+    @property
+    def effective_sample_size(self) -> float:
+        """As many independent, equally weighted pairs would know as much: `pair_variance` over the squared standard error."""
+        return self.pair_variance / self.standard_error**2 if self.standard_error > 0 else math.nan
+
+    @property
+    def design_effect(self) -> float:
+        """Pairs over `effective_sample_size`: what weights and clusters cost (Kish 1965); 1 for independent
+        pairs."""
+        return self.pairs / self.effective_sample_size if self.effective_sample_size > 0 else math.nan
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """(low, high), which holds the population's value for a share `level` of all collections like this one.
+
+        Student's t with `degrees_of_freedom`, corrected for skewness by Hall's monotone cubic g(t) = t + a t^2 / 3 + a^2 t^3 /
+        27 + a / 6 (Hall 1992, "On the removal of skewness by transformation"), and cut at `bounds`. A share of
+        which all pairs say the same has standard error 0, which says nothing; its interval is that of Clopper & Pearson (1934)
+        for as many draws as there are clusters.
+
+        Raises ValueError where `level` is not in (0, 1).
+        """
+        tail = _tail(level)
+        if self.standard_error == 0 and math.isfinite(self.bounds[1]) and self.clusters > 1:
+            rest = 1.0 - tail ** (1.0 / self.clusters)
+            return _cut(self.value - rest, self.bounds), _cut(self.value + rest, self.bounds)
+        t = -float(special.stdtrit(self.degrees_of_freedom, tail))
+        return (
+            _cut(self.value - self.standard_error * self._inverse(t), self.bounds),
+            _cut(self.value - self.standard_error * self._inverse(-t), self.bounds),
+        )
+
+    def _inverse(self, x: float) -> float:
+        """t with g(t) = x."""
+        a = self.skewness
+        if not abs(a) > 1e-6:  # the cubic is a straight line then, to twelve digits
+            return x
+        return 3.0 / a * (float(special.cbrt(1.0 + a * (x - a / 6.0))) - 1.0)
+
+    def sequence(self, level: float = 0.95, *, tightest_at: float) -> tuple[float, float]:
+        """(low, high) that may be looked at again and again while pairs come in: with probability `level`, no look ever misses.
+
+        An asymptotic confidence sequence (Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas 2021, arXiv 2103.06476; rho
+        as in the authors' package sequential.causal), wider than `interval`, and tightest where there are `tightest_at` pairs: choose that number
+        before looking.
+
+        Raises ValueError where `level` is not in (0, 1) or `tightest_at` is not > 0.
+        """
+        alpha = 2.0 * _tail(level)
+        tightest = arguments.check_number("tightest_at", tightest_at, "a number of pairs > 0", 5e-324)
+        x = self.pairs * (-2.0 * math.log(alpha) + math.log1p(-2.0 * math.log(alpha))) / tightest
+        if x == 0:
+            return math.nan, math.nan
+        width = self.standard_error * math.sqrt(2.0 * (x + 1.0) / x * math.log(math.sqrt(x + 1.0) / alpha))
+        return _cut(self.value - width, self.bounds), _cut(self.value + width, self.bounds)
+
+    def pairs_needed(self, half_width: float, level: float = 0.95) -> float:
+        """How many pairs, collected as these were, would make the interval `half_width` to each side; nan where that is unknown.
+
+        n (z se / half_width)^2, with z the normal quantile: for collections too small for that, somewhat more.
+
+        Raises ValueError where `half_width` is not > 0 or `level` is not in (0, 1).
+        """
+        wanted = arguments.check_number("half_width", half_width, "a number > 0", 5e-324)
+        needed = self.pairs * (special.ndtri(_tail(level)) * self.standard_error / wanted) ** 2
+        return float(needed) if not math.isfinite(needed) else float(math.ceil(needed))
+
+    def __repr__(self) -> str:
+        return f"{self.value:.4g} ± {self.standard_error:.2g}"
+
+    def as_dict(self, level: float = 0.95) -> dict[str, float | int | list[float]]:
+        """Plain numbers for JSON and loggers; `interval` is [low, high]."""
+        return {
+            "value": self.value,
+            "standard_error": self.standard_error,
+            "interval": list(self.interval(level)),
+            "degrees_of_freedom": self.degrees_of_freedom,
+            "skewness": self.skewness,
+            "pairs": self.pairs,
+            "clusters": self.clusters,
+            "effective_sample_size": self.effective_sample_size,
+            "design_effect": self.design_effect,
+        }
+
+
+def _tail(level: float) -> float:
+    number = arguments.check_number(
+        "level", level, "a number between 0 and 1, both excluded", 5e-324, math.nextafter(1, 0)
+    )
+    return 0.5 * (1.0 - number)
+
+
+def _cut(value: float, bounds: tuple[float, float]) -> float:
+    return min(max(value, bounds[0]), bounds[1]) if not math.isnan(value) else value

@@ -1,0 +1,119 @@
+"""Populations other than the one that was collected: shares of groups, the worst group, the worst mixture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize
+
+from .. import arguments
+from .estimate import Estimate, _tail
+
+if TYPE_CHECKING:
+    from .evaluation import Evaluation, Label
+
+
+class WorstGroup(NamedTuple):
+    """The group of the greatest loss."""
+
+    label: Label
+    value: float  # its loss
+    interval: tuple[float, float]  # of the greatest of all groups' expected losses
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**self._asdict(), "interval": list(self.interval)}
+
+
+class WorstMixture(NamedTuple):
+    """The mixture of groups of the greatest loss within a radius."""
+
+    shares: dict[Label, float]
+    loss: Estimate
+
+
+def checked_shares(
+    shares: Mapping[Any, float] | None, share_counts: Mapping[Any, int] | None, groups: Mapping[Label, Evaluation]
+) -> dict[Label, float]:
+    """The share of each group that has data."""
+    if (shares is None) == (share_counts is None):
+        raise ValueError("exactly one of shares and share_counts must be given")
+    given: Mapping[Any, float] = (shares if shares is not None else share_counts) or {}
+    name = "shares" if shares is not None else "share_counts"
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{name} must be a mapping {{label: number}}, got {given!r} ({type(given).__name__})")
+    checked = {
+        label: arguments.check_number(f"{name}[{label!r}]", share, "a number >= 0", 0) for label, share in given.items()
+    }
+    total = math.fsum(checked.values())
+    if shares is not None and abs(total - 1.0) > 1e-6:
+        raise ValueError(f"shares must add up to 1, got {total:g}")
+    if total == 0:
+        raise ValueError(f"{name} must not all be 0")
+    checked = {label: share / total for label, share in checked.items()}
+    missing = {label: share for label, share in checked.items() if share > 0 and label not in groups}
+    if missing:
+        listed = ", ".join(f"{label!r} ({share:.1%})" for label, share in missing.items())
+        raise ValueError(
+            f"there are no pairs of {listed}: {math.fsum(missing.values()):.1%} of the population, whose loss nobody knows; "
+            f"collect some, "
+            f"or say what holds for the rest alone; there are pairs of {', '.join(map(repr, groups))}"
+        )
+    unnamed = [label for label in groups if label not in checked]
+    if unnamed:
+        raise ValueError(
+            f"{name} must name every group; give 0 to leave one out; not named: {', '.join(map(repr, unnamed))}"
+        )
+    return {label: checked[label] for label in groups}
+
+
+def worst_group(groups: Mapping[Label, Evaluation], level: float) -> WorstGroup:
+    if not groups:
+        raise ValueError("there are no pairs, so there is no worst group")
+    each = 1.0 - 2.0 * _tail(level) / len(groups)
+    losses = {label: group.loss for label, group in groups.items()}
+    worst = max(losses, key=lambda label: losses[label].value if not math.isnan(losses[label].value) else math.inf)
+    intervals = [loss.interval(each) for loss in losses.values()]
+    # A group of one unit has no interval, so nothing bounds the greatest loss from above.
+    low = max((low for low, _ in intervals if not math.isnan(low)), default=math.nan)
+    high = math.inf if any(math.isnan(high) for _, high in intervals) else max(high for _, high in intervals)
+    return WorstGroup(worst, losses[worst].value, (low, high))
+
+
+def worst_mixture(evaluation: Evaluation, radius: float) -> WorstMixture:
+    radius = arguments.check_number("radius", radius, "a number >= 0", 0)
+    own = evaluation.shares
+    share = np.array(list(own.values()))
+    losses = np.array([evaluation.groups[label].loss.value for label in own])
+    worst = dict(zip(own, _worst_shares(share, losses, radius).tolist(), strict=True))
+    return WorstMixture(worst, evaluation.reweighted(worst).loss)
+
+
+def _worst_shares(share: NDArray[np.float64], losses: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
+    """q >= 0 with sum q = 1 and sum (q - p)^2 / p <= radius of the greatest sum q loss.
+
+    q is p max(0, loss - level), scaled; the greater the level, the farther it is from p, up to the worst groups alone.
+    """
+    spread = float(np.ptp(losses))
+    if not (spread > 0 and radius > 0 and math.isfinite(spread)):
+        return share
+
+    def at(level: float) -> NDArray[np.float64]:
+        q = share * np.maximum(losses - level, 0.0)
+        return np.asarray(q / q.sum())
+
+    def excess(level: float) -> float:
+        return float(np.sum((at(level) - share) ** 2 / share)) - radius
+
+    only_worst = share * (losses == losses.max())
+    only_worst = only_worst / only_worst.sum()
+    if np.sum((only_worst - share) ** 2 / share) <= radius:
+        return np.asarray(only_worst)
+    mean = float(share @ losses)
+    # Far below all losses, the divergence is var / (mean - level)^2.
+    low = mean - 2.0 * math.sqrt(float(share @ (losses - mean) ** 2) / radius) - spread
+    high = float(losses.max()) - 1e-12 * spread
+    return at(optimize.brentq(excess, low, high)) if excess(high) > 0 else at(high)

@@ -1,0 +1,136 @@
+"""`prefloss.evaluate`: what may be a column, and what is said of what may not."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import DEVICES
+
+import prefloss
+
+pa = pytest.importorskip("pyarrow", reason="prefloss.evaluate needs `pip install 'prefloss[evaluate]'`")
+
+CHOSEN, REJECTED, LABELS = [2.0, 0.5, 1.0, 0.25], [1.0, 1.5, -1.0, 0.0], ["a", "b", "a", "c"]
+
+
+def kinds_of_numbers():
+    yield "list", list
+    yield "tuple", tuple
+    yield "array", np.array
+    yield "float32 array", lambda values: np.array(values, dtype=np.float32)
+    yield "float16 array", lambda values: np.array(values, dtype=np.float16)
+    yield "reversed array", lambda values: np.array(values[::-1])[::-1]
+    yield "read-only array", lambda values: np.broadcast_to(np.array(values), (4,)) + 0.0
+    yield "arrow", pa.array
+    yield "chunked arrow", lambda values: pa.chunked_array([values[:1], values[1:]])
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        yield str(dtype), lambda values, dtype=dtype: torch.tensor(values, dtype=dtype, requires_grad=True)
+    yield "negative bit", lambda values: torch.complex(torch.zeros(4), -torch.tensor(values)).conj().imag
+    for device in DEVICES:
+        yield device, lambda values, device=device: torch.tensor(values, device=device)
+
+
+@pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in kinds_of_numbers()])
+def test_a_column_of_numbers_may_be_of_any_kind(make):
+    expected = prefloss.evaluate(CHOSEN, REJECTED, weight=[1.0, 2.0, 0.5, 0.0]).as_dict()
+    found = prefloss.evaluate(make(CHOSEN), make(REJECTED), weight=make([1.0, 2.0, 0.5, 0.0]))
+    np.testing.assert_equal(found.as_dict(), expected)
+
+
+def kinds_of_labels():
+    yield "list", list
+    yield "array of objects", lambda labels: np.array(labels, dtype=object)
+    yield "array of strings", np.array
+    yield "arrow", pa.array
+    yield "large arrow", lambda labels: pa.array(labels, pa.large_string())
+    yield "dictionary", lambda labels: pa.array(labels).dictionary_encode()
+    yield "chunks", lambda labels: pa.chunked_array([labels[:1], labels[1:]])
+
+
+@pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in kinds_of_labels()])
+def test_labels_may_be_strings_of_any_kind(make):
+    found = prefloss.evaluate(CHOSEN, REJECTED, cluster=make(LABELS), group=make(LABELS))
+    assert found.clusters == 3
+    assert list(found.groups) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int64, np.uint32, np.uint64, bool])
+def test_labels_may_be_integers_of_any_width(dtype):
+    labels = np.array([0, 1, 0, 1], dtype=dtype)
+    assert list(prefloss.evaluate(CHOSEN, REJECTED, group=labels).groups) == [0, 1]
+    assert prefloss.evaluate(CHOSEN, REJECTED, cluster=torch.tensor([-(2**62), 5, 5, 2**62])).clusters == 3
+
+
+def test_pandas_and_polars_columns_are_columns():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"chosen": CHOSEN, "rejected": REJECTED, "who": LABELS})
+    frame["kind"] = frame["who"].astype("category")
+    found = prefloss.evaluate(frame["chosen"], frame["rejected"], cluster=frame["who"], group=frame["kind"])
+    np.testing.assert_equal(
+        found.as_dict(), prefloss.evaluate(CHOSEN, REJECTED, cluster=LABELS, group=LABELS).as_dict()
+    )
+
+
+def test_null_is_an_unknown_target_as_nan_is():
+    judge = [0.9, 0.5, 0.6, 0.7]
+    for target in ([1.0, math.nan, 0.0, 1.0], pa.array([1.0, None, 0.0, 1.0]), pa.array([1, None, 0, 1])):
+        found = prefloss.evaluate(CHOSEN, REJECTED, target=target, judge=judge)
+        assert found.pairs == 3
+        assert math.isfinite(found.prediction_powered.value)
+
+
+BAD = [
+    ({"chosen": "abc"}, TypeError, "chosen must be a tensor, an array"),
+    ({"chosen": ["a", "b", "c", "d"]}, TypeError, "chosen must hold real numbers, got dtype"),
+    ({"chosen": pa.array(["a", "b", "c", "d"])}, TypeError, "chosen must hold real numbers, got string"),
+    ({"chosen": torch.zeros(2, 2)}, ValueError, r"chosen must have one entry a pair, shape \(P,\), got shape \(2, 2\)"),
+    ({"rejected": [1.0]}, ValueError, "rejected must have one entry a pair, 4 as chosen has, got 1"),
+    (
+        {"rejected": pa.array([1.0, 2.0, None, 3.0])},
+        ValueError,
+        r"rejected must have a number for each pair, got null for pair 2",
+    ),
+    ({"weight": [1, 1, -1, 1]}, ValueError, r"weight must be a finite number >= 0, got -1.0 for pair 2"),
+    ({"weight": [1, 1, 1, math.inf]}, ValueError, "weight must be a finite number >= 0, got inf for pair 3"),
+    ({"weight": [1, math.nan, 1, 1]}, ValueError, "weight must be a finite number >= 0, got nan for pair 1"),
+    ({"target": [1, 1.5, 1, 1]}, ValueError, r"target must be a probability in \[0, 1\], got 1.5 for pair 1"),
+    ({"target": 2}, ValueError, "target must be a number in"),
+    ({"target": [1, math.nan, 1, 1]}, ValueError, "target is NaN or null for 1 pairs"),
+    ({"judge": [1, math.nan, 1, 1]}, ValueError, "judge must be a probability"),
+    ({"margin": [0, math.nan, 1, 1]}, ValueError, "margin must be a finite number"),
+    ({"beta": math.inf}, ValueError, "beta must be a finite number"),
+    ({"flip_rate": 0.1, "label_smoothing": 0.1}, ValueError, "flip_rate and label_smoothing cannot both be given"),
+    ({"cluster": [1, 2, 3]}, ValueError, "cluster must have one label a pair, 4 as chosen has, got 3"),
+    ({"cluster": [1.5, 2, 3, 4]}, TypeError, "cluster must hold integers or strings, got double"),
+    ({"group": ["a", 1, "b", 2]}, TypeError, "group must hold integers or strings, all of one kind"),
+    ({"group": ["a", None, "b", "c"]}, ValueError, "group must have a label for each pair, got none for pair 1"),
+    ({"group": np.zeros((2, 2))}, TypeError, "group must hold integers or strings"),
+    (
+        {"cluster": np.array([1, 2, 3, 2**64 - 1], dtype=np.uint64)},
+        ValueError,
+        "cluster must hold integers of at most 64 bits",
+    ),
+    ({"baseline": CHOSEN}, TypeError, r"baseline must be a pair \(chosen, rejected\) of columns"),
+    ({"baseline": (CHOSEN, [1.0])}, ValueError, "baseline rejected must have one entry a pair"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"), BAD, ids=[" ".join(case[0]) + f" {n}" for n, case in enumerate(BAD)]
+)
+def test_a_bad_argument_is_named_with_what_was_given_and_what_is_accepted(arguments, error, message):
+    with pytest.raises(error, match=message):
+        prefloss.evaluate(**{"chosen": CHOSEN, "rejected": REJECTED, **arguments})
+
+
+def test_without_its_packages_an_error_says_what_to_install():
+    code = "import sys; sys.modules['pyarrow'] = None; import prefloss; prefloss.bradley_terry_loss; prefloss.evaluate"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.stderr.splitlines()[-1] == (
+        'ImportError: prefloss.evaluate needs pyarrow, which is not installed: pip install "prefloss[evaluate]"'
+    )
