@@ -10,6 +10,7 @@ import torch
 
 import prefloss
 from prefloss import PairStats, reference
+from prefloss.operators import indexed
 from prefloss.student_t import student_t_quantile
 from prefloss.sums import Sum
 
@@ -303,6 +304,28 @@ def test_merged_comparisons_say_what_those_that_were_collected_do():
     assert stats.sums[Sum.SQUARED_WEIGHT_LOSS_SQUARES] == pytest.approx(
         whole.sums[Sum.SQUARED_WEIGHT_LOSS_SQUARES].item()
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", ["many items", "one item in all", "none"])
+def test_devices_without_a_kernel_for_indices_compute_the_same_sums(monkeypatch, shape, dtype):
+    random = np.random.default_rng(15)
+    scores, chosen, rejected = comparisons_of(random, 0 if shape == "none" else 700, 40)
+    if shape == "one item in all":
+        chosen, rejected = np.zeros_like(chosen), 1 + rejected % 39
+    weight = torch.from_numpy(random.exponential(size=len(chosen)) * (random.random(len(chosen)) > 0.1)).to(dtype)
+    scores, chosen, rejected = torch.from_numpy(scores).to(dtype), torch.from_numpy(chosen), torch.from_numpy(rejected)
+
+    def sums(*given):  # under a transform, which the operators do
+        options = {"margin": 0.3, "beta": 0.7, "center_rewards_coefficient": 0.1, "return_stats": True}
+        return prefloss.bradley_terry_loss_indexed(*given[:3], weight=given[3], **options)[1].sums
+
+    given = [torch.stack((tensor, tensor.flip(0))) for tensor in (scores, chosen, rejected, weight)]
+    expected = torch.func.vmap(sums)(*given)
+    monkeypatch.setattr(indexed._core, "indexed_accepts", lambda *_: 0)
+    found = torch.func.vmap(sums)(*given)
+    # There losses are of a z in float64; in the kernel of one that is rounded to float32, three times.
+    torch.testing.assert_close(found, expected, rtol=1e-11 if dtype is torch.float64 else 1e-5, atol=1e-12)
 
 
 # ---- What intervals cover ----
