@@ -60,10 +60,22 @@ def test_without_skewness_the_interval_is_students():
     assert stats.standard_error == pytest.approx(np.std(losses, ddof=1) / math.sqrt(11), rel=1e-12)
 
 
-def test_one_unit_with_the_whole_weight_tells_nothing():
-    losses = np.linspace(0.5, 1.5, 10)
-    assert math.isnan(paired(losses, np.r_[1.0, np.full(9, 1e-12)]).standard_error)
-    assert paired(losses, np.r_[1.0, np.full(9, 1e-3)]).standard_error > 0.0
+@pytest.mark.parametrize("count", [1, 9, 99])
+@pytest.mark.parametrize("rest", [1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-12, 1e-200])
+def test_one_unit_with_nearly_the_whole_weight_leaves_one_degree_of_freedom_or_nothing(count, rest):
+    losses, weight = np.linspace(0.5, 1.5, count + 1), np.r_[1.0, np.full(count, rest / count)]
+    stats = paired(losses, weight)
+    if rest < 1e-4:
+        assert math.isnan(stats.standard_error)
+        return
+    share = weight / weight.sum()
+    influence = share[:, None] * (np.eye(count + 1) - share)
+    covariance = influence @ influence.T
+    # The trace is some rest^2, of terms of 1 that are rounded by 1e-16; its square, of 1e-9 of such terms, too.
+    squares = np.sum((share * (losses - stats.loss)) ** 2) / np.trace(covariance) * np.sum(share**2)
+    assert stats.standard_error == pytest.approx(math.sqrt(squares), rel=1e-6)
+    degrees = np.trace(covariance) ** 2 / np.sum(covariance**2)
+    assert (1.0 - 1e-5 if rest > 1e-3 else 0.8) * degrees <= stats.degrees_of_freedom <= (1.0 + 1e-5) * degrees
 
 
 # ---- Groups ----
