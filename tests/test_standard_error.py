@@ -10,6 +10,7 @@ import torch
 
 import prefloss
 from prefloss import PairStats, reference
+from prefloss.operators import indexed
 from prefloss.student_t import student_t_quantile
 from prefloss.sums import Sum
 
@@ -59,10 +60,22 @@ def test_without_skewness_the_interval_is_students():
     assert stats.standard_error == pytest.approx(np.std(losses, ddof=1) / math.sqrt(11), rel=1e-12)
 
 
-def test_one_unit_with_the_whole_weight_tells_nothing():
-    losses = np.linspace(0.5, 1.5, 10)
-    assert math.isnan(paired(losses, np.r_[1.0, np.full(9, 1e-12)]).standard_error)
-    assert paired(losses, np.r_[1.0, np.full(9, 1e-3)]).standard_error > 0.0
+@pytest.mark.parametrize("count", [1, 9, 99])
+@pytest.mark.parametrize("rest", [1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-12, 1e-200])
+def test_one_unit_with_nearly_the_whole_weight_leaves_one_degree_of_freedom_or_nothing(count, rest):
+    losses, weight = np.linspace(0.5, 1.5, count + 1), np.r_[1.0, np.full(count, rest / count)]
+    stats = paired(losses, weight)
+    if rest < 1e-4:
+        assert math.isnan(stats.standard_error)
+        return
+    share = weight / weight.sum()
+    influence = share[:, None] * (np.eye(count + 1) - share)
+    covariance = influence @ influence.T
+    # The trace is some rest^2, of terms of 1 that are rounded by 1e-16; its square, of 1e-9 of such terms, too.
+    squares = np.sum((share * (losses - stats.loss)) ** 2) / np.trace(covariance) * np.sum(share**2)
+    assert stats.standard_error == pytest.approx(math.sqrt(squares), rel=1e-6)
+    degrees = np.trace(covariance) ** 2 / np.sum(covariance**2)
+    assert (1.0 - 1e-5 if rest > 1e-3 else 0.8) * degrees <= stats.degrees_of_freedom <= (1.0 + 1e-5) * degrees
 
 
 # ---- Groups ----
@@ -303,6 +316,28 @@ def test_merged_comparisons_say_what_those_that_were_collected_do():
     assert stats.sums[Sum.SQUARED_WEIGHT_LOSS_SQUARES] == pytest.approx(
         whole.sums[Sum.SQUARED_WEIGHT_LOSS_SQUARES].item()
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", ["many items", "one item in all", "none"])
+def test_devices_without_a_kernel_for_indices_compute_the_same_sums(monkeypatch, shape, dtype):
+    random = np.random.default_rng(15)
+    scores, chosen, rejected = comparisons_of(random, 0 if shape == "none" else 700, 40)
+    if shape == "one item in all":
+        chosen, rejected = np.zeros_like(chosen), 1 + rejected % 39
+    weight = torch.from_numpy(random.exponential(size=len(chosen)) * (random.random(len(chosen)) > 0.1)).to(dtype)
+    scores, chosen, rejected = torch.from_numpy(scores).to(dtype), torch.from_numpy(chosen), torch.from_numpy(rejected)
+
+    def sums(*given):  # under a transform, which the operators do
+        options = {"margin": 0.3, "beta": 0.7, "center_rewards_coefficient": 0.1, "return_stats": True}
+        return prefloss.bradley_terry_loss_indexed(*given[:3], weight=given[3], **options)[1].sums
+
+    given = [torch.stack((tensor, tensor.flip(0))) for tensor in (scores, chosen, rejected, weight)]
+    expected = torch.func.vmap(sums)(*given)
+    monkeypatch.setattr(indexed._core, "indexed_accepts", lambda *_: 0)
+    found = torch.func.vmap(sums)(*given)
+    # There losses are of a z in float64; in the kernel of one that is rounded to float32, three times.
+    torch.testing.assert_close(found, expected, rtol=1e-11 if dtype is torch.float64 else 1e-5, atol=1e-12)
 
 
 # ---- What intervals cover ----

@@ -18,7 +18,7 @@ from .sums import CUBES, Sum, merged_sums, shifted_cubes, sums_of_no_pairs
 
 __all__ = ["PairStats", "Sum"]
 
-# Where one unit carries all but such a part of the weight, rounding is all that there is of the others.
+# Where so little is left of greater terms, rounding is all that there is.
 _LEAST_REST = 1e-9
 
 
@@ -160,7 +160,7 @@ class PairStats:
         - comparisons by index: sum (2 S)^2 over the items, less the squares of the single comparisons, which are in two items each
           (Fafchamps & Gubert 2007; Aronow, Samii & Assenova 2015), and not less than if comparisons were independent.
 
-        It is nan, never too small, where the data cannot tell: one unit alone, or one that carries all but 1e-9 of the weight;
+        It is nan, never too small, where the data cannot tell: one unit alone, or one that has all but some 1e-5 of the weight;
         one group of more than two ranks, with ``ties="half"``, or with a single item of a rank; comparisons of which one
         item is in all; comparisons by index to which others have been added, which may share items with them.
         """
@@ -322,7 +322,9 @@ def _estimate(sums: list[float]) -> _Estimate:
     variance = squares * share * share * h2 / trace
     if math.isnan(variance):
         return _Estimate(loss, math.nan, math.nan, skewness)
-    return _Estimate(loss, math.sqrt(variance), max(trace * trace / trace_of_square, 1.0), skewness)
+    # Where one unit has nearly the whole weight, the trace of the square is the rounding of greater terms; M has one eigenvalue.
+    df = trace * trace / trace_of_square if trace_of_square > _LEAST_REST * h4 else 1.0
+    return _Estimate(loss, math.sqrt(variance), max(df, 1.0), skewness)
 
 
 def _without_skewness(t: float, skewness: float) -> float:
