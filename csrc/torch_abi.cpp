@@ -1,6 +1,7 @@
 #include "torch_abi.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cstring>
 #include <stdexcept>
 
@@ -207,12 +208,18 @@ Options Arguments::options(const Tensor& given) {
   return {of[0], of[1], of[2], of[3], of[4]};
 }
 
+std::string overload() {
+  std::string name = "v" PREFLOSS_VERSION;
+  std::replace_if(name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) == 0; }, '_');
+  return name;
+}
+
 void register_kernel(const std::string& name, Operator kernel) {
   for (const char* device : {"CPU", "CUDA"}) {
     void* library = nullptr;  // kept: what it registers lives as long as it does
     check(torch.library_init_impl("prefloss", device, __FILE__, __LINE__, &library), "open the library of operators");
     for (const std::string& each : {name, "plain_" + name})
-      check(torch.library_impl(library, each.c_str(), kernel), "register an operator");
+      check(torch.library_impl(library, (each + "." + overload()).c_str(), kernel), "register an operator");
   }
 }
 

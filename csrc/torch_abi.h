@@ -75,6 +75,9 @@ class Arguments {
 
 using Operator = void (*)(Value* stack, uint64_t inputs, uint64_t outputs);
 
+// The overload of this version's operators: v1_2_3.
+std::string overload();
+
 // Registers the kernel of the operators prefloss::`name` and prefloss::plain_`name`, on the CPU and on CUDA, for as
 // long as the process lives.
 void register_kernel(const std::string& name, Operator kernel);

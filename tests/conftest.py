@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 
 import pytest
 import torch
@@ -24,12 +26,16 @@ settings.register_profile("random", max_examples=1000, **DRAWN)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
-def pytest_configure():
-    """Each process of pytest-xdist takes its share of the cores, and so do the processes that it starts.
+def pytest_configure(config):
+    """Graphs that another state of the package has compiled are not found, and not left behind.
+
+    Each process of pytest-xdist takes its share of the cores, and so do the processes that it starts.
 
     Threads that wait for each other's cores made the training example three times as slow. A job that is there to test the GPU
     must not pass without one.
     """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        config.compiled_graphs = os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="prefloss-tests-")
     if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
         share = max(1, torch.get_num_threads() // int(workers))
         torch.set_num_threads(share)
@@ -39,6 +45,11 @@ def pytest_configure():
             f"PREFLOSS_REQUIRE_CUDA=1, but there is no GPU to test: torch.cuda.is_available() is "
             f"{torch.cuda.is_available()}, and this build has kernels for {arguments.DEVICES}"
         )
+
+
+def pytest_unconfigure(config):
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(config.compiled_graphs, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -49,6 +49,7 @@ PYBIND11_MODULE(_core, module) {
   module.doc() = "The compiled kernels of prefloss. Not public: arguments are not checked here.";
   module.attr("__version__") = PREFLOSS_VERSION;
   module.attr("compiler") = compiler();
+  module.attr("overload") = torch_abi::overload();
   module.attr("cpu") = cpu::kernels().name;
   module.attr("cuda") = cuda_build();
   module.def("cuda_unusable", &cuda_unusable);

@@ -30,27 +30,27 @@ from .paired import bradley_terry_loss, bradley_terry_loss_stacked
 from .stats import PairStats
 
 if TYPE_CHECKING:
-    from .evaluation import Estimate, Evaluation, evaluate
+    from .evaluation import Estimate as Estimate
+    from .evaluation import Evaluation as Evaluation
+    from .evaluation import evaluate as evaluate
 
 __all__ = [
     "BradleyTerryLoss",
-    "Estimate",
-    "Evaluation",
     "PairStats",
     "bradley_terry_loss",
     "bradley_terry_loss_grouped",
     "bradley_terry_loss_indexed",
     "bradley_terry_loss_stacked",
     "build_info",
-    "evaluate",
     "merge_comparisons",
     "reference",
 ]
+_EVALUATION = ["Estimate", "Evaluation", "evaluate"]  # not for `import *`, which would need what they need
 
 
 def __getattr__(name: str) -> Any:
     """What needs pyarrow and SciPy is imported when it is first used."""
-    if name in ("Estimate", "Evaluation", "evaluate"):
+    if name in _EVALUATION:
         try:
             from . import evaluation
         except ModuleNotFoundError as error:
@@ -63,7 +63,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted(__all__ + _EVALUATION)
 
 
 def build_info() -> dict[str, object]:

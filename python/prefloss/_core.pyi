@@ -6,6 +6,7 @@ from torch import Tensor
 
 __version__: Final[str]
 compiler: Final[str]
+overload: Final[str]
 cpu: Final[str]
 cuda: Final[tuple[str, str] | None]
 large_group: Final[int]

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _core
 from ..torch_internals import Function, at_this_level, derivatives_recorded, in_forward_mode, in_functorch
 
 _library = torch.library.Library("prefloss", "FRAGMENT")
+# torch keeps compiled graphs on disk, by the names of their operators: those of another version must not be taken for ours.
+OVERLOAD = _core.overload
 
 
 class Options(tuple[Any, ...]):
@@ -63,16 +66,16 @@ class Operator:
         shared: Sequence[str] = (),
     ) -> None:
         name, _, rest = schema.partition("(")
-        for each in (name, f"plain_{name}"):
+        for each in (f"{name}.{OVERLOAD}", f"plain_{name}.{OVERLOAD}"):
             _library.define(f"{each}({rest}")
             for device in ("CPU", "CUDA") if kernel is not None else ():
                 _library.impl(each, kernel, device)
             torch.library.register_fake(f"prefloss::{each}", fake, lib=_library)
             torch.library.register_vmap(f"prefloss::{each}", self._vmap, lib=_library)
-        _library.impl(name, self._autograd, "Autograd")
-        _library.impl(f"plain_{name}", torch.library.fallthrough_kernel, "Autograd")
-        self.operator = getattr(torch.ops.prefloss, name).default
-        self.plain = getattr(torch.ops.prefloss, f"plain_{name}").default
+        _library.impl(f"{name}.{OVERLOAD}", self._autograd, "Autograd")
+        _library.impl(f"plain_{name}.{OVERLOAD}", torch.library.fallthrough_kernel, "Autograd")
+        self.operator = getattr(getattr(torch.ops.prefloss, name), OVERLOAD)
+        self.plain = getattr(getattr(torch.ops.prefloss, f"plain_{name}"), OVERLOAD)
         self._names = [argument.name for argument in self.operator._schema.arguments]
         self._tensors = sum("Tensor" in str(argument.type) for argument in self.operator._schema.arguments)
         self._shared = set(shared)
