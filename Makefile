@@ -58,7 +58,7 @@ install_in = rm -rf $(1) && $(BIN)/python -m pip install --quiet --no-deps --tar
 runtime = $(shell $(CXX) -print-file-name=lib$(1).so) $(shell $(CXX) -print-file-name=libstdc++.so)
 ASAN := LD_PRELOAD='$(call runtime,asan)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 TSAN := LD_PRELOAD='$(call runtime,tsan)' TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0
-ON_HOST_TESTS := tests/test_cuda_kernels.py tests/test_paired_values.py tests/test_stats.py tests/test_every_way.py \
+ON_HOST_TESTS := tests/test_cuda_kernels.py tests/test_paired_values.py tests/test_stats.py tests/test_standard_error.py tests/test_every_way.py \
   tests/test_autograd.py tests/test_transforms.py tests/test_not_plain.py tests/test_option_values.py tests/test_arguments.py tests/test_grouped.py
 
 build/sanitized/installed: $(INSTALLED)
