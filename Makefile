@@ -61,8 +61,8 @@ install_in = rm -rf $(1) && $(BIN)/python -m pip install --quiet --no-deps --tar
 runtime = $(shell $(CXX) -print-file-name=lib$(1).so) $(shell $(CXX) -print-file-name=libstdc++.so)
 ASAN := LD_PRELOAD='$(call runtime,asan)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 TSAN := LD_PRELOAD='$(call runtime,tsan)' TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0
-ON_HOST_TESTS := tests/test_cuda_kernels.py tests/test_paired_values.py tests/test_stats.py tests/test_every_way.py \
-  tests/test_autograd.py tests/test_transforms.py tests/test_not_plain.py tests/test_saved_tensors.py tests/test_option_values.py tests/test_arguments.py tests/test_grouped.py
+ON_HOST_TESTS := $(addprefix tests/test_,$(addsuffix .py,cuda_kernels paired_values stats standard_error every_way autograd transforms \
+  not_plain saved_tensors option_values arguments grouped))
 
 build/sanitized/installed: $(INSTALLED)
 	$(call install_in,$(@D),PREFLOSS_SANITIZE=address$(,)undefined PREFLOSS_CUDA=OFF)
