@@ -7,17 +7,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from .keys import Codes, indicator, number, number_rows
+from .keys import Codes, compact, indicator, number, number_rows
 from .state import BIN_KEYS, DISTANCE, UNIT_KEYS, WEIGHT, WEIGHT_STEPS, Float64Array, State, moments_of, unit_sums
 from .statistics import BIN_SUMS, CHUNK, EDGES, Options, Pairs, bins_of, shifts_of
 
-BLOCK = 2**18  # pairs: what a thread computes at a time
+# Pairs that a thread computes at a time: 20 columns of them are 10 MiB. What malloc gives back to the system, from 32 MiB on,
+# costs more to get again than to fill.
+BLOCK = 2**16
 LOG2_SAFE = 40  # weights within 2^-40 and 2^40 are taken as they are: their sixth powers are numbers
 
 
@@ -87,6 +90,14 @@ class _Rows:
         return pa.table({**columns, **{name: pa.array(sums[:, 1 + k].copy()) for k, name in enumerate(BIN_SUMS)}})
 
 
+class _BlockSums(NamedTuple):
+    """Of the rows of `units` that the block has pairs of, and of all bins."""
+
+    present: NDArray[np.int64]
+    units: Float64Array
+    bins: Float64Array
+
+
 def _added(
     pairs: Pairs, rows: _Rows, options: Options, scale: float, shifts: dict[str, float]
 ) -> tuple[Float64Array, Float64Array]:
@@ -95,25 +106,23 @@ def _added(
         np.zeros((rows.count, len(unit_sums(options)))),
         np.zeros((rows.bin_count * len(EDGES), 1 + len(BIN_SUMS))),
     )
-    size = max(BLOCK, rows.count // 4, len(bins))  # a block costs an addition of all rows: let it have pairs enough
+    size = max(BLOCK, len(bins))  # a block costs an addition of all bins: let it have pairs enough
 
-    def block_sums(start: int) -> tuple[Float64Array, Float64Array]:
+    def block_sums(start: int) -> _BlockSums:
         block = slice(start, min(start + size, len(pairs)))
         return _block(pairs, block, rows, options, scale, shifts)
 
     starts = range(0, len(pairs), size)
-    for unit_part, bin_part in _in_order(block_sums, starts) if len(starts) > 1 else map(block_sums, starts):
-        units += unit_part
+    for present, unit_part, bin_part in _in_order(block_sums, starts) if len(starts) > 1 else map(block_sums, starts):
+        units[present] += unit_part
         bins += bin_part
     return units, bins
 
 
-def _in_order(
-    work: Callable[[int], tuple[Float64Array, Float64Array]], starts: Iterable[int]
-) -> Iterator[tuple[Float64Array, Float64Array]]:
+def _in_order(work: Callable[[int], _BlockSums], starts: Iterable[int]) -> Iterator[_BlockSums]:
     """The results in the order of `starts`, of which as many are computed ahead as torch has threads."""
     threads = torch.get_num_threads()
-    waiting: deque[Future[tuple[Float64Array, Float64Array]]] = deque()
+    waiting: deque[Future[_BlockSums]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for start in starts:
             waiting.append(pool.submit(work, start))
@@ -126,7 +135,7 @@ def _in_order(
 @np.errstate(all="ignore")  # infinite and NaN rewards give infinite and NaN sums
 def _block(
     pairs: Pairs, block: slice, rows: _Rows, options: Options, scale: float, shifts: dict[str, float]
-) -> tuple[Float64Array, Float64Array]:
+) -> _BlockSums:
     columns, one_row = len(unit_sums(options)), rows.count == 1
     # With rows to tell apart, the columns of all pairs of the block are needed at once; else their sums are.
     table = np.empty((0 if one_row else block.stop - block.start, columns))
@@ -153,8 +162,9 @@ def _block(
         weight = None if part.weight is None else weights[1][keep]
         _add_bins(bin_total, bins[keep], weight, distance[keep], won[keep])
     if one_row:
-        return total[None], bin_total
-    return indicator(rows.codes[block], rows.count) @ table, bin_total
+        return _BlockSums(np.zeros(1, dtype=np.int64), total[None], bin_total)
+    codes, present = compact(rows.codes[block], rows.count)
+    return _BlockSums(present, indicator(codes, len(present)) @ table, bin_total)
 
 
 @cache
