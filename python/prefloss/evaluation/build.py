@@ -38,7 +38,7 @@ def state_of(pairs: Pairs, clusters: pa.Array | None, groups: pa.Array | None, o
     shifts = shifts_of(pairs, options)
     sums, bins = _added(pairs, rows, options, scale, shifts)
     units = {**rows.keys(UNIT_KEYS), "pairs": pa.array(np.bincount(rows.codes, minlength=rows.count))}
-    units |= {name: pa.array(sums[:, place].copy()) for place, name in enumerate(unit_sums(options))}
+    units |= {name: pa.array(column) for name, column in zip(unit_sums(options), sums, strict=True)}
     return State(pa.table(units), rows.bins(bins, pairs, scale), options, scale, shifts)
 
 
@@ -101,9 +101,9 @@ class _BlockSums(NamedTuple):
 def _added(
     pairs: Pairs, rows: _Rows, options: Options, scale: float, shifts: dict[str, float]
 ) -> tuple[Float64Array, Float64Array]:
-    """The sums of each row of `units`, and (pairs, *BIN_SUMS) of each bin of each row of `bins`."""
+    """(columns, rows), the sums of `units`, and (pairs, *BIN_SUMS) of each bin of each row of `bins`."""
     units, bins = (
-        np.zeros((rows.count, len(unit_sums(options)))),
+        np.zeros((len(unit_sums(options)), rows.count)),
         np.zeros((rows.bin_count * len(EDGES), 1 + len(BIN_SUMS))),
     )
     size = max(BLOCK, len(bins))  # a block costs an addition of all bins: let it have pairs enough
@@ -114,7 +114,8 @@ def _added(
 
     starts = range(0, len(pairs), size)
     for present, unit_part, bin_part in _in_order(block_sums, starts) if len(starts) > 1 else map(block_sums, starts):
-        units[present] += unit_part
+        for column, part in zip(units, unit_part.T, strict=True):
+            column[present] += part
         bins += bin_part
     return units, bins
 
