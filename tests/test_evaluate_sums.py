@@ -93,6 +93,15 @@ def test_shards_whose_constants_differ_add_up(offset):
         assert found.standard_error == pytest.approx(whole.standard_error, rel=1e-10)
 
 
+@pytest.mark.parametrize("clustered", [False, True])
+def test_shards_whose_weights_are_of_different_scales_add_up(clustered):
+    """Weights beyond 2^40 are divided by a power of two, those below are not; both shards matter here."""
+    given = {name: columns(pairs=400)[name] for name in ("chosen", "rejected", *(["cluster"] * clustered))}
+    weight = np.random.default_rng(2).gamma(2, size=400) * np.where(np.arange(400) < 200, 1e11, 5e12)
+    parts = [evaluate({**given, "weight": weight}, rows) for rows in (slice(0, 200), slice(200, 400))]
+    assert_same(parts[0] + parts[1], evaluate({**given, "weight": weight}))
+
+
 def test_a_result_does_not_depend_on_the_number_of_threads(set_threads):
     given = columns(pairs=530_000)
     given = {name: given[name] for name in ("chosen", "rejected", "cluster", "group")}

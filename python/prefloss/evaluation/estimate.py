@@ -84,9 +84,15 @@ class Estimate:
     def sequence(self, level: float = 0.95, *, tightest_at: float) -> tuple[float, float]:
         """(low, high) that may be looked at again and again while pairs come in: with probability `level`, no look ever misses.
 
+<<<<<<< HEAD
         An asymptotic confidence sequence (Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas 2021, arXiv 2103.06476; rho as
         in the authors' package sequential.causal), wider than `interval`, and tightest where there are `tightest_at` pairs:
         choose that number before looking.
+=======
+        An asymptotic confidence sequence (Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas 2021, arXiv 2103.06476; rho as in the
+        authors' package sequential.causal), wider than `interval`, and tightest where there are `tightest_at` pairs: choose that
+        number before looking.
+>>>>>>> evaluate
 
         Raises ValueError where `level` is not in (0, 1) or `tightest_at` is not > 0.
         """

@@ -16,7 +16,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
-BATCH = 2**18  # rows
+BATCH = 2**20  # rows: clusters that are met again within them are added before anything is merged
 PIECE = 2**23  # bytes of text
 LABELS = ("cluster", "group")
 # Lowest and greatest number, and whether it may be missing. Rewards and all others must be finite.

@@ -42,9 +42,9 @@ def number_rows(columns: Sequence[tuple[Codes, int]], rows: int) -> tuple[Codes,
     combined, size = np.zeros(rows, dtype=np.int64), 1
     for codes, count in columns:
         if size * count >= 2**62:  # cannot be written as one number: number what there is so far
-            combined, size = _compact(combined, size)[0], rows
+            combined, size = compact(combined, size)[0], rows
         combined, size = combined * count + codes, size * count
-    codes, present = _compact(combined, size)
+    codes, present = compact(combined, size)
     first = np.zeros(len(present), dtype=np.int64)
     first[codes[::-1]] = np.arange(rows - 1, -1, -1)  # a row that has the combination: the first one
     return codes, [column[first] for column, _ in columns]
@@ -56,7 +56,7 @@ def indicator(codes: Codes, count: int, weight: NDArray[Any] | None = None) -> c
     return csr_array((data, codes, np.arange(len(codes) + 1)), shape=(len(codes), count)).T
 
 
-def _compact(codes: Codes, size: int) -> tuple[Codes, Codes]:
+def compact(codes: Codes, size: int) -> tuple[Codes, Codes]:
     """Numbers without gaps, and what they were."""
     if _is_dense(size, len(codes)):
         return _dense(codes, size)

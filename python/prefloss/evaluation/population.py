@@ -54,7 +54,11 @@ def checked_shares(
     if total == 0:
         raise ValueError(f"{name} must not all be 0")
     checked = {label: share / total for label, share in checked.items()}
-    missing = {label: share for label, share in checked.items() if share > 0 and label not in groups}
+    missing = {
+        label: share
+        for label, share in checked.items()
+        if share > 0 and (label not in groups or not groups[label].pairs)
+    }
     if missing:
         listed = ", ".join(f"{label!r} ({share:.1%})" for label, share in missing.items())
         raise ValueError(

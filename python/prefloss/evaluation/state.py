@@ -30,6 +30,7 @@ VERSION = 1
 UNIT_KEYS, BIN_KEYS = ("cluster", "group", "labelled"), ("group", "labelled", "part", "bin")
 # Which rows of `bins` a row belongs to: bins of |z|, or of the logarithm of the weight.
 DISTANCE, WEIGHT = 1, 2
+AT_ONCE = 8  # columns that are added up together: a cache line of a row; all of them would be a copy of the table
 WEIGHT_STEPS = 64  # bins of the weight a factor of two: 1.1 % apart
 
 
@@ -152,7 +153,6 @@ def merge(states: Sequence[State]) -> State:
 
 def add_rows(table: pa.Table) -> pa.Table:
     """One row for each combination of keys."""
-    table = table.combine_chunks()
     keys = [name for name in table.column_names if name in (*UNIT_KEYS, *BIN_KEYS)]
     numbered = [number(column(table, key)) for key in keys]
     codes, found = number_rows([(codes, len(values)) for codes, values in numbered], len(table))
@@ -160,12 +160,14 @@ def add_rows(table: pa.Table) -> pa.Table:
     if count == len(table):
         return table
     names = [name for name in table.column_names if name not in keys and name != "pairs"]
-    sums = indicator(codes, count) @ np.column_stack([table[name].to_numpy() for name in names])
     columns = {key: values.take(pa.array(code)) for key, (_, values), code in zip(keys, numbered, found, strict=True)}
     columns["pairs"] = pa.array(np.bincount(codes, table["pairs"].to_numpy(), count).astype(np.int64))
-    return pa.table(
-        {**columns, **{name: sums[:, place].copy() for place, name in enumerate(names)}}, schema=table.schema
-    )
+    adding = indicator(codes, count)
+    for start in range(0, len(names), AT_ONCE):
+        some = names[start : start + AT_ONCE]
+        added = adding @ np.column_stack([table[name].to_numpy() for name in some])
+        columns |= {name: pa.array(added[:, place].copy()) for place, name in enumerate(some)}
+    return pa.table(columns, schema=table.schema)
 
 
 def column(table: pa.Table, name: str) -> pa.Array:

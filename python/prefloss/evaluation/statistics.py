@@ -15,7 +15,9 @@ from .columns import FloatArray
 
 Float64Array = NDArray[np.float64]
 
-CHUNK = 2**13  # pairs: a column is then 64 KiB, so some ten fit in a core's cache, and BLAS adds up in one thread
+# Pairs: a column is then 64 KiB. Some ten fit in a core's cache, BLAS adds up in one thread, and malloc keeps the memory: from
+# 128 KiB on it may go back to the system and come again, page by page, which took 20 times as long.
+CHUNK = 2**13
 
 # Slopes of the Bradley-Terry model at which the calibration score is summed; between them its variance is interpolated.
 SLOPES = (0.25, 0.5, 1.0, 2.0, 4.0)

@@ -47,8 +47,7 @@ def _traces(
     d2: float, d4: float, dbh: float, d3bh: float, bb: Float64Array, hh: Float64Array, hdb: Float64Array,
     hd2h: Float64Array, bd2b: Float64Array,
 ) -> float:  # fmt: skip
-    """tr(M)^2 / tr(M^2) from sums over units: d is alpha, bb is B'B, hdb is H' diag(alpha) B, and so on; dbh sums
-    alpha_c B_c . H_c.
+    """tr(M)^2 / tr(M^2) from sums over units. d is alpha, bb is B'B, hdb is H' diag(alpha) B, and so on; dbh sums alpha B_c . H_c.
 
     M = diag(d^2) + X B' + B X' with X = -diag(d) H + B N / 2 and N = H'H.
     """
