@@ -11,7 +11,7 @@ import torch
 import prefloss
 from prefloss import PairStats, reference
 from prefloss.operators import indexed
-from prefloss.student_t import student_t_quantile
+from prefloss.intervals import student_t_quantile
 from prefloss.sums import Sum
 
 softplus = reference.pair_loss

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from .student_t import student_t_quantile
+from .intervals import student_t_quantile, without_skewness
 from .sums import CUBES, Sum, merged_sums, shifted_cubes, sums_of_no_pairs
 
 __all__ = ["PairStats", "Sum"]
@@ -186,7 +186,7 @@ class PairStats:
         """(low, high), which contains the expected loss in about `level` of all data sets; nan where `standard_error` is.
 
         Quantiles of Student's t distribution with `degrees_of_freedom`, times `standard_error`, corrected for `skewness` by Hall's
-        monotone cubic (Hall 1992, Journal of the Royal Statistical Society B 54, eq. 3.3): losses are bounded below and
+        monotone cubic (Hall 1992, Journal of the Royal Statistical Society B 54, 221-228): losses are bounded below and
         have a long tail above, and the interval reaches further there.
 
         Args:
@@ -201,7 +201,7 @@ class PairStats:
         t = student_t_quantile(
             1.0 - level, df
         )  # the tail: 1 - level keeps its digits where 0.5 + level / 2 is rounded to 1
-        return loss - error * _without_skewness(t, skewness), loss - error * _without_skewness(-t, skewness)
+        return loss - error * without_skewness(t, skewness), loss - error * without_skewness(-t, skewness)
 
     @property
     def effective_sample_size(self) -> float:
@@ -325,14 +325,6 @@ def _estimate(sums: list[float]) -> _Estimate:
     # Where one unit has nearly the whole weight, the trace of the square is the rounding of greater terms; M has one eigenvalue.
     df = trace * trace / trace_of_square if trace_of_square > _LEAST_REST * h4 else 1.0
     return _Estimate(loss, math.sqrt(variance), max(df, 1.0), skewness)
-
-
-def _without_skewness(t: float, skewness: float) -> float:
-    """The x with x + a/3 x^2 + a^2/27 x^3 + a/6 = t, that is 3 / a ((1 + a (t - a / 6))^(1/3) - 1), a being the skewness."""
-    a = 0.0 if math.isnan(skewness) else skewness
-    cube = 1.0 + a * (t - a / 6.0)
-    root = math.copysign(abs(cube) ** (1.0 / 3.0), cube)
-    return 3.0 * (t - a / 6.0) / (root * root + root + 1.0)
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from scipy import special
 
 from .. import arguments
+from ..intervals import without_skewness
 
 
 @dataclass(frozen=True)
@@ -70,29 +71,16 @@ class Estimate:
             return _cut(self.value - rest, self.bounds), _cut(self.value + rest, self.bounds)
         t = -float(special.stdtrit(self.degrees_of_freedom, tail))
         return (
-            _cut(self.value - self.standard_error * self._inverse(t), self.bounds),
-            _cut(self.value - self.standard_error * self._inverse(-t), self.bounds),
+            _cut(self.value - self.standard_error * without_skewness(t, self.skewness), self.bounds),
+            _cut(self.value - self.standard_error * without_skewness(-t, self.skewness), self.bounds),
         )
-
-    def _inverse(self, x: float) -> float:
-        """t with g(t) = x."""
-        a = self.skewness
-        if not abs(a) > 1e-6:  # the cubic is a straight line then, to twelve digits
-            return x
-        return 3.0 / a * (float(special.cbrt(1.0 + a * (x - a / 6.0))) - 1.0)
 
     def sequence(self, level: float = 0.95, *, tightest_at: float) -> tuple[float, float]:
         """(low, high) that may be looked at again and again while pairs come in: with probability `level`, no look ever misses.
 
-<<<<<<< HEAD
         An asymptotic confidence sequence (Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas 2021, arXiv 2103.06476; rho as
         in the authors' package sequential.causal), wider than `interval`, and tightest where there are `tightest_at` pairs:
         choose that number before looking.
-=======
-        An asymptotic confidence sequence (Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas 2021, arXiv 2103.06476; rho as in the
-        authors' package sequential.causal), wider than `interval`, and tightest where there are `tightest_at` pairs: choose that
-        number before looking.
->>>>>>> evaluate
 
         Raises ValueError where `level` is not in (0, 1) or `tightest_at` is not > 0.
         """

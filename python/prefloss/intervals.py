@@ -1,4 +1,5 @@
-"""Quantiles of Student's t distribution, for any real number of degrees of freedom >= 1, without SciPy.
+"""What makes an interval of an estimate and its standard error: quantiles of Student's t distribution, for any real number of
+degrees of freedom >= 1 and without SciPy, and Hall's correction for skewness.
 
 An interval asks for one quantile, so it may take a millisecond, but has to be right in the far tail and for few degrees of
 freedom. The tail probability is an integral over an angle (t = sqrt(df) / tan u), which the double exponential rule
@@ -11,7 +12,7 @@ import math
 from functools import lru_cache
 from statistics import NormalDist
 
-__all__ = ["student_t_quantile"]
+__all__ = ["student_t_quantile", "without_skewness"]
 
 _STEPS = 30  # of Newton's method; it takes four to eight
 _MANY = 1e3  # degrees of freedom from which on the series in 1 / df is as exact
@@ -60,6 +61,17 @@ def student_t_quantile(tail: float, df: float) -> float:
         if abs(step) < 1e-14:
             break
     return math.exp(x)
+
+
+def without_skewness(t: float, skewness: float) -> float:
+    """The x with x + a/3 x^2 + a^2/27 x^3 + a/6 = t, a being the skewness, or t where that is nan (Hall 1992).
+
+    That is 3 / a ((1 + a (t - a / 6))^(1/3) - 1), in a form that holds for a = 0 too.
+    """
+    a = 0.0 if math.isnan(skewness) else skewness
+    cube = 1.0 + a * (t - a / 6.0)
+    root = math.copysign(abs(cube) ** (1.0 / 3.0), cube)
+    return 3.0 * (t - a / 6.0) / (root * root + root + 1.0)
 
 
 def _log_peak(df: float) -> float:
