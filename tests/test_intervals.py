@@ -7,6 +7,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+
 from prefloss.intervals import student_t_quantile
 
 TAILS = [0.999, 0.5, 0.05, 1e-3, 1e-8, 1e-15, 2.0**-53]
