@@ -176,8 +176,17 @@ ALL = [
 # For tests that take long: each layout plain, with all options together, and without a reduction.
 FEW = [call for call in ALL if call.option in ("default", "everything", "none")]
 
+# For tests that compile one call each: every operator with all its options, and the plain call. The rest of the few is slow.
+COMPILED = [
+    Call("paired", "default"),
+    *(Call(layout, "everything") for layout in ("paired", "halves", "grouped", "ragged", "indexed")),
+]
+
 over_all = pytest.mark.parametrize("call", ALL, ids=str)
 over_few = pytest.mark.parametrize("call", FEW, ids=str)
+over_compiled = pytest.mark.parametrize(
+    "call", [call if call in COMPILED else pytest.param(call, marks=pytest.mark.slow) for call in FEW], ids=str
+)
 
 
 def over_places(calls=ALL, accepts=lambda place: True):

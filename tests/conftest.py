@@ -21,7 +21,7 @@ DEVICES = ["cpu"] + ["cuda"] * (torch.cuda.is_available() and "cuda" in argument
 
 # HYPOTHESIS_PROFILE chooses: the same few examples each time, so that nothing fails by chance, or a search (make test-random).
 DRAWN = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("ci", derandomize=True, max_examples=40, database=None, **DRAWN)
+settings.register_profile("ci", derandomize=True, max_examples=25, database=None, **DRAWN)
 settings.register_profile("random", max_examples=1000, **DRAWN)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from calls import ALL, FEW, GROUPS, asking, assert_the_same_step, over_all, over_few
+from calls import ALL, COMPILED, FEW, GROUPS, Call, asking, assert_the_same_step, over_all, over_compiled, over_few
 from rounding_bounds import assert_same_bits
 from test_not_plain import Log
 from torch._dynamo import compiled_autograd
@@ -151,11 +151,26 @@ def all_outputs(calls, many):
     return [call.outputs(tensors) for call, tensors in zip(calls, many, strict=True)]
 
 
-# A graph for each layout with all its options: one compilation.
-BY_LAYOUT = [[call for call in ALL if call.layout == layout] for layout in dict.fromkeys(call.layout for call in ALL)]
-over_layouts = pytest.mark.parametrize("calls", BY_LAYOUT, ids=lambda calls: calls[0].layout)
-# Inductor takes long: one of each kind.
-FOR_INDUCTOR = [call for call in FEW if call.layout in ("paired", "halves", "grouped", "indexed")]
+# A graph for each layout: one compilation. With each of its options, where an option goes another way than in the layouts before.
+WHOLE = ("paired", "grouped", "indexed")
+
+
+def by_layout(calls):
+    return [
+        [call for call in calls if call.layout == layout] for layout in dict.fromkeys(call.layout for call in calls)
+    ]
+
+
+def over_layouts(*without):
+    calls = [call for call in ALL if call.layout not in without]
+    some = by_layout([call for call in calls if call.layout in WHOLE or call in FEW])
+    rest = by_layout([call for call in calls if call.layout not in WHOLE])
+    graphs = [*some, *(pytest.param(each, marks=pytest.mark.slow) for each in rest)]
+    return pytest.mark.parametrize("calls", graphs, ids=lambda each: f"{each[0].layout}-{len(each)}")
+
+
+# Inductor takes long.
+FOR_INDUCTOR = [*COMPILED, Call("paired", "none"), Call("grouped", "none")]
 
 
 def check_compiled(function, calls, device):
@@ -170,7 +185,7 @@ def check_compiled(function, calls, device):
         assert_the_same_step(call, tensors, actual, call.step(tensors))
 
 
-@over_layouts
+@over_layouts()
 def test_compiled_it_gives_the_same(calls, device):
     torch.compiler.reset()
     check_compiled(torch.compile(all_outputs, backend="aot_eager", fullgraph=True), calls, device)
@@ -191,9 +206,7 @@ class Exported(torch.nn.Module):
         return all_outputs(self.calls, [{name: next(values) for name in names} for names in self.names])
 
 
-@pytest.mark.parametrize(
-    "calls", [calls for calls in BY_LAYOUT if calls[0].layout != "module"], ids=lambda calls: calls[0].layout
-)
+@over_layouts("module")
 def test_exported_it_gives_the_same(calls):
     many = [call.drawn() for call in calls]
     flat = tuple(tensor for tensors in many for tensor in tensors.values())
@@ -268,7 +281,7 @@ def test_vmap_of_grad_is_a_loop_over_rows(call, device):
     check_rows_of_gradients(call, rows, stacked, torch.vmap(gradient_of(call, sizes)), device)
 
 
-@over_few
+@over_compiled
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # what dynamo itself does
 def test_compiled_grad_is_grad(call, device):
     torch.compiler.reset()
@@ -280,7 +293,7 @@ def test_compiled_grad_is_grad(call, device):
     assert_the_same_step(call, tensors, [*outputs, *gradients.values()], call.step(tensors))
 
 
-@over_few
+@over_compiled
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_vmap_of_grad_is_a_loop_over_rows(call, device):
     torch.compiler.reset()
@@ -290,7 +303,7 @@ def test_compiled_vmap_of_grad_is_a_loop_over_rows(call, device):
     check_rows_of_gradients(call, rows, stacked, function, device)
 
 
-@over_few
+@over_compiled
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_vmap_is_a_loop_over_rows(call, device):
     torch.compiler.reset()

@@ -9,7 +9,7 @@ import contextlib
 
 import pytest
 import torch
-from calls import FEW, asking, assert_the_same_step, over_few, over_places
+from calls import FEW, asking, assert_the_same_step, over_compiled, over_few, over_places
 from rounding_bounds import assert_same_bits
 from sample_inputs import LAYOUTS, laid_out
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -175,7 +175,7 @@ def test_fake_and_real_tensors_do_not_mix(call):
         call.loss(tensors)
 
 
-@over_few
+@over_compiled
 @pytest.mark.parametrize("tracing", ["real", "fake", "symbolic"])
 def test_a_traced_step_is_right_for_other_inputs(call, tracing):
     def traced(*values):

@@ -24,31 +24,63 @@ import prefloss
 from prefloss import _core, reference
 
 PACKAGE = Path(prefloss.__file__).parent
-CPU_IN_USE = "import prefloss; print(prefloss.build_info()['cpu'])"
 INSTRUCTION_SETS = ["baseline", "avx2", "avx512"]
 COMPILED_FOR_GPUS = _core.cuda is not None and _core.cuda[1] != ON_HOST
 
 
-def run(code, path=None, **environment):
-    """Python runs `code`; with `path`, a package there goes before the installed one (-S: an editable install gets no say)."""
-    command = [sys.executable, *(["-S"] if path else []), "-c", code]
-    if path:
-        environment["PYTHONPATH"] = os.pathsep.join([str(path), *sys.path])
+def process(code, *arguments, **environment):
+    """A process of Python that ran `code`, in our environment and this."""
+    command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600)
 
 
-def import_error(result):
-    """The last line of a failed import, which must be the only error."""
-    assert result.returncode == 1
-    assert "During handling" not in result.stderr
-    return result.stderr.splitlines()[-1]
+def run(*arguments, **environment):
+    """What a process that must not fail prints."""
+    result = process(*arguments, **environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
-@pytest.fixture
-def package_copy(tmp_path):
-    """A copy of the package's Python files; its compiled module is left out."""
-    shutil.copytree(PACKAGE, tmp_path / "prefloss", ignore=shutil.ignore_patterns("__pycache__", "*.so", "*.pyd"))
-    return tmp_path
+# What imports of the package say that must fail, from folders and with instruction sets asked for; torch is imported once for all.
+FAILING = """
+import json, os, sys
+sys.path[:] = json.loads(sys.argv[2])  # an editable install gets no say
+sys.meta_path[:] = [finder for finder in sys.meta_path if finder.__module__.startswith(("_frozen_importlib", "zipimport"))]
+import torch, traceback
+said = {}
+for name, (folder, os.environ["PREFLOSS_CPU"]) in json.loads(sys.argv[1]).items():
+    sys.path.insert(0, folder)
+    try:
+        import prefloss
+    except ImportError:
+        said[name] = traceback.format_exc()
+    for module in [module for module in sys.modules if module.partition(".")[0] == "prefloss"]:
+        del sys.modules[module]
+    del sys.path[0]
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def import_errors(tmp_path_factory):
+    """{what is wrong with a copy of the package: the last line of its failed import, which must be the only error}."""
+    compiled, folders = Path(_core.__file__).name, {}
+    for kind in ("missing", "broken", "another version", "whole"):
+        folders[kind] = tmp_path_factory.mktemp("package")
+        files = folders[kind] / "prefloss"
+        shutil.copytree(PACKAGE, files, ignore=shutil.ignore_patterns("__pycache__", "*.so", "*.pyd"))
+        if kind == "broken":
+            (files / compiled).write_bytes(b"not a library")
+        elif kind != "missing":
+            shutil.copy(_core.__file__, files)
+    init = folders["another version"] / "prefloss" / "__init__.py"
+    init.write_text(re.sub(r'__version__ = ".*"', '__version__ = "77.0"', init.read_text()))
+    cases = {kind: (str(folder), "") for kind, folder in folders.items()}
+    # Once a copy has been loaded, the instruction set is settled for all.
+    cases = {"AVX2": (cases.pop("whole")[0], "AVX2"), **cases}
+    said = json.loads(run(FAILING, json.dumps(cases), json.dumps(sys.path)))
+    assert not any("During handling" in text for text in said.values())
+    return {name: text.splitlines()[-1] for name, text in said.items()}
 
 
 def arguments_and_result(function):
@@ -106,24 +138,20 @@ def test_the_type_information_is_installed():
     assert (PACKAGE / "_core.pyi").is_file()
 
 
-def test_a_missing_compiled_module_is_one_clear_error(package_copy):
-    error = import_error(run("import prefloss", package_copy))
+def test_a_missing_compiled_module_is_one_clear_error(import_errors):
+    error = import_errors["missing"]
     assert error.startswith("ImportError: prefloss has no compiled module (prefloss._core)")
     assert "pip install ." in error
 
 
-def test_a_broken_compiled_module_is_not_called_missing(package_copy):
-    (package_copy / "prefloss" / Path(_core.__file__).name).write_bytes(b"not a library")
-    error = import_error(run("import prefloss", package_copy))
+def test_a_broken_compiled_module_is_not_called_missing(import_errors):
+    error = import_errors["broken"]
     assert error.startswith("ImportError: ")
     assert "no compiled module" not in error
 
 
-def test_a_compiled_module_of_another_version_is_one_clear_error(package_copy):
-    shutil.copy(_core.__file__, package_copy / "prefloss")
-    init = package_copy / "prefloss" / "__init__.py"
-    init.write_text(re.sub(r'__version__ = ".*"', '__version__ = "77.0"', init.read_text()))
-    error = import_error(run("import prefloss", package_copy))
+def test_a_compiled_module_of_another_version_is_one_clear_error(import_errors):
+    error = import_errors["another version"]
     assert error.startswith(
         f"ImportError: prefloss 77.0 (Python files) found a compiled module of version {_core.__version__}"
     )
@@ -144,17 +172,35 @@ def test_build_info_says_what_a_bug_report_needs():
     assert info["torch_cuda"] == torch.version.cuda
 
 
-def test_without_a_gpu_the_package_works_and_says_why_there_is_none():
-    """This machine's GPUs, where it has any, are hidden."""
-    code = """
-import prefloss, torch
-print(prefloss.bradley_terry_loss(torch.zeros(3), torch.zeros(3)).item())
-print(prefloss.build_info()["gpu"])
+# This machine's GPUs, where it has any, are hidden.
+FRESH = """
+import json, sys, torch
+before = set(sys.modules)
+import prefloss
+said = {"modules": sorted(set(sys.modules) - before), "info": prefloss.build_info()}
+said["loss"] = prefloss.bradley_terry_loss(torch.zeros(3), torch.zeros(3)).item()
+for name in [name for name in sys.modules if name.partition(".")[0] == "prefloss"]:
+    del sys.modules[name]
+try:
+    import prefloss
+except ImportError as error:
+    said["second error"] = str(error)
+else:
+    said["second loss"] = prefloss.bradley_terry_loss(torch.zeros(4), torch.zeros(4)).item()
+print(json.dumps(said))
 """
-    loss, reason = run(code, CUDA_VISIBLE_DEVICES="").stdout.splitlines()
-    assert float(loss) == pytest.approx(math.log(2), rel=1e-7)
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """What a process says that has torch and imports prefloss, twice; no instruction set is asked for."""
+    return json.loads(run(FRESH, CUDA_VISIBLE_DEVICES="", PREFLOSS_CPU=""))
+
+
+def test_without_a_gpu_the_package_works_and_says_why_there_is_none(fresh):
+    assert fresh["loss"] == pytest.approx(math.log(2), rel=1e-7)
     why = r"cudaError\w+ \(.+\)" if COMPILED_FOR_GPUS else "built without CUDA|torch.cuda.is_available.. is False.*"
-    assert re.fullmatch(f"none: ({why})", reason), reason
+    assert re.fullmatch(f"none: ({why})", fresh["info"]["gpu"]), fresh["info"]["gpu"]
 
 
 def test_what_is_installed_compresses_to_less_than_8_megabytes(tmp_path):
@@ -164,9 +210,9 @@ def test_what_is_installed_compresses_to_less_than_8_megabytes(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def accepted():
+def accepted(import_errors):
     """The instruction sets of this processor, from the error for one that no processor has."""
-    error = import_error(run("import prefloss", PREFLOSS_CPU="AVX2"))
+    error = import_errors["AVX2"]
     found = re.fullmatch(
         r"ImportError: environment variable PREFLOSS_CPU is 'AVX2'; this processor accepts (.*)", error
     )
@@ -174,27 +220,25 @@ def accepted():
     return found[1].split(", ")
 
 
-@pytest.mark.parametrize("name", INSTRUCTION_SETS)
-def test_an_environment_variable_forces_the_instruction_set(name, accepted):
+def test_an_instruction_set_that_the_processor_does_not_have_is_refused(accepted):
+    """Those that it has are in use where the variable names them: test_instruction_sets.py runs on each."""
     assert accepted[0] == "baseline"
     assert set(accepted) <= set(INSTRUCTION_SETS)
-    result = run(CPU_IN_USE, PREFLOSS_CPU=name)
-    if name not in accepted:
-        assert f"PREFLOSS_CPU is '{name}'; this processor accepts {', '.join(accepted)}" in import_error(result)
-        return
-    assert result.stdout.strip() == name
+    for name in set(INSTRUCTION_SETS) - set(accepted):
+        result = process("import prefloss", PREFLOSS_CPU=name)
+        assert result.returncode == 1
+        assert f"PREFLOSS_CPU is '{name}'; this processor accepts {', '.join(accepted)}" in result.stderr
 
 
-def test_the_best_instruction_set_is_the_default(accepted):
-    assert run(CPU_IN_USE, PREFLOSS_CPU="").stdout.strip() == accepted[-1]
+def test_the_best_instruction_set_is_the_default(accepted, fresh):
+    assert fresh["info"]["cpu"] == accepted[-1]
 
 
-def test_an_import_after_torch_brings_no_other_package():
+def test_an_import_after_torch_brings_no_other_package(fresh):
     """So that it takes some 50 ms: what costs is what torch and others import, its compiler most of all."""
-    code = "import sys, torch; before = set(sys.modules); import prefloss; print(*set(sys.modules) - before)"
-    modules = run(code).stdout.split()
-    assert {name.partition(".")[0] for name in modules} - sys.stdlib_module_names <= {"prefloss", "numpy", "torch"}
-    assert "torch._dynamo" not in modules
+    packages = {name.partition(".")[0] for name in fresh["modules"]}
+    assert packages - sys.stdlib_module_names <= {"prefloss", "numpy", "torch"}
+    assert "torch._dynamo" not in fresh["modules"]
 
 
 def test_it_may_be_imported_while_something_is_traced_with_fake_tensors():
@@ -211,24 +255,16 @@ prefloss.bradley_terry_loss_grouped(rewards[None], torch.arange(4)[None]).backwa
 prefloss.bradley_terry_loss_indexed(rewards, torch.tensor([0]), torch.tensor([1])).backward()
 print(type(loss).__name__, loss.item())
 """
-    name, loss = run(code).stdout.split()
+    name, loss = run(code).split()
     assert name == "Tensor"
     assert float(loss) == pytest.approx(math.log(2), rel=1e-7)
 
 
-def test_a_second_import_works_or_is_one_clear_error():
-    code = """
-import sys, torch, prefloss
-for name in [name for name in sys.modules if name.partition(".")[0] == "prefloss"]:
-    del sys.modules[name]
-import prefloss
-print(prefloss.bradley_terry_loss(torch.zeros(4), torch.zeros(4)).item())
-"""
-    result = run(code)
-    if result.returncode == 0:
-        assert float(result.stdout) == pytest.approx(math.log(2), rel=1e-7)
+def test_a_second_import_works_or_is_one_clear_error(fresh):
+    if "second error" in fresh:
+        assert fresh["second error"].startswith("prefloss")
     else:
-        assert import_error(result).startswith("ImportError: prefloss")
+        assert fresh["second loss"] == pytest.approx(math.log(2), rel=1e-7)
 
 
 def test_the_public_names_are_all_that_a_user_sees():

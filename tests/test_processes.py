@@ -116,14 +116,25 @@ def test_any_number_of_threads_gives_the_same_bits_to_rows(set_threads):
         assert torch.equal(losses, results[0][1])
 
 
-def test_threads_of_python_do_not_disturb_each_other():
+@pytest.fixture(scope="module")
+def threads_of_python():
+    """What one process gave, for pairs and for items."""
+    ((of_pairs, of_items),) = results_of_processes("spawn", pairs_and_items, [(items(),)])
+    return of_pairs, of_items
+
+
+def pairs_and_items(items):
+    torch.set_num_threads(4)
+    return alone_and_together(), items_here_and_in_threads(*items)
+
+
+def test_threads_of_python_do_not_disturb_each_other(threads_of_python):
     """Each call, of other inputs, options and sizes, gives what it gives alone; kernels start threads of their own."""
-    ((alone, together),) = results_of_processes("spawn", alone_and_together, [()])
+    alone, together = threads_of_python[0]
     assert together == alone
 
 
 def alone_and_together():
-    torch.set_num_threads(4)
     cases = []
     for i, name in enumerate([*OPTIONS_ALONE] * 3):
         count = (50, 5000, LARGE)[i % 3]
@@ -185,13 +196,12 @@ def everything_of_items(given, ranks, indices):
     return [tensor.detach().view(-1).view(torch.uint8).numpy().tobytes() for tensor in results]
 
 
-def test_losses_over_items_have_the_same_bits_in_threads_of_python():
-    ((here, *elsewhere),) = results_of_processes("spawn", items_here_and_in_threads, [items()])
+def test_losses_over_items_have_the_same_bits_in_threads_of_python(threads_of_python):
+    here, *elsewhere = threads_of_python[1]
     assert elsewhere == [here] * 4
 
 
 def items_here_and_in_threads(*case):
-    torch.set_num_threads(4)
     here = everything_of_items(*case)
     with ThreadPoolExecutor(4) as pool:
         return [here, *pool.map(lambda _: everything_of_items(*case), range(4))]
@@ -211,13 +221,13 @@ class Losses(Dataset):
         return torch.cat((loss.double().view(1), stats.sums))
 
 
-@pytest.mark.parametrize("method", [pytest.param("fork", marks=needs_fork), "spawn"])
+@pytest.mark.parametrize(("method", "workers"), [pytest.param("fork", 2, marks=needs_fork), ("spawn", 1)])
 @forks
-def test_workers_of_a_data_loader_compute_the_same_bits(method, set_threads):
+def test_workers_of_a_data_loader_compute_the_same_bits(method, workers, set_threads):
     set_threads(4)
     data = Losses(*inputs(LARGE))
     expected = torch.stack([data[i] for i in range(4)])
-    loader = DataLoader(data, batch_size=2, num_workers=2, multiprocessing_context=method, timeout=SECONDS)
+    loader = DataLoader(data, batch_size=2, num_workers=workers, multiprocessing_context=method, timeout=SECONDS)
     assert torch.equal(torch.cat(list(loader)), expected)
 
 
@@ -241,30 +251,35 @@ def loss_of_rank(outputs, weight, total, return_stats):
     )
 
 
-def train_on_rank(rank, ranks, rendezvous, accumulate):
-    """Gradients and merged statistics of a rank's part. DDP takes the mean over ranks, so the divisor is the total / ranks."""
+def train_on_rank(rank, ranks, rendezvous):
+    """Gradients and merged statistics of a rank's part, in one step and accumulated in two."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks, timeout=timedelta(seconds=SECONDS)
     )
     try:
-        parallel = torch.nn.parallel.DistributedDataParallel(model())
         part = slice(CUTS[rank], CUTS[rank + 1])
-        chosen, rejected, weight = (tensor[part] for tensor in responses(CUTS[-1]))
-        total = weight.sum()
-        dist.all_reduce(total)
-        stats = PairStats.zero()
-        pieces = torch.arange(len(weight)).tensor_split(accumulate)
-        for i, piece in enumerate(pieces):
-            with contextlib.nullcontext() if i + 1 == len(pieces) else parallel.no_sync():
-                outputs = parallel(torch.cat((chosen[piece], rejected[piece])))
-                loss, part_stats = loss_of_rank(outputs, weight[piece], total / ranks, True)
-                loss.backward()
-            stats = stats + part_stats
-        gradients = [parameter.grad.tolist() for parameter in parallel.parameters()]
-        return gradients, stats.all_reduce().sums.tolist()
+        return [steps_of_rank([tensor[part] for tensor in responses(CUTS[-1])], ranks, pieces) for pieces in (1, 2)]
     finally:
         dist.destroy_process_group()
+
+
+def steps_of_rank(part, ranks, accumulate):
+    """DDP takes the mean over ranks, so the divisor is the total / ranks."""
+    parallel = torch.nn.parallel.DistributedDataParallel(model())
+    chosen, rejected, weight = part
+    total = weight.sum()
+    dist.all_reduce(total)
+    stats = PairStats.zero()
+    pieces = torch.arange(len(weight)).tensor_split(accumulate)
+    for i, piece in enumerate(pieces):
+        with contextlib.nullcontext() if i + 1 == len(pieces) else parallel.no_sync():
+            outputs = parallel(torch.cat((chosen[piece], rejected[piece])))
+            loss, part_stats = loss_of_rank(outputs, weight[piece], total / ranks, True)
+            loss.backward()
+        stats = stats + part_stats
+    gradients = [parameter.grad.tolist() for parameter in parallel.parameters()]
+    return gradients, stats.all_reduce().sums.tolist()
 
 
 needs_gloo = pytest.mark.skipif(
@@ -273,8 +288,7 @@ needs_gloo = pytest.mark.skipif(
 
 
 @needs_gloo
-@pytest.mark.parametrize("accumulate", [1, 2], ids=["one-step", "micro-batches"])
-def test_ranks_of_unequal_size_train_as_one_process_does(accumulate):
+def test_ranks_of_unequal_size_train_as_one_process_does():
     chosen, rejected, weight = responses(CUTS[-1])
     whole = model()
     outputs = whole(torch.cat((chosen, rejected)))
@@ -282,9 +296,9 @@ def test_ranks_of_unequal_size_train_as_one_process_does(accumulate):
     loss.backward()
     expected = [parameter.grad.tolist() for parameter in whole.parameters()]
     with tempfile.TemporaryDirectory() as folder:
-        ranks = [(rank, 2, os.path.join(folder, "rendezvous"), accumulate) for rank in range(2)]
+        ranks = [(rank, 2, os.path.join(folder, "rendezvous")) for rank in range(2)]
         results = results_of_processes("spawn", train_on_rank, ranks)
-    for gradients, sums in results:
+    for gradients, sums in (way for ways in results for way in ways):
         for mine, its in zip(gradients, expected, strict=True):
             np.testing.assert_allclose(mine, its, rtol=1e-12, atol=1e-16)
         np.testing.assert_allclose(sums, stats.sums, rtol=1e-13)
@@ -311,7 +325,7 @@ def reduce_on_rank(rank, ranks, rendezvous):
 
 
 @needs_gloo
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_all_reduce_gives_each_rank_the_same_bits(ranks):
     with tempfile.TemporaryDirectory() as folder:
         arguments = [(rank, ranks, os.path.join(folder, "rendezvous")) for rank in range(ranks)]

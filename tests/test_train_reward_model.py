@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,10 @@ for package in ("matplotlib", "sklearn", "tqdm"):
     pytest.importorskip(package, reason="the example needs `pip install '.[examples]'`")
 
 
-def train(folder, *options, path=""):
-    """The script in a process of its own, in `folder`; modules in `path` come first."""
+def train(folder, *options):
+    """The script in a process of its own, in `folder`."""
     command = [sys.executable, "-W", "error", str(SCRIPT), *map(str, options)]
-    path = os.pathsep.join(filter(None, [str(path), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
 
 
 def write_pairs(path, count):
@@ -51,6 +50,34 @@ def example(monkeypatch):
     """The example's modules by name, as in example("preference_data")."""
     monkeypatch.syspath_prepend(SCRIPT.parent)
     return importlib.import_module
+
+
+@pytest.fixture
+def train_here(example, monkeypatch, tmp_path):
+    """The script in this process, which has imported torch already, in a folder of its own."""
+
+    def run(*options):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [SCRIPT.name, *map(str, options)])
+        example("train_reward_model").main()
+
+    return run
+
+
+@pytest.fixture
+def refused(train_here, capsys):
+    """Gives the only line on stderr, but for the progress, of a run that must end with the exit code 2."""
+
+    def run(*options):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            train_here(*options)
+        assert exit_.value.code == 2
+        written = capsys.readouterr().err
+        (line,) = (each for each in written.splitlines() if each and not each.startswith("training:"))
+        return line
+
+    return run
 
 
 # ---- A known world ----
@@ -111,15 +138,14 @@ def test_groups_find_the_narrow_collection_out_and_known_shares_or_a_classifier_
     assert "reweighted to known shares" in world[1].stdout
 
 
-def test_where_prompts_repeat_the_table_has_a_line_by_prompt(tmp_path):
+def test_where_prompts_repeat_the_table_has_a_line_by_prompt(train_here, capsys, tmp_path):
     answers = (
         {"prompt": f"Question {n // 4}?", "chosen": f"Of course: {n}.", "rejected": f"Not {n}, {n}."} for n in range(80)
     )
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps(record) + "\n" for record in answers))
-    result = train(tmp_path, "--epochs", "2", "--data", data)
-    assert result.returncode == 0, result.stderr
-    assert "  by prompt: 5 clusters" in result.stdout
+    train_here("--epochs", "2", "--data", data)
+    assert "  by prompt: 5 clusters" in capsys.readouterr().out
 
 
 def test_the_table_says_what_the_metrics_say(world):
@@ -182,9 +208,8 @@ def test_pairs_of_one_prompt_stay_on_one_side_of_the_split(example):
     assert (len(training), len(held_out)) == (6, 2)
 
 
-def test_text_is_trained_on_without_a_model_or_a_network(tmp_path):
-    result = train(tmp_path, "--epochs", "5", "--data", write_pairs(tmp_path / "pairs.jsonl", 80))
-    assert result.returncode == 0, result.stderr
+def test_text_is_trained_on_without_a_model_or_a_network(train_here, tmp_path):
+    train_here("--epochs", "5", "--data", write_pairs(tmp_path / "pairs.jsonl", 80))
     found = metrics(tmp_path)
     assert (found["training"]["pairs"], found["held_out"]["pairs"]) == (60, 20)
     assert found["held_out"]["accuracy"] == 1.0
@@ -193,51 +218,34 @@ def test_text_is_trained_on_without_a_model_or_a_network(tmp_path):
     assert (tmp_path / "reward_model" / "reward_model.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-STUB = """
-import numpy as np
-
-class SentenceTransformer:
+class StubOfAModel:
     def __init__(self, name):
         if name == "no/such-model":
-            raise OSError(name + " is not a local folder\\nand not a valid model identifier")
-        self.name = name
+            raise OSError(name + " is not a local folder\nand not a valid model identifier")
 
     def encode(self, texts, **options):
-        assert texts[0] == "Question 0?\\n\\nOf course: 0, said Jane.", texts[0]
+        assert texts[0] == "Question 0?\n\nOf course: 0, said Jane.", texts[0]
         return np.array([[len(text), text.count("Jane"), 1.0] for text in texts])
-"""
 
 
-def test_text_goes_through_the_embedding_model_that_is_named(tmp_path):
-    (tmp_path / "stub").mkdir()
-    (tmp_path / "stub" / "sentence_transformers.py").write_text(STUB)
+def test_text_goes_through_the_embedding_model_that_is_named(train_here, refused, monkeypatch, tmp_path):
+    module = types.ModuleType("sentence_transformers")
+    module.SentenceTransformer = StubOfAModel
+    monkeypatch.setitem(sys.modules, "sentence_transformers", module)
     data = write_pairs(tmp_path / "pairs.jsonl", 40)
-    result = train(tmp_path, "--embedding-model", "some/model", "--data", data, path=tmp_path / "stub")
-    assert result.returncode == 0, result.stderr
+    train_here("--embedding-model", "some/model", "--data", data)
     assert metrics(tmp_path)["features"] == "3 numbers from some/model"
     assert metrics(tmp_path)["held_out"]["accuracy"] == 1.0
     head = torch.load(tmp_path / "reward_model" / "reward_head.pt", weights_only=True)
     assert head["weight"].shape == (1, 3)
     assert head["weight"][0, 1] > 0  # only the chosen ones say "Jane"
 
-    result = train(tmp_path, "--embedding-model", "no/such-model", "--data", data, path=tmp_path / "stub")
-    assert result.returncode == 2
-    assert result.stderr == (
-        "train_reward_model.py: --embedding-model no/such-model: cannot be loaded: no/such-model is not a local folder\n"
+    assert refused("--embedding-model", "no/such-model", "--data", data) == (
+        "train_reward_model.py: --embedding-model no/such-model: cannot be loaded: no/such-model is not a local folder"
     )
 
 
 # ---- Bad input ----
-
-
-def refused(example, monkeypatch, capsys, *options):
-    """The one line on stderr of a run, in this process, that must end with the exit code 2."""
-    monkeypatch.setattr(sys, "argv", [SCRIPT.name, *map(str, options)])
-    with pytest.raises(SystemExit) as exit_:
-        example("train_reward_model").main()
-    assert exit_.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
 
 
 @pytest.mark.parametrize(
@@ -249,11 +257,10 @@ def refused(example, monkeypatch, capsys, *options):
         (5, '{"chosen": "a"}\n', ":6: field 'rejected' is missing; there is 'chosen'"),
     ],
 )
-def test_bad_input_is_refused_in_one_line(example, monkeypatch, capsys, tmp_path, lines, last, message):
-    monkeypatch.chdir(tmp_path)
+def test_bad_input_is_refused_in_one_line(refused, tmp_path, lines, last, message):
     path = write_pairs(tmp_path / "pairs.jsonl", lines)
     path.write_text(path.read_text() + last)
-    assert refused(example, monkeypatch, capsys, "--data", path).startswith(f"{SCRIPT.name}: {path}{message}")
+    assert refused("--data", path).startswith(f"{SCRIPT.name}: {path}{message}")
 
 
 def test_bad_input_ends_the_process_with_code_2_and_no_traceback(tmp_path):
@@ -263,45 +270,43 @@ def test_bad_input_ends_the_process_with_code_2_and_no_traceback(tmp_path):
     assert result.stdout == ""
 
 
-def test_a_package_that_is_not_there_is_named(example, monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def test_a_package_that_is_not_there_is_named(refused, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     path = write_pairs(tmp_path / "pairs.jsonl", 8)
-    line = refused(example, monkeypatch, capsys, "--data", path, "--embedding-model", "some/model")
+    line = refused("--data", path, "--embedding-model", "some/model")
     assert line.endswith("needs sentence-transformers, which is not installed: pip install sentence-transformers")
 
 
-def test_an_embedding_model_is_refused_for_vectors(example, monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def test_an_embedding_model_is_refused_for_vectors(refused, tmp_path):
     path = tmp_path / "pairs.npz"
     np.savez(path, chosen=np.eye(8), rejected=np.zeros((8, 8)))
-    line = refused(example, monkeypatch, capsys, "--data", path, "--embedding-model", "some/model")
+    line = refused("--data", path, "--embedding-model", "some/model")
     assert line == f"{SCRIPT.name}: {path}: holds feature vectors already; --embedding-model is for text"
 
 
-def test_a_loss_that_is_no_longer_finite_is_said_to_be_so(tmp_path):
-    data = write_pairs(tmp_path / "pairs.jsonl", 8)
-    result = train(tmp_path, "--data", data, "--learning-rate", "1000", "--weight-decay", "1000")
-    assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].endswith("--learning-rate 1000: the loss is no longer finite; lower it")
-    assert "Traceback" not in result.stderr
+def test_a_loss_that_is_no_longer_finite_is_said_to_be_so(refused, tmp_path):
+    line = refused(
+        "--data", write_pairs(tmp_path / "pairs.jsonl", 8), "--learning-rate", "1000", "--weight-decay", "1000"
+    )
+    assert line.endswith("--learning-rate 1000: the loss is no longer finite; lower it")
 
 
-def test_an_output_that_cannot_be_a_folder_is_refused_before_the_work(example, monkeypatch, capsys, tmp_path):
+def test_an_output_that_cannot_be_a_folder_is_refused_before_the_work(refused, tmp_path):
     (tmp_path / "file").write_text("")
-    line = refused(example, monkeypatch, capsys, "--output", tmp_path / "file")
+    line = refused("--output", tmp_path / "file")
     assert line == f"{SCRIPT.name}: --output {tmp_path / 'file'}: File exists"
 
 
 # ---- Real pairs ----
 
 
-def test_on_real_pairs_the_held_out_loss_falls_below_log_2_and_the_accuracy_rises_above_55_percent(tmp_path):
+def test_on_real_pairs_the_held_out_loss_falls_below_log_2_and_the_accuracy_rises_above_55_percent(
+    train_here, tmp_path
+):
     data = DATA / "hh_harmless_minilm_train.npz"
     if not data.exists():
         pytest.skip(f"{data} is not there; PREFLOSS_DATA names the folder of the data")
-    result = train(tmp_path, "--data", data)
-    assert result.returncode == 0, result.stderr
+    train_here("--data", data)
     found = metrics(tmp_path)
     assert found["training"]["pairs"] + found["held_out"]["pairs"] == 1800
     assert found["held_out"]["interval_95"][1] < math.log(2)
