@@ -2,8 +2,9 @@
 
 python benchmarks/coverage.py --svg docs/coverage.svg
 
-Each row draws collections from a law whose expected loss is known, and asks `prefloss.evaluate` for an interval each time.
-Beside it stands what is usually done: the standard error of independent, equally likely pairs and the normal quantile.
+Each row draws collections from a law whose expected loss is known, and asks for an interval each time: `prefloss.evaluate`,
+and in the rows of groups, lists and comparisons by index the `PairStats` of the loss. Beside it stands what is usually done:
+the standard error of independent, equally likely pairs and the normal quantile.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import stats
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -179,7 +181,70 @@ def _judged_truth() -> float:
 
 JUDGED_TRUTH = _judged_truth()
 
-# Rows of `PairStats` (groups as units, two ranks, comparisons by index) go here.
+
+# ---- The designs of `PairStats`: the layout says which pairs are dependent ----
+
+
+def groups(count: int, responses: int) -> Callable[[np.random.Generator], Trial]:
+    """All pairs of the ranked responses to each prompt. A response of rank k has the reward -k s + noise, and the model is
+    better at some prompts than at others: s ~ N(0.5, 0.3^2)."""
+    mean, deviation = 0.5, 0.3
+    better, worse = np.triu_indices(responses, 1)
+    truth = float(
+        np.mean([expected_loss(mean * far, math.hypot(deviation * far, math.sqrt(2))) for far in worse - better])
+    )
+    ranks = torch.arange(responses).expand(count, responses)
+
+    def draw(random: np.random.Generator) -> Trial:
+        step = mean + deviation * random.normal(size=(count, 1))
+        rewards = random.normal(size=(count, responses)) - step * np.arange(responses)
+        _, found = prefloss.bradley_terry_loss_grouped(torch.from_numpy(rewards), ranks, return_stats=True)
+        return of_stats(rewards[:, better] - rewards[:, worse], truth, found)
+
+    return draw
+
+
+def one_list(positives: int, negatives: int) -> Callable[[np.random.Generator], Trial]:
+    """All pairs of a positive and a negative of one list."""
+    truth = expected_loss(1.0, math.sqrt(2))
+    ranks = torch.arange(positives + negatives)[None] >= positives
+
+    def draw(random: np.random.Generator) -> Trial:
+        rewards = random.normal(size=positives + negatives) + np.where(ranks[0], 0.0, 1.0)
+        _, found = prefloss.bradley_terry_loss_grouped(torch.from_numpy(rewards)[None], ranks, return_stats=True)
+        return of_stats(rewards[:positives, None] - rewards[positives:], truth, found)
+
+    return draw
+
+
+def comparisons(count: int, items: int) -> Callable[[np.random.Generator], Trial]:
+    """Items of strength N(0, 1) are compared at random and win by Bradley-Terry; the model's scores are the strengths + N(0, 1)."""
+    x, weight = np.polynomial.hermite_e.hermegauss(80)
+    apart = math.sqrt(2) * x[:, None]
+    z = apart + math.sqrt(2) * x
+    of_both = (np.logaddexp(0.0, -z) + z / (1.0 + np.exp(apart))) / weight.sum() ** 2  # the first item wins or loses
+    truth = float(weight @ of_both @ weight)
+
+    def draw(random: np.random.Generator) -> Trial:
+        strength = random.normal(size=items)
+        scores = strength + random.normal(size=items)
+        one = random.integers(items, size=count)
+        other = (one + random.integers(1, items, size=count)) % items
+        wins = random.random(count) < 1.0 / (1.0 + np.exp(strength[other] - strength[one]))
+        winner, loser = np.where(wins, one, other), np.where(wins, other, one)
+        _, found = prefloss.bradley_terry_loss_indexed(
+            *map(torch.from_numpy, (scores, winner, loser)), return_stats=True
+        )
+        return of_stats(scores[winner] - scores[loser], truth, found)
+
+    return draw
+
+
+def of_stats(z: Array, truth: float, found: prefloss.PairStats) -> Trial:
+    losses = np.logaddexp(0.0, -z).ravel()
+    return Trial(holds(naive(losses), truth), holds(found.confidence_interval(LEVEL), truth))
+
+
 DESIGNS = (
     Design("60 independent pairs", independent(60), "93.5 to 96.5"),
     Design("weights: 150 effective pairs", weighted(245), "93 to 97"),
@@ -189,6 +254,9 @@ DESIGNS = (
     Design("worst of 20 equal groups", worst_group(20, 100), "95 or more", repeats=25),
     Design("looked at from 200 to 5,000 pairs", sequence(200, 5000, 100), "94 or more", repeats=50),
     Design("100 labels, 900 judged pairs", judged(100, 900), ""),
+    Design("all pairs of 6 responses, 60 prompts", groups(60, 6), "93 or more"),
+    Design("all pairs of 40 and 160 items", one_list(40, 160), "92.5 or more"),
+    Design("600 comparisons of 60 items", comparisons(600, 60), "90 or more"),
 )
 
 
@@ -227,7 +295,7 @@ def draw_chart(rows: list[tuple[str, float, float, float]], path: Path) -> None:
                 xerr=1.96 * error,
                 fmt="o",
                 color="#c2410c",
-                label="prefloss.evaluate" if place == 0 else None,
+                label="prefloss" if place == 0 else None,
             )
         axes.set_yticks(range(len(rows)), [row[0] for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
