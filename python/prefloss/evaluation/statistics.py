@@ -116,10 +116,10 @@ class Pairs:
         likely = 1.0 / (1.0 + e)  # the model's probability that the response of greater reward is the better one
         won = self._won(z)
         yield "brier", np.square(won - likely)
-        root = np.sqrt(e)
-        for name, power in zip(SCORES, (np.sqrt(root), root, e, e * e, np.square(e * e)), strict=True):
-            gap = 1.0 / (1.0 + power) - won
-            yield name, np.where(gap == 0.0, 0.0, distance * gap) if np.isinf(distance).any() else distance * gap
+        root, infinite = np.sqrt(e), bool(np.isinf(distance).any())
+        for name, power in zip(SCORES, (np.sqrt(root), root, None, e * e, np.square(e * e)), strict=True):
+            gap = (likely if power is None else 1.0 / (1.0 + power)) - won
+            yield name, np.where(gap == 0.0, 0.0, distance * gap) if infinite else distance * gap
         if self.baseline is not None:
             other = self._losses(*self.baseline, self.target, options)
             yield "baseline_loss", other
