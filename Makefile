@@ -28,8 +28,9 @@ $(INSTALLED): $(PACKAGE)
 demo: $(INSTALLED)  ## build the package and train a reward model with it
 	$(BIN)/python examples/train_reward_model.py $(ARGS)
 
-# A process a core. A file's tests stay together, so that what the file sets up at length is set up once.
-PARALLEL := -n logical --dist loadfile
+# A process a core. A file's tests stay together, so that what the file sets up at length is set up once. tests/conftest.py has
+# the longest first; pytest-xdist would start with those of most tests, and end with one that is long and has few.
+PARALLEL := -n logical --dist loadfile --no-loadscope-reorder
 test: $(INSTALLED)  ## run the tests
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 

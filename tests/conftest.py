@@ -18,6 +18,18 @@ RUNS_ON_HOST = _core.cuda is not None and _core.cuda[1] == ON_HOST
 # A GPU is of use only where this build has kernels for it.
 DEVICES = ["cpu"] + ["cuda"] * (torch.cuda.is_available() and "cuda" in arguments.DEVICES)
 
+# The files that take longest come first, so that no process is left alone with one of them at the end.
+LONGEST = (
+    "every_way",
+    "transforms",
+    "instruction_sets",
+    "long_lists",
+    "grouped",
+    "indexed",
+    "train_reward_model",
+    "processes",
+)
+FIRST = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
 
 # HYPOTHESIS_PROFILE chooses: the same few examples each time, so that nothing fails by chance, or a search (make test-random).
 DRAWN = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -45,6 +57,10 @@ def pytest_configure(config):
             f"PREFLOSS_REQUIRE_CUDA=1, but there is no GPU to test: torch.cuda.is_available() is "
             f"{torch.cuda.is_available()}, and this build has kernels for {arguments.DEVICES}"
         )
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: FIRST.get(item.path.name, len(FIRST)))
 
 
 def pytest_unconfigure(config):
