@@ -11,7 +11,7 @@ PACKAGE := pyproject.toml constraints.txt CMakeLists.txt $(CXX_SOURCES) $(wildca
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-random bench bench-check coverage lint exact sanitize cuda-on-host cuda-sanitize planted-bugs cuda-report gpu-report wheel clean
+.PHONY: help demo test test-random test-clients bench bench-check coverage lint exact sanitize cuda-on-host cuda-sanitize planted-bugs cuda-report gpu-report wheel clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 13
@@ -36,6 +36,10 @@ test: $(INSTALLED)  ## run the tests
 
 test-random: $(INSTALLED)  ## the tests whose inputs Hypothesis draws, with new seeds and many more examples
 	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest $(PARALLEL) -m hypothesis $(ARGS)
+
+test-clients: $(INSTALLED)  ## install the packages that integrations are for (Ray), and run the tests against them
+	$(BIN)/python -m pip install --quiet -c constraints.txt '.[ray]'
+	$(BIN)/python -m pytest -m clients $(ARGS)
 
 bench: $(INSTALLED)  ## time everything, write benchmarks/results.json and draw docs/*.svg
 	$(BIN)/python benchmarks/report.py --json benchmarks/results.json --charts docs $(ARGS)

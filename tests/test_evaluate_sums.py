@@ -76,6 +76,14 @@ def test_shards_add_up_in_any_order(names):
         assert_same(parts[-1] + sum(reversed(parts[:-1])), whole)
 
 
+def test_no_pairs_can_be_added_whatever_the_labels_of_the_others_are():
+    """A shard without rows, of which nobody knows whether its labels would have been strings."""
+    nothing = prefloss.evaluate([], [], cluster=[], group=[])
+    whole = evaluate({name: columns()[name] for name in ("chosen", "rejected", "cluster", "group")})
+    assert sum([nothing, whole, nothing]).to_table() == whole.to_table()
+    assert (nothing + nothing).pairs == 0
+
+
 @pytest.mark.parametrize("offset", [0.0, 1e8])
 def test_shards_whose_constants_differ_add_up(offset):
     """The first shard's margins lie near 0, so that nothing is subtracted from them; the other's near 1e8."""

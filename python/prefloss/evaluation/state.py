@@ -138,14 +138,15 @@ def merge(states: Sequence[State]) -> State:
                     f"{name} ({getattr(first.options, name)!r} and {getattr(state.options, name)!r})" for name in names
                 )
             )
-        for key in ("cluster", "group"):
-            if key in first.units.column_names and state.units[key].type != first.units[key].type:
-                raise ValueError(f"evaluations can be added where {key} is of one kind, got integers and strings")
+    states = [state for state in states if len(state.units)] or [first]  # labels of no pairs are of no kind
+    for key in ("cluster", "group"):
+        if key in first.units.column_names and len({state.units[key].type for state in states}) > 1:
+            raise ValueError(f"evaluations can be added where {key} is of one kind, got integers and strings")
     if len(states) == 1:
-        return first
+        return states[0]
     scale = max(state.scale for state in states)
-    # The shift of the most pairs, so that a small shard of odd pairs, or an empty one, does not decide.
-    shifts = max(states, key=lambda state: pc.sum(state.units["pairs"]).as_py() or 0).shifts
+    # The shift of the most pairs, so that a small shard of odd pairs does not decide.
+    shifts = max(states, key=lambda state: pc.sum(state.units["pairs"]).as_py()).shifts
     states = [state.with_constants(scale, shifts) for state in states]
     units, bins = ([getattr(state, part) for state in states] for part in ("units", "bins"))
     return replace(states[0], units=add_rows(pa.concat_tables(units)), bins=add_rows(pa.concat_tables(bins)))
