@@ -152,7 +152,7 @@ def _in_order(dataset: ray.data.Dataset) -> Iterator[None]:
 
 
 def _sums_of_block(block: pa.Table, given: dict[str, Any]) -> pa.Table:
-    if not len(block):
+    if not len(block):  # it may have no columns either
         return _row()
     try:
         return _row(_of_columns(block, given).to_table())
