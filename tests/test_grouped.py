@@ -83,6 +83,13 @@ def check(rewards, ranks, options, weight=None):
     tolerance = each + off
     size = np.abs(sums) + np.sqrt(np.abs(sums[0] * _squares(inputs[0])))
     size[Sum.SQUARED_WEIGHT_LOSS_SQUARES] += _loss_squares(sums)
+    # What is told of units' mean losses L is of their distances from a mean: differences of numbers up to `most`, off by its
+    # rounding. (2 most + e)^k exceeds (2 most)^k by k (2 most)^(k - 1) e, and e is twice the rounding of `most`.
+    most = 2 * (1 + largest)
+    for k, which in enumerate((Sum.CUBED_WEIGHT_LOSS, Sum.CUBED_WEIGHT_LOSS_SQUARES, Sum.CUBED_WEIGHT_LOSS_CUBES), 1):
+        size[which] += k * (2 * most) ** k * np.abs(sums[Sum.WEIGHT_CUBED])
+    size[Sum.LIST_VARIANCE] += 2 * (2 * most) ** 2  # of row means, and of column means, each over their number
+    size[Sum.LIST_VARIANCE_ERROR] += 4 * (2 * most) ** 4  # of the squares of both
     assert np.all((np.abs(stats.sums.numpy() - sums) <= tolerance * size + 1e-300)[finite])
 
 
