@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import RUNS_ON_HOST
 
 import prefloss
 from prefloss import PairStats, reference
@@ -382,6 +383,7 @@ DESIGNS = {
 }
 
 
+@pytest.mark.skipif(RUNS_ON_HOST, reason="2,000 calls a design, whose sums the other tests compare")
 @pytest.mark.parametrize("design", DESIGNS, ids=lambda design: design.__name__)
 def test_intervals_cover_what_they_say(design):
     least, most, truth = DESIGNS[design]
