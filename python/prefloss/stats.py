@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from .intervals import student_t_quantile, without_skewness
-from .sums import CUBES, Sum, merged_sums, shifted_cubes, sums_of_no_pairs
+from .sums import CUBES, WEIGHT_POWERS, Sum, merged_sums, shifted_cubes, sums_of_no_pairs
 
 __all__ = ["PairStats", "Sum"]
 
@@ -306,10 +306,7 @@ def _estimate(sums: list[float]) -> _Estimate:
     cubes = cast(float, shifted_cubes([sums[which] for which in CUBES], from_mean)[-1])
     skewness = _ratio(cubes, squares**1.5)
     share = _ratio(sums[Sum.WEIGHT_SCALE], sums[Sum.WEIGHT])
-    h2, h3, h4, h5 = (
-        sums[which] * share**power
-        for power, which in enumerate((Sum.WEIGHT_SQUARED, Sum.WEIGHT_CUBED, Sum.WEIGHT_FOURTH, Sum.WEIGHT_FIFTH), 2)
-    )
+    h2, h3, h4, h5 = (sums[which] * share**power for power, which in enumerate(WEIGHT_POWERS, 2))
     # With M the covariance of the S where the L are independent, of variance 1: M_ij = h_i h_j ((i = j) - h_i - h_j + h2).
     trace = h2 - 2.0 * h3 + h2 * h2
     trace_of_square = h4 * (1.0 + 4.0 * h2) - 4.0 * h5 + h2**4 + 2.0 * h3 * h3 - 4.0 * h2 * h2 * h3

@@ -118,6 +118,8 @@ def shifted_cubes(cubes: list[Tensor] | list[float], by: Tensor | float) -> tupl
     )
 
 
+# The sums of v^2 ... v^5, and those of v^3 (L - M)^k for k = 0 ... 3.
+WEIGHT_POWERS = (Sum.WEIGHT_SQUARED, Sum.WEIGHT_CUBED, Sum.WEIGHT_FOURTH, Sum.WEIGHT_FIFTH)
 CUBES = (Sum.WEIGHT_CUBED, Sum.CUBED_WEIGHT_LOSS, Sum.CUBED_WEIGHT_LOSS_SQUARES, Sum.CUBED_WEIGHT_LOSS_CUBES)
 # Of v in each sum over units.
 _POWERS = {

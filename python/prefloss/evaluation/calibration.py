@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import optimize, special
 
-from .estimate import Estimate, _tail
+from .estimate import Estimate, tail_of
 from .statistics import BIN_SUMS, EDGES, SCORES, SLOPES
 
 Float64Array = NDArray[np.float64]
@@ -117,7 +117,7 @@ class Calibration:
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """(low, high) of the slope, by Student's t with the score's degrees of freedom. ValueError where `level` is not in (0,
         1)."""
-        half = -float(special.stdtrit(self.scores["score_1"].degrees_of_freedom, _tail(level))) * self.standard_error
+        half = -float(special.stdtrit(self.scores["score_1"].degrees_of_freedom, tail_of(level))) * self.standard_error
         return self.slope - half, self.slope + half
 
     @property

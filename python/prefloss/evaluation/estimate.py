@@ -65,7 +65,7 @@ class Estimate:
 
         Raises ValueError where `level` is not in (0, 1).
         """
-        tail = _tail(level)
+        tail = tail_of(level)
         if self.standard_error == 0 and math.isfinite(self.bounds[1]) and self.clusters > 1:
             rest = 1.0 - tail ** (1.0 / self.clusters)
             return _cut(self.value - rest, self.bounds), _cut(self.value + rest, self.bounds)
@@ -84,7 +84,7 @@ class Estimate:
 
         Raises ValueError where `level` is not in (0, 1) or `tightest_at` is not > 0.
         """
-        alpha = 2.0 * _tail(level)
+        alpha = 2.0 * tail_of(level)
         tightest = arguments.check_number("tightest_at", tightest_at, "a number of pairs > 0", 5e-324)
         x = self.pairs * (-2.0 * math.log(alpha) + math.log1p(-2.0 * math.log(alpha))) / tightest
         if x == 0:
@@ -100,7 +100,7 @@ class Estimate:
         Raises ValueError where `half_width` is not > 0 or `level` is not in (0, 1).
         """
         wanted = arguments.check_number("half_width", half_width, "a number > 0", 5e-324)
-        needed = self.pairs * (special.ndtri(_tail(level)) * self.standard_error / wanted) ** 2
+        needed = self.pairs * (special.ndtri(tail_of(level)) * self.standard_error / wanted) ** 2
         return float(needed) if not math.isfinite(needed) else float(math.ceil(needed))
 
     def __repr__(self) -> str:
@@ -121,7 +121,8 @@ class Estimate:
         }
 
 
-def _tail(level: float) -> float:
+def tail_of(level: float) -> float:
+    """What an interval of this level leaves out at each end; ValueError where it is not in (0, 1)."""
     number = arguments.check_number(
         "level", level, "a number between 0 and 1, both excluded", 5e-324, math.nextafter(1, 0)
     )

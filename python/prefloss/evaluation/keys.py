@@ -8,7 +8,6 @@ the rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -50,10 +49,9 @@ def number_rows(columns: Sequence[tuple[Codes, int]], rows: int) -> tuple[Codes,
     return codes, [column[first] for column, _ in columns]
 
 
-def indicator(codes: Codes, count: int, weight: NDArray[Any] | None = None) -> csr_array:
+def indicator(codes: Codes, count: int) -> csr_array:
     """(count, rows): times a matrix with a row a row, it adds up the rows of each code, one after the other."""
-    data = np.ones(len(codes)) if weight is None else weight
-    return csr_array((data, codes, np.arange(len(codes) + 1)), shape=(len(codes), count)).T
+    return csr_array((np.ones(len(codes)), codes, np.arange(len(codes) + 1)), shape=(len(codes), count)).T
 
 
 def compact(codes: Codes, size: int) -> tuple[Codes, Codes]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from .. import arguments
-from .estimate import Estimate, _tail
+from .estimate import Estimate, tail_of
 
 if TYPE_CHECKING:
     from .evaluation import Evaluation, Label
@@ -77,7 +77,7 @@ def checked_shares(
 def worst_group(groups: Mapping[Label, Evaluation], level: float) -> WorstGroup:
     if not groups:
         raise ValueError("there are no pairs, so there is no worst group")
-    each = 1.0 - 2.0 * _tail(level) / len(groups)
+    each = 1.0 - 2.0 * tail_of(level) / len(groups)
     losses = {label: group.loss for label, group in groups.items()}
     worst = max(losses, key=lambda label: losses[label].value if not math.isnan(losses[label].value) else math.inf)
     intervals = [loss.interval(each) for loss in losses.values()]

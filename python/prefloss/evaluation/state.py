@@ -24,7 +24,6 @@ from .keys import indicator, number, number_rows
 from .statistics import BIN_SUMS, Options, Statistic
 
 Float64Array = NDArray[np.float64]
-Matrix = Float64Array
 
 VERSION = 1
 UNIT_KEYS, BIN_KEYS = ("cluster", "group", "labelled"), ("group", "labelled", "part", "bin")
@@ -73,9 +72,6 @@ class State:
     options: Options
     scale: float  # weights are divided by it: a power of two
     shifts: dict[str, float]
-
-    def __add__(self, other: State) -> State:
-        return merge([self, other])
 
     def to_table(self) -> pa.Table:
         """One table, with the constants in its metadata; units are part 0."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import _core
 from ..pairs import NONE, SUM, Numbers, Pairs, accumulation_dtype
-from ..sums import Sum
+from ..sums import CUBES, WEIGHT_POWERS, Sum
 from .operator import Operator
 from .paired import paired_loss
 
@@ -202,12 +202,11 @@ def _with_items(
     both = {which: sums[..., which] for which in Sum}
     both[Sum.UNITS] = there.double().sum(-1)
     both[Sum.WEIGHT_SCALE] = scale
-    for power, which in enumerate((Sum.WEIGHT_SQUARED, Sum.WEIGHT_CUBED, Sum.WEIGHT_FOURTH, Sum.WEIGHT_FIFTH), 2):
+    for power, which in enumerate(WEIGHT_POWERS, 2):
         both[which] = (v**power).sum(-1)
     both[Sum.SQUARED_WEIGHT_LOSS] = squared_loss
     both[Sum.SQUARED_WEIGHT_LOSS_SQUARES] = (v * from_mean).square().sum(-1)
-    cubes = (Sum.CUBED_WEIGHT_LOSS, Sum.CUBED_WEIGHT_LOSS_SQUARES, Sum.CUBED_WEIGHT_LOSS_CUBES)
-    for power, which in enumerate(cubes, 1):
+    for power, which in enumerate(CUBES[1:], 1):
         both[which] = (v**3 * from_mean**power).sum(-1)
     both[Sum.LINKED] = sums[..., Sum.COUNT].square() * torch.where(all_of_one, 2.0, 1.0)
     both[Sum.LINKED_SQUARES] = own.square().sum(-1)
