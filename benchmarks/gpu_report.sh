@@ -5,7 +5,8 @@
 #
 # Needs a GPU, no network, and in the Python that is called `python3` (or $PYTHON): torch, numpy, pip, pybind11 and
 # scikit-build-core; nvcc and CMake >= 3.24 beside it. Nothing is installed into that Python: the package goes to
-# build/gpu_report. Ends within ten minutes. TESTS (default: tests) names what pytest runs. The exit status is 2 where
+# build/gpu_report. Ends within ten minutes. TESTS (default: tests) names what pytest runs, BENCHMARK holds arguments of
+# benchmarks/gpu.py. The exit status is 2 where
 # something needed is missing, and 1 where the build, a test or a result of the benchmark failed.
 set -euo pipefail
 
@@ -27,7 +28,7 @@ main() {
     "$site" || stop "the package in $site does not import, or another (an editable installation?) comes before it"
   run_tests || status=1
   echo "== benchmark"
-  bounded "$BENCHMARK_SECONDS" "$PYTHON" benchmarks/gpu.py --json "$out/gpu.json" --charts "$out" 2>&1 |
+  bounded "$BENCHMARK_SECONDS" "$PYTHON" benchmarks/gpu.py --json "$out/gpu.json" --charts "$out" ${BENCHMARK:-} 2>&1 |
     tee "$out/benchmark.log" || status=1
   ls -l "$out"
   exit "$status"
@@ -38,7 +39,7 @@ stop() {
   exit 2
 }
 
-bounded() { timeout --kill-after=10 "$@"; }
+bounded() { timeout --signal=INT --kill-after=10 "$@"; } # interrupted, pytest still says what failed so far
 
 has() { "$PYTHON" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$1') is None)"; }
 
@@ -81,7 +82,7 @@ run_tests() {
       options+=("--ignore=$file")
     done
   done
-  has xdist && options+=(-n 8 -p no:benchmark) # which warns beside xdist, and a warning is an error
+  has xdist && options+=(-n 16 -p no:benchmark) # which warns beside xdist, and a warning is an error
   if ! PREFLOSS_REQUIRE_CUDA=1 bounded "$TEST_SECONDS" "$PYTHON" -m pytest ${TESTS:-tests} "${options[@]}" \
     >"$out/tests.log" 2>&1; then
     tail -n 60 "$out/tests.log"

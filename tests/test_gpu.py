@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -38,6 +40,19 @@ def options_of(size, device=CUDA):
     return {"margin": margin, "weight": weight, "target": target, "beta": 0.5, "label_smoothing": 0.1}
 
 
+@contextlib.contextmanager
+def no_waiting():
+    """An operation that makes the host wait for the GPU raises; what was under way before is waited for first."""
+    torch.cuda.synchronize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that it does not see all of them
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def everything(pair, options):
     loss, stats = prefloss.bradley_terry_loss(*pair, **options, return_stats=True)
     alone = prefloss.bradley_terry_loss(*pair, **options)
@@ -57,7 +72,10 @@ def test_every_run_gives_the_same_bits(dtype):
 
 @over_dtypes
 def test_it_agrees_with_the_cpu(dtype):
-    """Pair by pair to the bit, where the CPU has the same fused multiply-add; sums, added in another order, to an ulp."""
+    """Pair by pair to the bit, where the CPU has the same fused multiply-add; sums, added in another order, to an ulp.
+
+    Gradients of half precision come from slopes within 2^-16 of each other, of which a few round to neighbours.
+    """
     for size in SIZES:
         for given in ({}, options_of(size)):
             there = everything(drawn(size, dtype), given)
@@ -70,8 +88,18 @@ def test_it_agrees_with_the_cpu(dtype):
             torch.testing.assert_close(there[3].cpu(), here[3], rtol=1e-12, atol=1e-12 * size)
             if prefloss.build_info()["cpu"] != "baseline":
                 assert_same_bits([there[2].cpu()], [here[2]])
-                if "weight" not in given:  # the divisor is a number, not a sum
-                    assert_same_bits([t.cpu() for t in there[4:]], here[4:])
+                for one, other in zip(there[4:], here[4:], strict=True):
+                    if torch.finfo(dtype).bits == 16:
+                        assert_same_or_neighbours(one.cpu(), other)
+                    elif "weight" not in given:  # the divisor is a number, not a sum
+                        assert_same_bits([one.cpu()], [other])
+
+
+def assert_same_or_neighbours(one, other):
+    """Of half precision; one entry in a hundred may be the next number."""
+    steps = (one.detach().view(torch.int16).int() - other.detach().view(torch.int16).int()).abs()
+    assert steps.max() <= 1
+    assert steps.sum() <= 0.01 * len(steps) + 1
 
 
 def of_items(layout, dtype=torch.float32, device=CUDA):
@@ -112,24 +140,24 @@ def test_items_give_the_same_bits_in_every_run_and_agree_with_the_cpu(layout, dt
         assert_same_bits(everything_of_items(*of_items(layout, dtype)), there)
     here = everything_of_items(*of_items(layout, dtype, "cpu"))
     for on_gpu, on_cpu in zip(there[:2], here[:2], strict=True):
-        torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=8 * torch.finfo(on_cpu.dtype).eps, atol=0)
+        # float64 terms, all of them positive, added in another order; float32 results are rounded once more.
+        terms = 2_000 if layout == "groups" else 100_000
+        rounding = terms * torch.finfo(torch.float64).eps + 2 * torch.finfo(on_cpu.dtype).eps
+        torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=rounding, atol=0)
     exact = torch.finfo(torch.float64 if dtype is torch.float64 else torch.float32).eps
     torch.testing.assert_close(there[2].cpu(), here[2], rtol=8 * exact, atol=1e-6)
     # Entries cancel, so that their size says nothing: a pair's gradient is at most 1 over the number of pairs.
-    rounding = torch.finfo(dtype).eps
-    torch.testing.assert_close(there[3].cpu(), here[3], rtol=2 * rounding, atol=8 * exact * here[3].abs().max().item())
+    rounding, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).smallest_normal
+    atol = 8 * exact * here[3].abs().max().item() + 2 * rounding * tiny  # below `tiny` float16 has fewer digits
+    torch.testing.assert_close(there[3].cpu(), here[3], rtol=2 * rounding, atol=atol)
 
 
 @over_layouts
 def test_losses_over_items_wait_for_nothing(layout):
     given, function = of_items(layout)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         loss, _ = function(given, return_stats=True)
         loss.backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("of", ["ranks", "chosen_index"])
@@ -193,17 +221,13 @@ def test_a_whole_step_is_captured_in_a_graph_and_replayed(size, with_options):
 def test_nothing_waits_for_the_gpu():
     pair, options = drawn(100_000), options_of(100_000)
     denominator = torch.tensor(7, device=CUDA)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         for given in ({}, options, {**options, "denominator": denominator}, {"reduction": "sum"}):
             loss, _ = prefloss.bradley_terry_loss(*pair, **given, return_stats=True)
             loss.backward()
             prefloss.bradley_terry_loss(*pair, **given).backward()
         (gradient, _) = torch.autograd.grad(prefloss.bradley_terry_loss(*pair), pair, create_graph=True)
         gradient.sum().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_autocast_and_gradient_scaling_train():
