@@ -38,8 +38,8 @@ int64_t scratch_of(const Pairs& pairs) { return cuda::scratch_size(pairs.chosen.
 
 int64_t scratch_size(bool cuda, const Pairs& pairs) { return on_cuda(cuda) ? scratch_of(pairs) : 0; }
 
-int64_t grouped_scratch_size(bool cuda, int64_t rows, int64_t groups, int64_t items, bool statistics) {
-  return on_cuda(cuda) ? cuda::grouped_scratch_size(rows, groups, items, statistics) : 0;
+int64_t grouped_scratch_size(bool cuda, const Groups& groups, bool statistics) {
+  return on_cuda(cuda) ? cuda::grouped_scratch_size(groups, statistics) : 0;
 }
 
 int current_cuda_device() { return cuda::current_device(); }
@@ -51,7 +51,7 @@ int64_t scratch_size(bool cuda, const Pairs&) {
   return 0;
 }
 
-int64_t grouped_scratch_size(bool cuda, int64_t, int64_t, int64_t, bool) { return scratch_size(cuda, Pairs()); }
+int64_t grouped_scratch_size(bool cuda, const Groups&, bool) { return scratch_size(cuda, Pairs()); }
 
 int current_cuda_device() { return -1; }
 
@@ -95,7 +95,7 @@ GroupStatus grouped_forward(const Groups& groups, const GroupAverage& average, c
                             const Place& place) {
   if (!on_cuda(place.cuda)) return cpu::kernels().grouped_forward(groups, average, outputs, place.threads);
 #ifdef PREFLOSS_CUDA
-  const int64_t scratch = cuda::grouped_scratch_size(groups.rows, groups.groups, groups.items, outputs.statistics);
+  const int64_t scratch = cuda::grouped_scratch_size(groups, outputs.statistics);
   cuda::check(cuda::grouped_forward(groups, average, outputs, launch_of(place, scratch)), "the forward pass of groups");
   return GroupStatus::kDone;
 #else

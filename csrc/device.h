@@ -19,7 +19,7 @@ struct Place {
 
 // Throws where this build has no CUDA kernels.
 int64_t scratch_size(bool cuda, const Pairs&);
-int64_t grouped_scratch_size(bool cuda, int64_t rows, int64_t groups, int64_t items, bool statistics);
+int64_t grouped_scratch_size(bool cuda, const Groups&, bool statistics);
 
 void paired_forward(const Pairs&, const Divisor&, const ForwardOutputs&, const Place&);
 void paired_backward(const Pairs&, const Divisor&, const Column& upstream, const Gradients&, const Place&);

@@ -27,11 +27,12 @@ PREFLOSS_HOST_DEVICE double entry_of(const Column& column, int64_t row, int64_t 
 constexpr int64_t kLargeGroup = 1024;
 
 // Lower ranks are preferred. `rewards` and `ranks` have an entry an item, of `items` / `rows` a row. Group g has the
-// items offsets[g] ... offsets[g + 1] - 1, counted through all rows, or, where there are no offsets, `size` items from
-// g * size on. The CUDA kernels take contiguous rewards of the type that they are computed in, and int64 ranks.
+// items offsets[g] ... offsets[g + 1] - 1, counted through all rows, at most `size` of them, or, where there are no
+// offsets, `size` items from g * size on. The CUDA kernels take contiguous rewards of the type that they are computed
+// in, and int64 ranks.
 struct Groups {
   Column rewards, ranks;
-  int64_t rows = 1, groups = 0, size = 0, items = 0;  // so many groups a row, of `size` items each; items in all
+  int64_t rows = 1, groups = 0, size = 0, items = 0;  // groups a row; of so many items each; items in all
   const int64_t* offsets = nullptr;
   Options options;         // target: of pairs of different rank
   bool half_ties = false;  // pairs of equal rank count too, with target 1/2 and no margin

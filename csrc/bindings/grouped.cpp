@@ -2,6 +2,7 @@
 // grouped_backward, grouped_double_backward. Names, reading of arguments, where results go; no arithmetic.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <stdexcept>
@@ -39,6 +40,12 @@ std::vector<int64_t> offsets_of(const int64_t* sizes, int64_t stride, int64_t gr
                                   ", got " + std::to_string(offsets.back() - row * items));
   }
   return offsets;
+}
+
+int64_t largest_of(const std::vector<int64_t>& offsets) {
+  int64_t largest = 0;
+  for (size_t g = 1; g < offsets.size(); g++) largest = std::max(largest, offsets[g] - offsets[g - 1]);
+  return largest;
 }
 
 // ---- Eager calls ----
@@ -197,6 +204,7 @@ class GroupedOperator {
       const std::vector<int64_t> offsets =
           offsets_of(static_cast<const int64_t*>(its.data), its.stride, groups.groups, groups.rows, shape_.back());
       groups.offsets = static_cast<const int64_t*>(columns_.keep(rewards_->copied_here(offsets)).data());
+      groups.size = largest_of(offsets);
     } else {
       if (groups.size <= 0 || shape_.back() % groups.size != 0)
         throw std::invalid_argument("rewards has " + std::to_string(shape_.back()) +
@@ -217,8 +225,7 @@ class GroupedOperator {
 
   Place place() const { return place_of(rewards_->is_cuda(), rewards_->device_index(), kParallelPairs); }
   Tensor scratch(Place& place) const {
-    return scratch_for(place, rewards_->device_index(),
-                       grouped_scratch_size(place.cuda, groups.rows, groups.groups, groups.items, statistics));
+    return scratch_for(place, rewards_->device_index(), grouped_scratch_size(place.cuda, groups, statistics));
   }
 
   Dtype real() const { return accumulation_dtype(rewards_->dtype()); }

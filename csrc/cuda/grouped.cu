@@ -1,9 +1,10 @@
 // The loss over all pairs of each group on the GPU: forward, backward, double backward. Mirrors cpu/grouped.cpp, but
 // visits the pairs one by one however large a group is.
 //
-// A thread has an item, and visits those of its group; a pair is visited by both of its items, and counted by the
-// better one. A warp then adds up what the items of a group counted, and a row's sum goes on as that of pairs does.
-// There are no atomics, so the bits are the same from run to run.
+// A thread has an item, and visits those of its group, or, in large groups, a part of them; a pair is visited by both
+// of its items, and counted by the better one. A warp then adds up what the items of a group counted (a block, where
+// groups are large), and a row's sum goes on as that of pairs does. There are no atomics, so the bits are the same from
+// run to run.
 #include <algorithm>
 
 #include "../groups.h"
@@ -19,10 +20,14 @@ constexpr int kSegment = 32;     // and in float64, before they go on: for fewer
 template <bool kStatistics>
 constexpr int kItemSums = group_sums(kStatistics);
 
-// Blocks a row of the kernel that adds up groups, a warp each.
-int64_t summing_blocks(int64_t groups) {
-  constexpr int64_t kGroupsAWarp = 4;
-  return std::clamp<int64_t>((groups + kWarps * kGroupsAWarp - 1) / (kWarps * kGroupsAWarp), 1, kMostBlocks);
+// A block adds up each group of so many items or more, and a warp each smaller one.
+constexpr int64_t kWideGroup = 1024;
+__host__ __device__ __forceinline__ bool are_wide(const Groups& groups) { return groups.size >= kWideGroup; }
+
+// Blocks a row of the kernel that adds up groups.
+int64_t summing_blocks(const Groups& groups) {
+  const int64_t groups_a_block = are_wide(groups) ? 1 : 4 * kWarps;
+  return std::clamp<int64_t>((groups.groups + groups_a_block - 1) / groups_a_block, 1, kMostBlocks);
 }
 
 // Calls body(index) for this thread's share of [0, count).
@@ -59,21 +64,79 @@ struct Item {
   __device__ __forceinline__ bool ahead_of(const Item& other) const { return rank < other.rank; }
 };
 
+// How many threads share an item: as many as fill a GPU where there are few items, but each has 64 others to visit. A
+// power of two. It depends on the sizes alone, and so do the bits.
+int threads_an_item(const Groups& groups) {
+  constexpr int64_t kWanted = int64_t{1} << 18, kLeastVisits = 64, kMostShares = 32;
+  int64_t threads = 1;
+  while (threads < kMostShares && groups.items * threads < kWanted && groups.size >= 2 * threads * kLeastVisits)
+    threads *= 2;
+  return static_cast<int>(threads);
+}
+
+int64_t blocks_for_items(const Groups& groups, int threads) {
+  const int64_t items_a_block = kThreads / threads;
+  return (groups.items + items_a_block - 1) / items_a_block;
+}
+
+// An item's share of a group: the others that one of its `threads` visits.
+struct Share {
+  int64_t item, group, begin, end;
+  bool first;  // whether this thread has what all of them add up to
+};
+
+// Adds up the items' sums: share(share, sums) makes those of each of an item's threads, kSums numbers of which `add`
+// adds two, and done(item, sums) has them all.
+template <int kSums, typename Visit, typename Add, typename Done>
+__device__ __forceinline__ void for_items(const Groups& groups, int threads, const Visit& visit, const Add& add,
+                                          const Done& done) {
+  __shared__ double of_threads[kSums][kThreads];
+  const int items = kThreads / threads, thread = static_cast<int>(threadIdx.x), place = thread % items;
+  for_parts(1, (groups.items + items - 1) / items, [&](int64_t, int64_t block) {
+    Share share;
+    share.item = block * items + place;
+    share.first = thread < items;
+    double sums[kSums] = {};
+    if (share.item < groups.items) {
+      share.group = group_of(groups, share.item);
+      const int64_t begin = groups.begin(share.group), size = groups.size_of(share.group);
+      const int64_t visits = (size + threads - 1) / threads, skipped = thread / items * visits;
+      share.begin = begin + (skipped < size ? skipped : size);
+      share.end = begin + (skipped + visits < size ? skipped + visits : size);
+      visit(share, sums);
+    }
+    if (threads > 1) {
+#pragma unroll
+      for (int k = 0; k < kSums; k++) of_threads[k][thread] = sums[k];
+      __syncthreads();
+      for (int other = place + items; share.first && other < kThreads; other += items) {
+        double its[kSums];
+#pragma unroll
+        for (int k = 0; k < kSums; k++) its[k] = of_threads[k][other];
+        add(sums, its);
+      }
+      __syncthreads();  // the next items of this block write there again
+    }
+    if (share.first && share.item < groups.items) done(share.item, sums);
+  });
+}
+
 // Each item's slope, and the sums over the pairs that it counts: sum k of item i at counted[k * items + i].
 template <typename Real>
-__global__ void __launch_bounds__(kThreads, 2) plain_items(Groups groups, double* slopes, double* counted) {
-  for_each(groups.items, [&](int64_t index) {
-    const int64_t group = group_of(groups, index), begin = groups.begin(group), end = begin + groups.size_of(group);
-    const Item<Real> item(groups, index);
+__global__ void __launch_bounds__(kThreads, 2)
+    plain_items(Groups groups, int threads, double* slopes, double* counted) {
+  constexpr int kSlope = kTerms + 1;
+  const auto visit = [&](const Share& share, double* sums) {
+    const Item<Real> item(groups, share.item);
     PairLossSum sum;
-    double pairs = 0, terms = 0, slope = 0;
     int added = 0;
 #pragma unroll 1
-    for (int64_t first = begin; first < end; first += kAddedInReal) {
+    for (int64_t first = share.begin; first < share.end; first += kAddedInReal) {
       LossProduct<Real> loss;
       Real its_slope = 0;
+      int pairs = 0;
 #pragma unroll 1
-      for (int64_t other = first; other < first + kAddedInReal && other < end; other++) {
+      for (int64_t other = first; other < first + kAddedInReal && other < share.end; other++) {
         const Item<Real> its(groups, other);
         const bool ahead = item.ahead_of(its);
         if (!ahead && !its.ahead_of(item)) continue;
@@ -84,18 +147,25 @@ __global__ void __launch_bounds__(kThreads, 2) plain_items(Groups groups, double
         loss.add(z, e);
         pairs += 1;
       }
-      slope += static_cast<double>(its_slope);
+      sums[kSlope] += static_cast<double>(its_slope);
+      sums[kPairs] += pairs;
       if (added + kAddedInReal > PairLossSum::kMost) {
-        terms += sum.value();
+        sums[kTerms] += sum.value();
         sum = PairLossSum();
         added = 0;
       }
       sum.add_product(loss);
       added += kAddedInReal;
     }
-    slopes[index] = slope;
-    counted[kPairs * groups.items + index] = pairs;
-    counted[kTerms * groups.items + index] = terms + sum.value();
+    sums[kTerms] += sum.value();
+  };
+  const auto add = [](double* sums, const double* other) {
+    for (int k = 0; k <= kSlope; k++) sums[k] += other[k];
+  };
+  for_items<kSlope + 1>(groups, threads, visit, add, [&](int64_t item, const double* sums) {
+    slopes[item] = sums[kSlope];
+    counted[kPairs * groups.items + item] = sums[kPairs];
+    counted[kTerms * groups.items + item] = sums[kTerms];
   });
 }
 
@@ -118,95 +188,132 @@ __host__ __device__ __forceinline__ bool may_be_list(const Groups& groups) {
 
 template <typename Real, bool kStatistics>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>)
-    general_items(Groups groups, double* slopes, double* counted, double* own) {
+    general_items(Groups groups, int threads, double* slopes, double* counted, double* own) {
+  constexpr int kCounted = kItemSums<kStatistics>, kSlope = kCounted, kLosses = kSlope + 1, kWorse = kLosses + 1;
+  constexpr int kAll = kStatistics ? kWorse + 1 : kSlope + 1;
   const bool by_item = kStatistics && may_be_list(groups);
   const PairOptions<Real> ranked(groups.options), equal(of_equal_rank(groups.options));
-  for_each(groups.items, [&](int64_t index) {
-    const int64_t group = group_of(groups, index), begin = groups.begin(group), end = begin + groups.size_of(group);
-    const Item<Real> item(groups, index);
-    double sums[kItemSums<kStatistics>] = {}, slope = 0, segment = 0, losses = 0, worse = 0;
+  const auto visit = [&](const Share& share, double* sums) {
+    const Item<Real> item(groups, share.item);
+    double segment = 0, losses = 0, worse = 0;
 #pragma unroll 1
-    for (int64_t other = begin; other < end; other++) {
-      if ((other - begin) % kSegment == 0) slope += segment, segment = 0;
+    for (int64_t other = share.begin; other < share.end; other++) {
+      if ((other - share.begin) % kSegment == 0) sums[kSlope] += segment, segment = 0;
       const Item<Real> its(groups, other);
       const bool ahead = item.ahead_of(its), behind = its.ahead_of(item), tied = !ahead && !behind;
-      if (tied && (!groups.half_ties || other == index)) continue;
+      if (tied && (!groups.half_ties || other == share.item)) continue;
       const PairOptions<Real>& options = tied ? equal : ranked;
       const Real a = behind ? its.reward : item.reward, b = behind ? item.reward : its.reward;
       const PairGradient<Real> gradient =
           options.formula.gradient(a, b, options.margin, Real(1), options.target, Scale<Real>());
       segment += static_cast<double>(behind ? gradient.rejected : gradient.chosen);
       if (behind && !by_item) continue;
-      const double share = ahead ? 1.0 : 0.5;  // the other item counts the rest
+      const double part = ahead ? 1.0 : 0.5;  // the other item counts the rest
       const Rounded<Real> rounded = options.formula.loss_and_remainder(a, b, options.margin, options.target);
       if (by_item) losses += static_cast<double>(rounded.value) + static_cast<double>(rounded.remainder);
       if (behind) {
         worse += 1;
         continue;
       }
-      double pair[kItemSums<kStatistics>];
-      pair[kPairs] = share;
-      pair[kTerms] = share * static_cast<double>(options.formula.centered(rounded.value, a, b));
+      double pair[kCounted];
+      pair[kPairs] = part;
+      pair[kTerms] = part * static_cast<double>(options.formula.centered(rounded.value, a, b));
       if constexpr (kStatistics) {
         const double l = static_cast<double>(rounded.value) + static_cast<double>(rounded.remainder);
         const double d = a - b, x = a, y = b;
-        pair[kPairLoss] = share * l;
-        pair[kPairsCorrect] = a > b ? share : 0.0;
-        pair[kPairsTied] = a == b ? share : 0.0;
+        pair[kPairLoss] = part * l;
+        pair[kPairsCorrect] = a > b ? part : 0.0;
+        pair[kPairsTied] = a == b ? part : 0.0;
         pair[kPairDifference] = tied ? 0.0 : d;  // the two orders of a tie add up to 0
         pair[kPairDifferenceSquares] =
-            tied ? share * (d * d) : d - d;  // what d alone differs from its mean by: 0, or NaN
-        pair[kPairChosen] = share * x;
+            tied ? part * (d * d) : d - d;  // what d alone differs from its mean by: 0, or NaN
+        pair[kPairChosen] = part * x;
         pair[kPairChosenSquares] = x - x;
-        pair[kPairRejected] = share * y;
+        pair[kPairRejected] = part * y;
         pair[kPairRejectedSquares] = y - y;
         pair[kPairMinimum] = HUGE_VAL;
         pair[kPairMaximum] = -HUGE_VAL;
       }
       add_group_sums<kStatistics>(sums, pair);
     }
-    if constexpr (kStatistics) sums[kPairMinimum] = sums[kPairMaximum] = item.reward;
-    if (by_item) {
-      own[index] = losses;
-      own[groups.items + index] = worse;
+    sums[kSlope] += segment;
+    if constexpr (kStatistics) {
+      sums[kPairMinimum] = sums[kPairMaximum] = item.reward;
+      sums[kLosses] = losses;
+      sums[kWorse] = worse;
     }
-    slopes[index] = slope + segment;
+  };
+  const auto add = [](double* sums, const double* other) {
+    add_group_sums<kStatistics>(sums, other);
+    for (int k = kSlope; k < kAll; k++) sums[k] += other[k];
+  };
+  for_items<kAll>(groups, threads, visit, add, [&](int64_t item, const double* sums) {
+    if constexpr (kStatistics) {
+      if (by_item) {
+        own[item] = sums[kLosses];
+        own[groups.items + item] = sums[kWorse];
+      }
+    }
+    slopes[item] = sums[kSlope];
 #pragma unroll
-    for (int k = 0; k < kItemSums<kStatistics>; k++) counted[k * groups.items + index] = sums[k];
+    for (int k = 0; k < kCounted; k++) counted[k * groups.items + item] = sums[k];
   });
 }
 
-// A warp adds up the items of a group; the groups of a row, its warps and its blocks make the row's sum. Factors are
-// not divided yet.
+// What the lanes of a warp have, added up in its first one.
+template <bool kStatistics>
+__device__ __forceinline__ void add_lanes(double* sums) {
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    double of_lane[kItemSums<kStatistics>];
+#pragma unroll
+    for (int k = 0; k < kItemSums<kStatistics>; k++) of_lane[k] = __shfl_down_sync(0xffffffffu, sums[k], distance);
+    add_group_sums<kStatistics>(sums, of_lane);
+  }
+}
+
+// A warp adds up the items of a group, or a block, if groups are large; the groups of a row, its warps and its blocks
+// make the row's sum. Factors are not divided yet.
 template <typename Real, bool kStatistics>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>)
     add_groups(Groups groups, GroupAverage average, GroupOutputs outputs, const double* counted, Partial* partials,
                int64_t blocks) {
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  __shared__ double of_warp[kItemSums<kStatistics>][kWarps];
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
+  const bool wide = are_wide(groups);
+  const int threads = wide ? kThreads : kWarp, at_once = kThreads / threads;
   Real* const loss = static_cast<Real*>(outputs.loss);
   const ForwardOutputs of_row{average.per_group ? nullptr : loss, {}, outputs.sums, kStatistics};
   for_parts(groups.rows, blocks, [&](int64_t row, int64_t block) {
     Partial partial = Partial::zero();
 #pragma unroll 1
-    for (int64_t g = block * kWarps + warp; g < groups.groups; g += blocks * kWarps) {
+    for (int64_t g = block * at_once + thread / threads; g < groups.groups; g += blocks * at_once) {
       const int64_t group = row * groups.groups + g, begin = groups.begin(group), end = begin + groups.size_of(group);
       double sums[kItemSums<kStatistics>] = {};
       if constexpr (kStatistics) sums[kPairMinimum] = HUGE_VAL, sums[kPairMaximum] = -HUGE_VAL;
 #pragma unroll 1
-      for (int64_t index = begin + lane; index < end; index += kWarp) {
+      for (int64_t index = begin + thread % threads; index < end; index += threads) {
         double of_item[kItemSums<kStatistics>];
 #pragma unroll
         for (int k = 0; k < kItemSums<kStatistics>; k++) of_item[k] = load_one(counted + k * groups.items + index);
         add_group_sums<kStatistics>(sums, of_item);
       }
+      add_lanes<kStatistics>(sums);
+      if (wide) {
 #pragma unroll
-      for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-        double of_lane[kItemSums<kStatistics>];
+        for (int k = 0; k < kItemSums<kStatistics>; k++) {
+          if (lane == 0) of_warp[k][warp] = sums[k];
+        }
+        __syncthreads();
+        for (int w = 1; thread == 0 && w < kWarps; w++) {
+          double its[kItemSums<kStatistics>];
 #pragma unroll
-        for (int k = 0; k < kItemSums<kStatistics>; k++) of_lane[k] = __shfl_down_sync(0xffffffffu, sums[k], distance);
-        add_group_sums<kStatistics>(sums, of_lane);
+          for (int k = 0; k < kItemSums<kStatistics>; k++) its[k] = of_warp[k][w];
+          add_group_sums<kStatistics>(sums, its);
+        }
+        __syncthreads();  // the next group of this block writes there again
       }
-      if (lane != 0) continue;
+      if (thread % threads != 0) continue;
       const double share = share_of(average, groups, group, sums[kPairs]);
       outputs.factors[group] = share;
       if (average.per_group) loss[group] = static_cast<Real>(group_loss(sums, share));
@@ -345,12 +452,14 @@ cudaError_t forward(const Groups& groups, const GroupAverage& average, const Gro
   double* const slopes = where.scratch + groups.items * group_sums(statistics);
   double* const own = slopes + groups.items;
   double* const after = own + (statistics ? kOwnSums * groups.items : 0);
+  const int threads = threads_an_item(groups);
+  const int64_t item_blocks = blocks_for_items(groups, threads);
   cudaError_t status = is_plain && !statistics
-                           ? launch(plain_items<Real>, blocks_for(groups.items), where, groups, slopes, where.scratch)
-                           : launch(statistics ? general_items<Real, true> : general_items<Real, false>,
-                                    blocks_for(groups.items), where, groups, slopes, where.scratch, own);
+                           ? launch(plain_items<Real>, item_blocks, where, groups, threads, slopes, where.scratch)
+                           : launch(statistics ? general_items<Real, true> : general_items<Real, false>, item_blocks,
+                                    where, groups, threads, slopes, where.scratch, own);
   if (status != cudaSuccess) return status;
-  const int64_t blocks = summing_blocks(groups.groups);
+  const int64_t blocks = summing_blocks(groups);
   Partial* const partials = reinterpret_cast<Partial*>(after);
   status = launch(statistics ? add_groups<Real, true> : add_groups<Real, false>, groups.rows * blocks, where, groups,
                   average, outputs, where.scratch, partials, blocks);
@@ -386,9 +495,9 @@ cudaError_t second(const Groups& groups, const void* slopes, const double* facto
 
 }  // namespace
 
-int64_t grouped_scratch_size(int64_t rows, int64_t groups, int64_t items, bool statistics) {
-  return items * (group_sums(statistics) + 1 + (statistics ? kOwnSums : 0)) +
-         rows * summing_blocks(groups) * static_cast<int64_t>(sizeof(Partial) / sizeof(double));
+int64_t grouped_scratch_size(const Groups& groups, bool statistics) {
+  return groups.items * (group_sums(statistics) + 1 + (statistics ? kOwnSums : 0)) +
+         groups.rows * summing_blocks(groups) * static_cast<int64_t>(sizeof(Partial) / sizeof(double));
 }
 
 int grouped_forward(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs,

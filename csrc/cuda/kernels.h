@@ -15,7 +15,7 @@ struct Launch {
 
 // 0 where one block reaches all pairs of a row.
 int64_t scratch_size(Dtype rewards, int64_t rows, int64_t count);
-int64_t grouped_scratch_size(int64_t rows, int64_t groups, int64_t items, bool statistics);
+int64_t grouped_scratch_size(const Groups&, bool statistics);
 
 // Pointers are the device's. Nothing synchronises and nothing is allocated. Each returns a cudaError_t, 0 for success.
 int paired_forward(const Pairs&, const Divisor&, const ForwardOutputs&, const Launch&);
