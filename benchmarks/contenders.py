@@ -77,8 +77,8 @@ def step(
 
 
 def as_array(tensor: Tensor) -> NDArray[Any]:
-    """NumPy has no bfloat16, whose values float32 holds exactly."""
-    tensor = tensor.detach()
+    """On the CPU. NumPy has no bfloat16, whose values float32 holds exactly."""
+    tensor = tensor.detach().cpu()
     array: NDArray[Any] = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
     return array
 
@@ -92,6 +92,7 @@ def check_loss(loss: Tensor, expected: float, tolerance: Tolerance) -> float:
 def check_gradients(gradients: tuple[Tensor | None, ...], expected: Expected, tolerance: Tolerance) -> None:
     for gradient, wanted in zip(gradients, expected.gradients, strict=True):
         assert gradient is not None
+        gradient = gradient.to(wanted.device)
         information = torch.finfo(gradient.dtype)
         spacing = information.tiny * information.eps  # of subnormals: a mean's gradient is 1 / N small
         allowed = tolerance.entry * wanted.abs() + tolerance.greatest * wanted.abs().max() + spacing

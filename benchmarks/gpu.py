@@ -159,7 +159,7 @@ def _arguments() -> argparse.Namespace:
         "--charts", type=Path, metavar="FOLDER", help="draw gpu_speed_up.svg and gpu_bandwidth.svg here"
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="the cases with this in their name")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time spent on a case (default: 1)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="time spent on a case (default: 0.5)")
     return parser.parse_args()
 
 

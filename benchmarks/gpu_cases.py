@@ -2,7 +2,7 @@
 
 A step is forward and backward; a graph replay is a step without the host; forward and backward alone show bandwidth,
 against a copy of as many bytes. Gradients of 2**26 pairs all round to 0 in float16: the speed there is honest, but the
-check is none.
+check is none. The small calls are those of the CPU's benchmark, on tensors of the GPU.
 """
 
 from __future__ import annotations
@@ -10,10 +10,23 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
+import call_cases
 import torch
 from cases import Case, eager
-from contenders import OURS, THEIRS, Contender, Expected, LossFunction, Tolerance, check_gradients, check_loss, step
+from contenders import (
+    OURS,
+    THEIRS,
+    Contender,
+    Expected,
+    LossFunction,
+    Tolerance,
+    as_array,
+    check_gradients,
+    check_loss,
+    step,
+)
 from torch import Tensor
 
 import prefloss
@@ -27,11 +40,24 @@ else:
     TRITON_VERSION = triton_loss.VERSION
 
 LAUNCH_BOUND = 65_536  # up to so many pairs the host, not the GPU, decides how long a step takes
+ALONE = ("forward", "backward")
+# What forward and backward take beside the rewards, and its bytes a pair.
+OPTIONS = {"statistics": 0, "beta": 0, "margin and weight": 8}
+DEFAULTS = {"beta": 1.0, "margin": 0.0, "weight": 1.0}
 CASES = (
     *(Case("step", torch.float32, size) for size in (8, 64, 256, 4_096, LAUNCH_BOUND, 2**20, 2**24, 2**26, 2**27)),
-    *(Case(kind, torch.float32, 2**power) for power in (24, 25, 26, 27) for kind in ("forward", "backward")),
+    *(Case(kind, torch.float32, 2**power) for power in (24, 25, 26, 27) for kind in ALONE),
     *(Case("graph replay", torch.float32, size) for size in (8, 64, 256, 4_096, LAUNCH_BOUND)),
     *(Case("step", dtype, size) for dtype in (torch.bfloat16, torch.float16) for size in (2**20, 2**26)),
+    *(Case(kind, dtype, 2**26) for dtype in (torch.bfloat16, torch.float16) for kind in ALONE),
+    *(
+        Case(f"{kind}, {option}", dtype, 2**26)
+        for dtype in (torch.float32, torch.bfloat16)
+        for option in OPTIONS
+        for kind in ALONE
+        if (kind, option) != ("backward", "statistics")  # which is the plain one
+    ),
+    *(Case(kind, torch.float32, size) for kind, size in call_cases.NAMES),
 )
 MEMORY_CASE = Case("step", torch.float32, 2**24)
 BYTES_A_PAIR = 128  # at most so much memory do the rewards, a contender and its check in float64 take
@@ -40,20 +66,46 @@ EXTREME_DIFFERENCES = (100.0, -100.0, 16.0, 0.0)
 
 def contenders_of(case: Case, device: str) -> dict[str, Callable[[], Contender]]:
     """What makes each contender of a case, "prefloss" first."""
-    chosen, rejected = _rewards(case, device)
-    expected, functions = _expected(chosen, rejected), _loss_functions()
-    alone = case.kind in ("forward", "backward")
-    make = {"step": step, "graph replay": _graph_replay, "forward": _forward, "backward": _backward}[case.kind]
+    if case.kind.startswith("call "):
+        return _small_call(case, device)
+    pair, functions = _rewards(case, device), _loss_functions()
+    kind, _, option = case.kind.partition(", ")
+    options = _options(option, case, device)
+    expected, alone = _expected(*pair, **options), kind in ALONE
+    if option:
+        functions = {"prefloss": partial(prefloss.bradley_terry_loss, **options)}
+    make = {"step": step, "graph replay": _graph_replay, "forward": _forward, "backward": _backward}[kind]
     contenders: dict[str, Callable[[], Contender]] = {
-        name: partial(
-            make, function, (chosen, rejected), expected, (OURS if name == "prefloss" else THEIRS)[case.dtype]
-        )
+        name: partial(make, function, pair, expected, (OURS if name == "prefloss" else THEIRS)[case.dtype])
         for name, function in functions.items()
         if not alone or name in ("prefloss", "Triton")
     }
     if alone:
-        contenders["device copy"] = partial(_device_copy, case, device)
+        contenders["device copy"] = partial(_device_copy, _bytes_moved(kind, option, case), device)
     return contenders
+
+
+def _small_call(case: Case, device: str) -> dict[str, Callable[[], Contender]]:
+    with torch.device(device):
+        contenders = call_cases.contenders_of(case.kind, case.size, torch.Generator(device).manual_seed(0), True)
+    return {name: partial(_made, contender) for name, contender in contenders.items()}
+
+
+def _made(contender: Contender) -> Contender:
+    return contender
+
+
+def _options(option: str, case: Case, device: str) -> dict[str, Any]:
+    if option == "margin and weight":
+        margin, weight = torch.rand(2, case.size, device=device, generator=torch.Generator(device).manual_seed(1))
+        return {"margin": margin, "weight": weight}
+    numbers: dict[str, dict[str, Any]] = {"": {}, "statistics": {"return_stats": True}, "beta": {"beta": 0.5}}
+    return numbers[option]
+
+
+def _bytes_moved(kind: str, option: str, case: Case) -> int:
+    """Forward reads two tensors, backward reads two and writes two; an option is read."""
+    return ((2 if kind == "forward" else 4) * case.dtype.itemsize + OPTIONS.get(option, 0)) * case.size
 
 
 def _loss_functions() -> dict[str, LossFunction]:
@@ -77,21 +129,28 @@ def _rewards(case: Case, device: str) -> tuple[Tensor, Tensor]:
     return chosen.to(case.dtype).requires_grad_(), rejected.to(case.dtype).requires_grad_()
 
 
-def _expected(chosen: Tensor, rejected: Tensor) -> Callable[[], Expected]:
+def _expected(chosen: Tensor, rejected: Tensor, **options: Any) -> Callable[[], Expected]:
     """The reference on the device, float64 but for the difference of rewards, which is float32 by contract."""
+    beta, margin, weight = (options.get(name, default) for name, default in DEFAULTS.items())
 
     @cache
     def compute() -> Expected:
         a, b = chosen.detach().float(), rejected.detach().float()
-        z = (a - b).double()
+        z = ((a - b) * beta - margin).double()
         e = torch.exp(-z.abs())
-        loss = float((e.log1p() + (-z).clamp(min=0.0)).mean())
-        slope = torch.where(z < 0, 1.0, e).div_(1.0 + e).div_(-z.numel())
+        total = weight.double().sum() if isinstance(weight, Tensor) else z.numel()
+        loss = float((e.log1p_() + (-z).clamp_(min=0.0)).mul_(weight).sum() / total)
+        slope = torch.sigmoid(-z).mul_(weight).mul_(-beta / total)
         if z.numel() <= LAUNCH_BOUND:
-            arrays = a.cpu().numpy(), b.cpu().numpy()
-            assert abs(loss / float(reference.bradley_terry_loss(*arrays)) - 1.0) < 1e-6
-            reference_slope = torch.from_numpy(reference.bradley_terry_gradient(1.0, *arrays)[0])
-            torch.testing.assert_close(slope.cpu(), reference_slope, rtol=1e-6, atol=0.0)
+            arrays = as_array(a), as_array(b)
+            given: dict[str, Any] = {
+                name: as_array(value) if isinstance(value, Tensor) else value
+                for name, value in options.items()
+                if name in DEFAULTS
+            }
+            assert abs(loss / float(reference.bradley_terry_loss(*arrays, **given)) - 1.0) < 1e-6
+            reference_slope = torch.from_numpy(reference.bradley_terry_gradient(1.0, *arrays, **given)[0])
+            torch.testing.assert_close(slope.cpu(), reference_slope, rtol=1e-6, atol=1e-50)
         return Expected(loss, (slope, -slope))
 
     return compute
@@ -135,7 +194,13 @@ def _forward(
     function: LossFunction, leaves: tuple[Tensor, ...], expected: Callable[[], Expected], tolerance: Tolerance
 ) -> Contender:
     run = partial(function, *(leaf.detach() for leaf in leaves))
-    return Contender(run, lambda: check_loss(run(), expected().loss, tolerance))
+    return Contender(run, lambda: check_loss(_loss_of(run()), expected().loss, tolerance))
+
+
+def _loss_of(result: Any) -> Tensor:
+    """With statistics a loss is the first of two."""
+    loss: Tensor = result[0] if isinstance(result, tuple) else result
+    return loss
 
 
 def _backward(
@@ -154,9 +219,9 @@ def _backward(
     return Contender(run, check)
 
 
-def _device_copy(case: Case, device: str) -> Contender:
-    """Moves as many bytes as the case must: forward reads two tensors, backward reads two and writes two."""
-    source = torch.randn(case.size * (1 if case.kind == "forward" else 2), device=device)
+def _device_copy(bytes_moved: int, device: str) -> Contender:
+    """Reads half of the bytes and writes the other half."""
+    source = torch.randn(bytes_moved // 8, device=device)
     target = torch.empty_like(source)
 
     def check() -> float:

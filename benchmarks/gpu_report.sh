@@ -10,7 +10,7 @@
 # something needed is missing, and 1 where the build, a test or a result of the benchmark failed.
 set -euo pipefail
 
-readonly BUILD_SECONDS=150 TEST_SECONDS=160 BENCHMARK_SECONDS=180
+readonly BUILD_SECONDS=150 TEST_SECONDS=160 BENCHMARK_SECONDS=240
 readonly PYTHON=${PYTHON:-python3}
 
 main() {

@@ -99,8 +99,13 @@ def gpu_limits_of(case: Case) -> Iterator[Limit]:
     match case:
         case Case("step", torch.float32, size) if size <= 4_096:
             yield Limit("eager", "<=", 0.6)
-        case Case("forward" | "backward", torch.float32, 67_108_864):
+        case Case("forward, statistics", _, _):
+            yield Limit("device copy", ">=", 0.5)
+        case Case(kind, _, 67_108_864) if kind.startswith(("forward", "backward")):
             yield Limit("device copy", ">=", 0.85)
+        case Case(kind, torch.float32, size) if kind.startswith("call "):
+            for rival in ("composed", "composed, second form"):
+                yield Limit(rival, "<=", 1.0, call_cases.limit(kind, size)[0])
 
 
 MEAN_ERROR_CASE = Case("step", torch.float32, 16_777_216)
