@@ -14,6 +14,7 @@ import prefloss
 
 pa = pytest.importorskip("pyarrow", reason="prefloss.evaluate needs `pip install 'prefloss[evaluate]'`")
 parquet = pytest.importorskip("pyarrow.parquet")
+build = pytest.importorskip("prefloss.evaluation.build")
 
 SAME = {"rel": 1e-12, "abs": 1e-14}
 
@@ -118,6 +119,17 @@ def test_a_result_does_not_depend_on_the_number_of_threads(set_threads):
         set_threads(threads)
         tables.append(evaluate(given).to_table())
     assert tables[0] == tables[1] == tables[2]
+
+
+def test_many_clusters_may_lie_in_any_order(monkeypatch):
+    """More rows than a core's cache holds the sums of are added up in their order, few of them in that of the pairs."""
+    random = np.random.default_rng(0)
+    pairs = 70_000  # two blocks
+    given = {"chosen": random.normal(size=pairs), "rejected": random.normal(size=pairs)}
+    given |= {"cluster": random.integers(0, 9_000, pairs), "group": random.integers(0, 3, pairs)}
+    by_row = evaluate(given)
+    monkeypatch.setattr(build, "MANY_ROWS", 10**9)
+    assert_same(by_row, evaluate(given))
 
 
 @pytest.mark.parametrize("names", CHOICES, ids="-".join)

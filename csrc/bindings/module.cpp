@@ -58,6 +58,7 @@ PYBIND11_MODULE(_core, module) {
   add_paired(module);
   add_grouped(module);
   add_indexed(module);
+  add_evaluation(module);
 }
 
 }  // namespace prefloss

@@ -127,6 +127,7 @@ void run_without_gil(int64_t pairs, const Kernel& kernel) {
 void add_paired(py::module_& module);
 void add_grouped(py::module_& module);
 void add_indexed(py::module_& module);
+void add_evaluation(py::module_& module);
 
 // The operators of a layout.
 void register_paired();

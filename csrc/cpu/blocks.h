@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kChunk = 8192;
 
-int64_t chunks_of(const Pairs& pairs) { return (pairs.count + kChunk - 1) / kChunk; }
+inline int64_t chunks_of(const Pairs& pairs) { return (pairs.count + kChunk - 1) / kChunk; }
 
 // Calls body(block_begin, block_count) for the blocks of a chunk.
 template <typename Body>

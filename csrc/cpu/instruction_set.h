@@ -3,6 +3,7 @@
 // internal linkage: so the linker cannot take one set's code for another's.
 #pragma once
 
+#include "../evaluation.h"
 #include "../groups.h"
 #include "ranked_items.h"
 
@@ -19,6 +20,8 @@ GroupStatus grouped_forward(const Groups&, const GroupAverage&, const GroupOutpu
 void grouped_backward(const Groups&, const void* slopes, const GroupUpstream&, const Column& result, int threads);
 GroupStatus grouped_double_backward(const Groups&, const void* slopes, const double* factors, const GroupUpstream&,
                                     const Column& direction, const Column& gradient, double* along, int threads);
+void pair_statistics(const EvaluatedPairs&, double* result);
+void add_statistics(const EvaluatedPairs&, const StatisticSums&);
 
 // The sums over all pairs of a long list in time linear in its items, with the options of `groups`; adds to their
 // slopes. long_list/long_list.cpp

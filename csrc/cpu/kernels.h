@@ -1,6 +1,7 @@
 // The CPU kernels: one table of functions per instruction set, and the choice among them.
 #pragma once
 
+#include "../evaluation.h"
 #include "../groups.h"
 
 namespace prefloss::cpu {
@@ -10,7 +11,8 @@ namespace prefloss::cpu {
 // indexed_forward: `pairs` has the options of the comparisons, and neither chosen nor rejected. `slopes`, one an item,
 // of the type that is computed in, where they are wanted: the derivatives of the loss. False where an index is out of
 // range. grouped_double_backward: `gradient`, the derivative by the rewards of the sum of the gradients times
-// `direction`; `along`, one a group, that of the upstream gradient's entry, or its group's part of it.
+// `direction`; `along`, one a group, that of the upstream gradient's entry, or its group's part of it. pair_statistics:
+// `result` is (statistics, pairs). These two run on the calling thread.
 struct Kernels {
   const char* name;
   void (*paired_forward)(const Pairs&, const Divisor&, const ForwardOutputs&, int threads);
@@ -23,6 +25,8 @@ struct Kernels {
   void (*grouped_backward)(const Groups&, const void* slopes, const GroupUpstream&, const Column& result, int threads);
   GroupStatus (*grouped_double_backward)(const Groups&, const void* slopes, const double* factors, const GroupUpstream&,
                                          const Column& direction, const Column& gradient, double* along, int threads);
+  void (*pair_statistics)(const EvaluatedPairs&, double* result);
+  void (*add_statistics)(const EvaluatedPairs&, const StatisticSums&);
 };
 
 namespace baseline {

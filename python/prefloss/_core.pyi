@@ -127,3 +127,16 @@ def indexed_forward(
 def scale_slopes(
     grad: Tensor, slopes: Tensor | None, group_sizes: Tensor | None, per_group: bool, result: Tensor
 ) -> bool: ...
+def pair_statistics(columns: tuple[Tensor | None, ...], numbers: tuple[float, ...], result: Tensor) -> None: ...
+def add_statistics(
+    columns: tuple[Tensor | None, ...],
+    numbers: tuple[float, ...],
+    moments: Tensor,
+    shifts: Tensor,
+    scale: float,
+    bin_of: Tensor,
+    rows: Tensor | None,
+    bin_rows: Tensor | None,
+    units: Tensor,
+    bins: Tensor,
+) -> None: ...

@@ -12,15 +12,14 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
+from .. import _core
 from .keys import Codes, indicator, number, number_rows
 from .state import BIN_KEYS, DISTANCE, UNIT_KEYS, WEIGHT, WEIGHT_STEPS, Float64Array, State, moments_of, unit_sums
-from .statistics import BIN_SUMS, CHUNK, EDGES, Options, Pairs, bins_of, shifts_of
+from .statistics import BIN_OF, BIN_SUMS, EDGES, Options, Pairs, shifts_of
 
-# Pairs that a thread computes at a time, at least: 20 columns of them are 10 MiB. What malloc gives back to the system, from
-# 32 MiB on, takes long to get again.
-BLOCK = 2**16
+BLOCK = 2**16  # pairs that a thread adds up at a time, at least
+MANY_ROWS = 2**12  # of more rows the sums no longer stay in the cache
 LOG2_SAFE = 40  # weights within 2^-40 and 2^40 are taken as they are: their sixth powers are numbers
 
 
@@ -38,7 +37,7 @@ def state_of(pairs: Pairs, clusters: pa.Array | None, groups: pa.Array | None, o
     shifts = shifts_of(pairs, options)
     sums, bins = _added(pairs, rows, options, scale, shifts)
     units = {**rows.keys(UNIT_KEYS), "pairs": pa.array(np.bincount(rows.codes, minlength=rows.count))}
-    units |= {name: pa.array(sums[:, place].copy()) for place, name in enumerate(unit_sums(options))}
+    units |= {name: pa.array(sums[place]) for place, name in enumerate(unit_sums(options))}
     return State(pa.table(units), rows.bins(bins, pairs, scale), options, scale, shifts)
 
 
@@ -57,7 +56,11 @@ class _Rows:
         numbered = {
             key: number(labels) for key, labels in (("cluster", clusters), ("group", groups)) if labels is not None
         }
-        numbered["labelled"] = number(pa.array(pairs.labelled()))
+        labelled = pairs.labelled()
+        all_are = len(pairs) > 0 and bool(labelled.all())
+        numbered["labelled"] = (
+            (np.zeros(len(pairs), dtype=np.int64), pa.array([True])) if all_are else number(pa.array(labelled))
+        )
         return cls(numbered, len(pairs))
 
     def _number(self, keys: tuple[str, ...]) -> tuple[Codes, dict[str, Codes]]:
@@ -91,7 +94,7 @@ class _Rows:
 
 
 class _BlockSums(NamedTuple):
-    """Of the rows of `units` from the first to the last that the block has pairs of, and of all bins."""
+    """(columns, rows) of `units`, from the first to the last row that the block has pairs of; and all bins."""
 
     first: int
     units: Float64Array
@@ -101,22 +104,27 @@ class _BlockSums(NamedTuple):
 def _added(
     pairs: Pairs, rows: _Rows, options: Options, scale: float, shifts: dict[str, float]
 ) -> tuple[Float64Array, Float64Array]:
-    """The sums of each row of `units`, and (pairs, *BIN_SUMS) of each bin of each row of `bins`."""
+    """The columns of `units`, and (pairs, *BIN_SUMS) of each bin of each row of `bins`."""
     units, bins = (
-        np.zeros((rows.count, len(unit_sums(options)))),
+        np.zeros((len(unit_sums(options)), rows.count)),
         np.zeros((rows.bin_count * len(EDGES), 1 + len(BIN_SUMS))),
     )
-    # A block costs an addition of all bins, and of all rows where clusters lie in no order: let it have as many pairs. Adding those
-    # rows alone that it has takes 170 ns a row, and all of them 7 ns.
-    size = max(BLOCK, min(rows.count, 2**20), len(bins))
+    codes, bin_codes = rows.codes, rows.bin_codes
+    if rows.count > MANY_ROWS and (codes[1:] < codes[:-1]).any():
+        # In the order of the rows a block has few of them: its sums stay in the cache, and are few to add.
+        order = indicator(codes, rows.count).tocsr().indices
+        pairs, codes, bin_codes = pairs.part(order), codes[order], bin_codes[order]
+    size = max(BLOCK, len(bins))  # a block costs an addition of all bins
 
     def block_sums(start: int) -> _BlockSums:
         block = slice(start, min(start + size, len(pairs)))
-        return _block(pairs, block, rows, options, scale, shifts)
+        its_codes = codes[block] if rows.count > 1 else None
+        its_bin_codes = bin_codes[block] if rows.bin_count > 1 else None
+        return _block(pairs.part(block), its_codes, its_bin_codes, bins.shape, options, scale, shifts)
 
     starts = range(0, len(pairs), size)
     for first, unit_part, bin_part in _in_order(block_sums, starts) if len(starts) > 1 else map(block_sums, starts):
-        units[first : first + len(unit_part)] += unit_part
+        units[:, first : first + unit_part.shape[1]] += unit_part
         bins += bin_part
     return units, bins
 
@@ -134,95 +142,38 @@ def _in_order(work: Callable[[int], _BlockSums], starts: Iterable[int]) -> Itera
             yield waiting.popleft().result()
 
 
-@np.errstate(all="ignore")  # infinite and NaN rewards give infinite and NaN sums
 def _block(
-    pairs: Pairs, block: slice, rows: _Rows, options: Options, scale: float, shifts: dict[str, float]
+    pairs: Pairs,
+    codes: Codes | None,
+    bin_codes: Codes | None,
+    bins_shape: tuple[int, ...],
+    options: Options,
+    scale: float,
+    shifts: dict[str, float],
 ) -> _BlockSums:
-    columns, one_row = len(unit_sums(options)), rows.count == 1
-    # With rows to tell apart, the columns of all pairs of the block are needed at once; else their sums are.
-    table = np.empty((0 if one_row else block.stop - block.start, columns))
-    total, bin_total = np.zeros(columns), np.zeros((rows.bin_count * len(EDGES), 1 + len(BIN_SUMS)))
-    buffer = np.empty((columns, CHUNK))
-    for start in range(block.start, block.stop, CHUNK):
-        chunk = slice(start, min(start + CHUNK, block.stop))
-        part, size = pairs.part(chunk), chunk.stop - chunk.start
-        weights = _powers(
-            None if part.weight is None else np.divide(part.weight, scale, dtype=np.float64), size, options
-        )
-        unlabelled = np.flatnonzero(~part.labelled()) if options.judge else np.zeros(0, dtype=np.int64)
-        values = part.statistics(options)
-        products = _products(values, weights, unlabelled, options, shifts)
-        if one_row:
-            total += [value.sum() if weight is None else weight @ value for weight, value in products]
-        else:
-            for place, (weight, value) in enumerate(products):
-                np.multiply(value, 1.0 if weight is None else weight, out=buffer[place, :size])
-            table[start - block.start : chunk.stop - block.start] = buffer[:, :size].T
-        (_, distance), (_, won) = values
-        bins = rows.bin_codes[chunk] * len(EDGES) + bins_of(distance)
-        keep = part.labelled() if len(unlabelled) else slice(None)
-        weight = None if part.weight is None else weights[1][keep]
-        _add_bins(bin_total, bins[keep], weight, distance[keep], won[keep])
-    if one_row:
-        return _BlockSums(0, total[None], bin_total)
-    codes = rows.codes[block]
-    first = int(codes.min())
-    return _BlockSums(first, indicator(codes - first, int(codes.max()) + 1 - first) @ table, bin_total)
+    first, last = (0, 0) if codes is None else (int(codes.min()), int(codes.max()))
+    units = torch.zeros(len(unit_sums(options)), last + 1 - first, dtype=torch.float64)
+    bins = torch.zeros(bins_shape, dtype=torch.float64)
+    constants = [shifts.get(statistic.name, 0.0) for statistic in options.statistics()]
+    _core.add_statistics(
+        *pairs.for_kernel(options),
+        _moments(options),
+        torch.tensor(constants, dtype=torch.float64),
+        scale,
+        BIN_OF,
+        None if codes is None else torch.from_numpy(codes - first),
+        None if bin_codes is None else torch.from_numpy(bin_codes),
+        units,
+        bins,
+    )
+    return _BlockSums(first, units.numpy(), bins.numpy())
 
 
 @cache
-def _moments(options: Options) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """Of each statistic."""
-    return tuple(moments_of(statistic, options) for statistic in options.statistics())
-
-
-def _powers(weight: Float64Array | None, size: int, options: Options) -> list[Float64Array]:
-    """w^0, w^1, ...: as many as there are sums of."""
-    powers = [np.ones(size)]
-    while f"w{len(powers)}" in unit_sums(options):
-        powers.append(powers[0] if weight is None else powers[-1] * weight)
-    return powers
-
-
-def _products(
-    values: Iterator[tuple[str, Float64Array]],
-    weights: list[Float64Array],
-    unlabelled: NDArray[np.int64],
-    options: Options,
-    shifts: dict[str, float],
-) -> Iterator[tuple[Float64Array | None, Float64Array]]:
-    """For each column of `unit_sums` two factors, the first of which is None where it is 1."""
-    for power in range(1, len(weights)):
-        yield None, weights[power]
-    for moments in _moments(options):
-        name, value = next(values)
-        value = value - shifts[name] if shifts.get(name) else value
-        if len(unlabelled) and name != "judged":
-            value = value.copy()
-            value[unlabelled] = 0.0
-        square = value * value
-        for a, b in moments:
-            if b == 3 and a == 1:
-                yield square, value
-            elif b == 3:
-                yield weights[a], square * value
-            else:
-                yield weights[a] if options.weighted else None, square if b == 2 else value
-
-
-def _add_bins(
-    total: Float64Array,
-    place: NDArray[np.int64],
-    weight: Float64Array | None,
-    distance: Float64Array,
-    won: Float64Array,
-) -> None:
-    """Adds pairs, and the columns of `BIN_SUMS`."""
-    counts = np.bincount(place, minlength=len(total))
-    total[:, 0] += counts
-    total[:, 1] += counts if weight is None else np.bincount(place, weight, len(total))
-    moment = distance if weight is None else weight * distance
-    for power in (2, 3, 4):
-        total[:, power] += np.bincount(place, moment, len(total))
-        moment = moment * distance
-    total[:, 5] += np.bincount(place, won if weight is None else weight * won, len(total))
+def _moments(options: Options) -> torch.Tensor:
+    """(columns, 3): for each of `unit_sums` the place of its statistic (-1: none), the power of the weight, and its own power."""
+    weights = sum(name in unit_sums(options) for name in (f"w{power}" for power in range(1, 7)))
+    moments = [(-1, power, 0) for power in range(1, weights + 1)]
+    for place, statistic in enumerate(options.statistics()):
+        moments += [(place, *moment) for moment in moments_of(statistic, options)]
+    return torch.tensor(moments)
