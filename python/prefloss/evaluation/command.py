@@ -92,12 +92,12 @@ def _require_matplotlib() -> None:
 
 
 def _evaluation(paths: list[Path], columns: dict[str, str], beta: float) -> Evaluation:
-    """Piece by piece. What is held is the sums, and half as many again that are not yet merged."""
+    """Piece by piece. What is held is the sums, and as many again that are not yet merged."""
     total: list[Evaluation] = []
     merged_rows = 0
     for found in _each(paths, columns, beta):
         total.append(found)
-        if sum(each.rows for each in total) > 1.5 * merged_rows + 2**20:
+        if sum(each.rows for each in total) > merged_rows + 2**19:
             total = [merged(total)]
             merged_rows = total[0].rows
     if not total:
