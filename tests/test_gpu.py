@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import subprocess
@@ -171,6 +172,38 @@ def test_a_value_that_is_none_fails_an_assertion_on_the_gpu(of):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "assert" in done.stderr.lower()
+
+
+def test_products_of_many_losses_stay_finite():
+    """Thousands of pairs a thread, each of which doubles the product that it keeps in the place of a sum of logarithms."""
+    pairs = torch.zeros(2**29, dtype=torch.bfloat16, device=CUDA)
+    assert prefloss.bradley_terry_loss(pairs, pairs).item() == pytest.approx(math.log(2), rel=1e-7)
+    rewards = 1e-3 * torch.randn(300, 1_100, generator=torch.Generator().manual_seed(0))
+    ranks = torch.arange(1_100).expand(300, -1)
+    there, here = (prefloss.bradley_terry_loss_grouped(rewards.to(to), ranks.to(to)).item() for to in (CUDA, "cpu"))
+    assert there == pytest.approx(here, rel=1e-6)
+
+
+@over_dtypes
+@pytest.mark.parametrize("sizes", [[4_097], [64] * 40, [513, 0, 1, 2_000, 130], [100_000]], ids=str)
+def test_groups_of_any_sizes_agree_with_the_cpu(sizes, dtype):
+    """Few items in large groups have many threads each, and many items one."""
+    generator = torch.Generator().manual_seed(0)
+    rewards = (2.0 * torch.randn(sum(sizes), generator=generator)).to(dtype)
+    ranks = torch.randint(0, 5, rewards.shape, generator=generator)
+    results = []
+    for to in (CUDA, torch.device("cpu")):
+        given = rewards.to(to).requires_grad_()
+        loss, stats = prefloss.bradley_terry_loss_grouped(
+            given, ranks.to(to), group_sizes=torch.tensor(sizes), return_stats=True
+        )
+        results.append([loss, stats.sums, *torch.autograd.grad(loss, given)])
+    there, here = ([tensor.cpu() for tensor in result] for result in results)
+    rounding = torch.finfo(dtype).eps
+    exact = torch.finfo(here[0].dtype).eps
+    torch.testing.assert_close(there[0], here[0], rtol=max(8 * exact, 1e-12), atol=0)
+    torch.testing.assert_close(there[1], here[1], rtol=max(8 * exact, 1e-12), atol=1e-6)
+    torch.testing.assert_close(there[2], here[2], rtol=2 * rounding, atol=8 * exact * here[2].abs().max().item())
 
 
 def test_a_call_follows_what_its_stream_does_before():
