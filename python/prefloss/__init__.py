@@ -28,6 +28,7 @@ from .indexed import bradley_terry_loss_indexed, merge_comparisons
 from .module import BradleyTerryLoss
 from .paired import bradley_terry_loss, bradley_terry_loss_stacked
 from .stats import PairStats
+from .tokens import divergence_weight, last_token
 
 if TYPE_CHECKING:
     from .evaluation import Estimate as Estimate
@@ -42,6 +43,8 @@ __all__ = [
     "bradley_terry_loss_indexed",
     "bradley_terry_loss_stacked",
     "build_info",
+    "divergence_weight",
+    "last_token",
     "merge_comparisons",
     "reference",
 ]
