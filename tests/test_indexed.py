@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import RUNS_ON_HOST
 from hypothesis import given
 from hypothesis import strategies as st
 from rounding_bounds import Bounds, assert_same_bits
@@ -113,6 +114,7 @@ def test_many_comparisons_agree_with_the_reference(items, count, dtype, device):
     check(scores_of(random, items, dtype), *comparisons(random, items, count), options, device)
 
 
+@pytest.mark.skipif(RUNS_ON_HOST, reason="there the sums are torch's operations, whose bits its threads change")
 @pytest.mark.parametrize(("items", "count"), [(50, 200_001), (20_000, 200_001), (300_000, 100_000)], ids=str)
 @pytest.mark.parametrize("name", ["default", "weight mask", "centring"])
 def test_the_number_of_threads_does_not_change_a_bit(items, count, name, set_threads):
