@@ -15,7 +15,7 @@ from torch import Tensor
 from . import _core
 from ._core import DEFAULT_CALL
 from .arguments import REWARD_DTYPES
-from .operators.grouped import GroupOptions, Groups, check_ranks, grouped_loss
+from .operators.grouped import KEYS_ALONE, GroupOptions, Groups, check_ranks, grouped_loss, order_keys
 from .operators.indexed import check_indices, indexed_loss
 from .operators.paired import as_tensor, paired_backward
 from .pairs import NONE, PAIRED, Numbers, Pairs, accumulation_dtype, stack, unstack
@@ -79,7 +79,7 @@ class PairedLoss(Function):
                 )
             loss = new_losses(rewards, call.layout) if call.reduction == NONE else new_scalar(rewards)
         if divides or call.statistics:
-            sums = torch.empty_like(_SUMS) if rewards.is_cpu else rewards.new_empty(len(Sum), dtype=torch.float64)
+            sums = new_sums(rewards)
         _core.paired_forward(rewards, rejected, margin, weight, target, call, loss, sums)
         ctx.save_for_backward(rewards, rejected, margin, weight, target, sums if divides else None)
         ctx.call = call
@@ -165,8 +165,11 @@ class GroupedLoss(Function):
         slopes = None
         if ctx.needs_input_grad[0]:
             slopes = torch.empty_like(rewards, dtype=loss.dtype, memory_format=torch.contiguous_format)
-        sums = torch.empty_like(_SUMS) if call.statistics else None
-        if not _core.grouped_forward(rewards, ranks, sizes, weight, call, LARGE_GROUP, loss, slopes, sums):
+        sums = new_sums(rewards) if call.statistics else None
+        tensors = rewards, ranks, sizes, weight
+        if rewards.is_cuda or KEYS_ALONE:
+            tensors = _for_cuda(*tensors)
+        if not _core.grouped_forward(*tensors, call, LARGE_GROUP, loss, slopes, sums):
             check_ranks(ranks)
         # A copy of the sizes, whose buffer may be filled anew before backward.
         ctx.save_for_backward(slopes, rewards, ranks, sizes if sizes is None else sizes.clone(), weight)
@@ -195,6 +198,14 @@ class GroupedLoss(Function):
         return result, None, None, None, None
 
 
+def _for_cuda(rewards: Tensor, ranks: Tensor, sizes: Tensor | None, weight: Tensor | None) -> Groups:
+    """As CUDA kernels take groups: of the type that they are computed in, with integers in the order of the ranks."""
+    wide = accumulation_dtype(rewards.dtype)
+    if weight is not None and weight.dtype is rewards.dtype:
+        weight = weight.to(wide)
+    return Groups(rewards.to(wide).contiguous(), order_keys(ranks).contiguous(), sizes, weight)
+
+
 def new_losses(rewards: Tensor, layout: int) -> Tensor:
     """Where the pairs' terms go, contiguous."""
     like = rewards if layout == PAIRED else unstack(rewards, layout)[0]
@@ -208,11 +219,16 @@ def new_scalar(rewards: Tensor) -> Tensor:
     return rewards.new_empty((), dtype=accumulation_dtype(rewards.dtype))
 
 
+def new_sums(rewards: Tensor) -> Tensor:
+    """Where the sums of these rewards' pairs go."""
+    return torch.empty_like(_SUMS) if rewards.is_cpu else rewards.new_empty(len(Sum), dtype=torch.float64)
+
+
 @called_directly
 class IndexedLoss(Function):
     """(loss, sums) of comparisons of items by index: forward keeps what backward needs, one slope an item.
 
-    A mean or a sum, on the CPU, of a margin that asks for no gradient.
+    A mean or a sum, of a margin that asks for no gradient; on a GPU without sums.
     """
 
     @staticmethod
@@ -229,7 +245,7 @@ class IndexedLoss(Function):
         loss, slopes = new_scalar(scores), None
         if ctx.needs_input_grad[0]:
             slopes = torch.empty_like(scores, dtype=loss.dtype, memory_format=torch.contiguous_format)
-        sums = torch.empty_like(_SUMS) if call.statistics else None
+        sums = new_sums(scores) if call.statistics else None
         tensors = scores, chosen_index, rejected_index, margin, weight, target
         if not _core.indexed_forward(*tensors, call, loss, slopes, sums):
             for name, index in (("chosen_index", chosen_index), ("rejected_index", rejected_index)):
