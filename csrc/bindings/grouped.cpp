@@ -98,7 +98,7 @@ std::optional<GroupedCall> call_of(py::handle rewards, py::handle ranks, py::han
   GroupedCall call;
   const Fit fit = given.read_from(rewards, ranks, group_sizes, weight);
   const Dtype dtype = given.rewards.dtype;
-  if (fit == Fit::kNo || !call.read(options, dtype, checked) ||
+  if (fit == Fit::kNo || !call.read(options, given.rewards, checked) ||
       !read_number(margin, dtype, -HUGE_VAL, HUGE_VAL, call.options.margin) ||
       !read_choice(average, "groups", "pairs", call.over_pairs) || !read_choice(ties, "skip", "half", call.half_ties) ||
       requires_grad(ranks) || requires_grad(weight))
@@ -108,20 +108,21 @@ std::optional<GroupedCall> call_of(py::handle rewards, py::handle ranks, py::han
 }
 
 // False where a rank is NaN.
-bool forward(py::handle rewards, py::handle ranks, py::handle group_sizes, py::handle weight, const GroupedCall& call,
-             int64_t large, py::handle loss, py::handle slopes, py::handle sums) {
+bool forward(py::handle rewards, py::handle ranks, py::handle group_sizes, py::handle weight, py::handle denominator,
+             const GroupedCall& call, int64_t large, py::handle loss, py::handle slopes, py::handle sums) {
   EagerGroups given;
   Groups& groups = given.groups;
   const Fit fit = given.read_from(rewards, ranks, group_sizes, weight);
   const bool on_cuda = runs_on_cuda(given.rewards.cuda);
-  if (fit != Fit::kYes || (on_cuda && !given.is_ready_for_cuda()))
+  const double* by = nullptr;
+  if (fit != Fit::kYes || (on_cuda && !given.is_ready_for_cuda()) || !call.read_tensor(denominator, given.rewards, by))
     throw std::invalid_argument("grouped_forward was given what grouped_call refuses");
   given.divide();
   groups.options = call.options;
   groups.half_ties = call.half_ties;
   groups.large = large;
   GroupAverage average{given.weight, call.over_pairs, call.reduction == kNone, {}};
-  if (call.reduction == kMean) average.divisor = {call.denominator.value_or(1), nullptr, 0, !call.denominator};
+  if (call.reduction == kMean) average.divisor = {call.denominator.value_or(1), by, 0, !call.has_denominator()};
   const Dtype real = accumulation_dtype(given.rewards.dtype);
   GroupOutputs outputs;
   outputs.loss = output(loss, real, average.per_group ? groups.groups : 1);
@@ -338,7 +339,8 @@ void add_grouped(py::module_& module) {
   module.def("grouped_call", &call_of, py::arg("rewards"), py::arg("ranks"), py::arg("group_sizes"), py::arg("weight"),
              py::arg("margin"), py::arg("average"), py::arg("ties"), py::arg("options"), py::arg("checked"));
   module.def("grouped_forward", &forward, py::arg("rewards"), py::arg("ranks"), py::arg("group_sizes"),
-             py::arg("weight"), py::arg("call"), py::arg("large"), py::arg("loss"), py::arg("slopes"), py::arg("sums"));
+             py::arg("weight"), py::arg("denominator"), py::arg("call"), py::arg("large"), py::arg("loss"),
+             py::arg("slopes"), py::arg("sums"));
   module.def("scale_slopes", &scale_slopes, py::arg("grad"), py::arg("slopes"), py::arg("group_sizes"),
              py::arg("per_group"), py::arg("result"));
 }

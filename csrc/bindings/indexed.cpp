@@ -54,7 +54,7 @@ std::optional<PairedCall> call_of(py::handle scores, py::handle chosen_index, py
   PairedCall call;
   const Fit fit =
       given.read_from(scores, chosen_index, rejected_index, tensor_or_none(margin), weight, tensor_or_none(target));
-  if (fit != Fit::kYes || !call.read(options, margin, weight, target, given.scores.dtype, checked) ||
+  if (fit != Fit::kYes || !call.read(options, margin, weight, target, given.scores, checked) ||
       call.reduction == kNone || requires_grad(margin))
     return std::nullopt;
   given.pairs.options = call.options;
@@ -64,10 +64,12 @@ std::optional<PairedCall> call_of(py::handle scores, py::handle chosen_index, py
 
 // False where an index is out of range; the results mean nothing then.
 bool forward(py::handle scores, py::handle chosen_index, py::handle rejected_index, py::handle margin,
-             py::handle weight, py::handle target, const PairedCall& call, py::handle loss, py::handle slopes,
-             py::handle sums) {
+             py::handle weight, py::handle target, py::handle denominator, const PairedCall& call, py::handle loss,
+             py::handle slopes, py::handle sums) {
   EagerComparisons given;
-  if (given.read_from(scores, chosen_index, rejected_index, margin, weight, target) != Fit::kYes)
+  const double* by = nullptr;
+  if (given.read_from(scores, chosen_index, rejected_index, margin, weight, target) != Fit::kYes ||
+      !call.read_tensor(denominator, given.scores, by))
     throw std::invalid_argument("indexed_forward was given what indexed_call refuses");
   Pairs& pairs = given.pairs;
   pairs.options = call.options;
@@ -82,7 +84,7 @@ bool forward(py::handle scores, py::handle chosen_index, py::handle rejected_ind
   const torch_abi::Tensor scratch = scratch_for(
       place, given.scores.device_index, indexed_scratch_size(place.cuda, given.comparisons, pairs, slope != nullptr));
   run_without_gil(pairs.count + given.comparisons.items, [&] {
-    in_range = indexed_forward(given.comparisons, pairs, call.divisor(pairs, nullptr), outputs, slope, place);
+    in_range = indexed_forward(given.comparisons, pairs, call.divisor(pairs, nullptr, by), outputs, slope, place);
   });
   return in_range;
 }
@@ -93,8 +95,8 @@ void add_indexed(py::module_& module) {
   module.def("indexed_call", &call_of, py::arg("scores"), py::arg("chosen_index"), py::arg("rejected_index"),
              py::arg("margin"), py::arg("weight"), py::arg("target"), py::arg("options"), py::arg("checked"));
   module.def("indexed_forward", &forward, py::arg("scores"), py::arg("chosen_index"), py::arg("rejected_index"),
-             py::arg("margin"), py::arg("weight"), py::arg("target"), py::arg("call"), py::arg("loss"),
-             py::arg("slopes"), py::arg("sums"));
+             py::arg("margin"), py::arg("weight"), py::arg("target"), py::arg("denominator"), py::arg("call"),
+             py::arg("loss"), py::arg("slopes"), py::arg("sums"));
 }
 
 }  // namespace prefloss

@@ -65,13 +65,13 @@ struct Bins {
 // The exponent of the greatest power of two that a slope may have.
 template <typename Real>
 int greatest_exponent(const Pairs& pairs, bool weighted) {
-  if (sizeof(Real) == sizeof(double)) return 1023;
-  if (weighted) return 255;
-  if (pairs.target || pairs.options.center_rewards_coefficient != 0) return 127;
+  const int most = sizeof(Real) == sizeof(double) ? 1023 : weighted ? 255 : 127;
+  if (weighted || pairs.target || pairs.options.center_rewards_coefficient != 0) return most;
   const Formula<double> formula(pairs);
+  const double greatest = formula.beta * (std::abs(formula.offset.right) + std::abs(formula.offset.wrong));
   int exponent = 0;
-  std::frexp(formula.beta * (std::abs(formula.offset.right) + std::abs(formula.offset.wrong)), &exponent);
-  return std::min(exponent + 1, 127);
+  std::frexp(greatest, &exponent);
+  return std::isfinite(greatest) ? std::min(exponent + 1, most) : most;
 }
 
 template <typename Real>
@@ -80,14 +80,15 @@ Bins bins_for(const Comparisons& comparisons, const Pairs& pairs) {
   const bool weighted = pairs.weight && pairs.weight.dtype != Dtype::kBool, wide = sizeof(Real) == sizeof(double);
   Bins result;
   result.items = comparisons.items;
-  result.copies = static_cast<int>(
-      std::clamp<int64_t>(pairs.count / (32 * std::max<int64_t>(comparisons.items, 1)), 1, Bins::kMostCopies));
   result.width = 63 - kBits - 2;  // an item may be compared with itself, and a number have two parts
   while (result.width > 0 && (pairs.count >> (63 - kBits - 2 - result.width)) > 0) result.width--;
   // The last bit of the least number there is, written with all the bits of its parts.
   result.lowest = wide ? 1 - kBias : weighted ? -298 - 2 * kBits + 1 : -149 - kBits + 1;
   const int highest = greatest_exponent<Real>(pairs, weighted) - kBits + 1;
   result.bins = result.width > 1 ? std::max(highest - result.lowest, 0) / result.width + 1 : 0;
+  // A word is written and read again, which costs little beside four comparisons.
+  const int64_t worth = pairs.count / (4 * std::max<int64_t>(result.of_copy(), 1));
+  result.copies = static_cast<int>(std::clamp<int64_t>(worth, 1, Bins::kMostCopies));
   return result;
 }
 
