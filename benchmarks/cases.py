@@ -125,7 +125,7 @@ def _kernels(kind: str, chosen: Tensor, rejected: Tensor) -> dict[str, Contender
     expected, tolerance = _expected(chosen, rejected, {}), OURS[chosen.dtype]
     first, second = torch.zeros_like(chosen), torch.zeros_like(rejected)
     loss, upstream = torch.zeros(()), torch.ones(())
-    options = None, None, None  # margin, weight, target
+    options = None, None, None, None  # margin, weight, target, denominator
 
     def forward() -> None:
         _core.paired_forward(chosen, rejected, *options, _core.DEFAULT_CALL, loss, None)

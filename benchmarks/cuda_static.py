@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = (Path("csrc/cuda/paired.cu"), Path("csrc/cuda/grouped.cu"))
+SOURCES = (Path("csrc/cuda/paired.cu"), Path("csrc/cuda/grouped.cu"), Path("csrc/cuda/indexed.cu"))
 SIZES = {"float": 4, "double": 8, "BFloat16": 2, "Float16": 2}  # bytes of an entry
 COLUMNS = {"plain_forward": (2, 0), "plain_backward": (2, 2)}  # columns that must be loaded and stored
 # Warps that fit on a multiprocessor; all of them have 65536 registers.

@@ -42,6 +42,10 @@ int64_t grouped_scratch_size(bool cuda, const Groups& groups, bool statistics) {
   return on_cuda(cuda) ? cuda::grouped_scratch_size(groups, statistics) : 0;
 }
 
+int64_t indexed_scratch_size(bool cuda, const Comparisons& comparisons, const Pairs& pairs, bool slopes) {
+  return on_cuda(cuda) ? cuda::indexed_scratch_size(comparisons, pairs, slopes) : 0;
+}
+
 int current_cuda_device() { return cuda::current_device(); }
 
 #else
@@ -52,6 +56,8 @@ int64_t scratch_size(bool cuda, const Pairs&) {
 }
 
 int64_t grouped_scratch_size(bool cuda, const Groups&, bool) { return scratch_size(cuda, Pairs()); }
+
+int64_t indexed_scratch_size(bool cuda, const Comparisons&, const Pairs&, bool) { return scratch_size(cuda, Pairs()); }
 
 int current_cuda_device() { return -1; }
 
@@ -86,6 +92,21 @@ void paired_double_backward(const Pairs& pairs, const Divisor& divisor, const Co
   cuda::check(cuda::paired_double_backward(pairs, divisor, upstream, directions, upstream_gradient, gradients,
                                            launch_of(place, scratch_of(pairs))),
               "the double backward pass");
+#else
+  without_cuda();
+#endif
+}
+
+bool indexed_forward(const Comparisons& comparisons, const Pairs& pairs, const Divisor& divisor,
+                     const ForwardOutputs& outputs, void* slopes, const Place& place) {
+  if (!on_cuda(place.cuda))
+    return cpu::kernels().indexed_forward(comparisons, pairs, divisor, outputs, slopes, place.threads);
+#ifdef PREFLOSS_CUDA
+  const int64_t scratch = cuda::indexed_scratch_size(comparisons, pairs, slopes != nullptr);
+  const int status = cuda::indexed_forward(comparisons, pairs, divisor, outputs, slopes, launch_of(place, scratch));
+  if (cuda::assertion_failed(status)) return false;
+  cuda::check(status, "the forward pass of comparisons by index");
+  return true;
 #else
   without_cuda();
 #endif

@@ -14,17 +14,24 @@ struct Place {
   bool cuda = false;
   int threads = 1;            // CPU: at most so many
   void* stream = nullptr;     // CUDA
-  double* scratch = nullptr;  // CUDA: memory for partial sums, (grouped_)scratch_size() float64
+  double* scratch = nullptr;  // CUDA: memory for sums, ..._scratch_size() float64
 };
 
 // Throws where this build has no CUDA kernels.
 int64_t scratch_size(bool cuda, const Pairs&);
 int64_t grouped_scratch_size(bool cuda, const Groups&, bool statistics);
 
+// -1 where CUDA kernels do not take so many comparisons.
+int64_t indexed_scratch_size(bool cuda, const Comparisons&, const Pairs&, bool slopes);
+
 void paired_forward(const Pairs&, const Divisor&, const ForwardOutputs&, const Place&);
 void paired_backward(const Pairs&, const Divisor&, const Column& upstream, const Gradients&, const Place&);
 void paired_double_backward(const Pairs&, const Divisor&, const Column& upstream, const Gradients& directions,
                             const Column& upstream_gradient, const Gradients&, const Place&);
+// `pairs` has the options of the comparisons. `slopes`, one an item, of the type that is computed in, may be missing.
+// False where an index is out of range; on a GPU that fails an assertion there. The CUDA kernels have no statistics.
+bool indexed_forward(const Comparisons&, const Pairs&, const Divisor&, const ForwardOutputs&, void* slopes,
+                     const Place&);
 // The CUDA kernels of groups take contiguous rewards and directions of the type that is computed in, and int64 ranks
 // without NaN, and need `factors` and `sums`; those of the CPU take any column.
 GroupStatus grouped_forward(const Groups&, const GroupAverage&, const GroupOutputs&, const Place&);

@@ -180,14 +180,14 @@ Tensor Tensor::contiguous(Dtype dtype) const {
   return copy;
 }
 
-Tensor Tensor::copied_here(const std::vector<int64_t>& values) const {
+Tensor Tensor::copied(const std::vector<int64_t>& values, bool cuda, int device_index) {
   const std::vector<int64_t> size{static_cast<int64_t>(values.size())};
   // From pinned memory the copy waits for nothing.
-  Tensor host = is_cuda() ? allocated(torch.empty_strided_pinned, size, Dtype::kInt64, torch.device_cpu(), 0)
-                          : new_empty(size, Dtype::kInt64);
+  Tensor host = cuda ? allocated(torch.empty_strided_pinned, size, Dtype::kInt64, torch.device_cpu(), 0)
+                     : empty(size, Dtype::kInt64, false, 0);
   std::copy(values.begin(), values.end(), static_cast<int64_t*>(host.data()));
-  if (!is_cuda()) return host;
-  Tensor copy = new_empty(size, Dtype::kInt64);
+  if (!cuda) return host;
+  Tensor copy = empty(size, Dtype::kInt64, true, device_index);
   check(torch.copy(copy.handle_, host.handle_, 1), "copy a tensor");
   return copy;
 }

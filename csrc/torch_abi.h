@@ -51,8 +51,8 @@ class Tensor {
   Tensor new_empty(const std::vector<int64_t>& sizes, Dtype dtype) const;
   // A copy in contiguous memory, of this dtype.
   Tensor contiguous(Dtype dtype) const;
-  // Host memory's entries on the device of this tensor; nothing is waited for.
-  Tensor copied_here(const std::vector<int64_t>& values) const;
+  // Host memory's entries on a device; nothing is waited for.
+  static Tensor copied(const std::vector<int64_t>& values, bool cuda, int device_index);
 
  private:
   void* handle_ = nullptr;

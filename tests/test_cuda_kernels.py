@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEVICES, RUNS_ON_HOST
+from rounding_bounds import assert_same_bits
 from sample_inputs import DTYPES, laid_out, options_alone, rewards
+from test_indexed import check as check_indexed
+from test_indexed import comparisons
 from test_paired_values import check_call, no_upstream
 
 import prefloss
@@ -147,6 +150,57 @@ def test_more_rows_than_a_grid_has_blocks():
     margin = chosen - rejected
     torch.testing.assert_close(losses, -torch.nn.functional.logsigmoid(margin).mean(1))
     torch.testing.assert_close(gradients, -torch.sigmoid(-margin) / 3)
+
+
+@over_dtypes
+@pytest.mark.parametrize("name", ["default", "weight tensor", "target tensor", "margin tensor", "centring"])
+def test_comparisons_around_every_boundary_agree_with_the_reference(name, dtype):
+    random = np.random.default_rng(11)
+    group = 2 if dtype is torch.float64 else 4
+    for whole in (1, group, THREADS * group, THREADS * GROUPS * group, 3 * THREADS * GROUPS * group):
+        for count in (whole - 1, whole, whole + 1):
+            indices = comparisons(random, 70, count, torch.int32 if count % 2 else torch.int64)
+            options = {**options_alone(name, random, (count,), dtype), "reduction": "sum" if count % 2 else "mean"}
+            check_indexed(rewards(random, (70,), dtype)[0], *indices, options, DEVICE)
+
+
+@over_dtypes
+@pytest.mark.parametrize("items", [2, 900])
+def test_the_order_of_comparisons_changes_no_bit_of_the_gradient(items, dtype):
+    """Sums of integers: exact, with weights of any size, in one copy of the items' words or in several."""
+    random = np.random.default_rng(12)
+    scores = (20.0 * rewards(random, (items,), torch.float64)[0]).to(dtype).to(DEVICE).requires_grad_()
+    chosen, rejected = (index.to(DEVICE) for index in comparisons(random, items, 30_000))
+    weight = torch.from_numpy(np.ldexp(random.random(30_000), random.integers(-60, 0, 30_000))).float().to(DEVICE)
+    for given in (None, weight):
+        gradients = []
+        for _ in range(3):
+            order = torch.from_numpy(random.permutation(30_000)).to(DEVICE)
+            loss = prefloss.bradley_terry_loss_indexed(
+                scores,
+                chosen[order],
+                rejected[order],
+                weight=None if given is None else given[order],
+                reduction="sum",
+            )
+            gradients += torch.autograd.grad(loss, scores)
+        assert gradients[0].isfinite().all()
+        for other in gradients[1:]:
+            assert_same_bits((other,), gradients[:1])
+
+
+@pytest.mark.parametrize("denominator", [None, torch.tensor(3.0), torch.tensor([3])], ids=["none", "0-d", "integer"])
+def test_eager_calls_do_without_the_operators(denominator):
+    values, index = torch.randn(6, device=DEVICE), torch.arange(6, device=DEVICE)
+    denominator = denominator if denominator is None else denominator.to(DEVICE)
+    options = 0.5, 0.0, 0.0, 0.0, "mean", denominator, False
+    calls = [
+        _core.paired_call(values, values, 0, None, None, None, options, False),
+        _core.grouped_call(values.view(2, 3), index.view(2, 3), None, None, None, "groups", "skip", options, False),
+        _core.grouped_call(values, values, torch.tensor([2, 4]), None, None, "groups", "skip", options, False),
+        _core.indexed_call(values, index, index, values, None, None, options, False),
+    ]
+    assert [call is not None and call.has_tensor_denominator for call in calls] == [denominator is not None] * 4
 
 
 @needs_host

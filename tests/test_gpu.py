@@ -161,6 +161,58 @@ def test_losses_over_items_wait_for_nothing(layout):
         loss.backward()
 
 
+@pytest.mark.parametrize("layout", ["groups", "indexed"])
+@pytest.mark.parametrize("options", [{}, {"beta": 0.5, "center_rewards_coefficient": 0.1}], ids=["default", "options"])
+def test_a_step_over_items_is_captured_in_a_graph_and_replayed(layout, options):
+    given, function = of_items(layout)
+    denominator = torch.tensor(3, device=CUDA)
+
+    def step():
+        loss = function(given, denominator=denominator, **options)
+        return [loss, *torch.autograd.grad(loss, given)]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for number in (5, 6):
+        given.data.mul_(0.5)
+        denominator.fill_(number)
+        graph.replay()
+        replayed = [tensor.clone() for tensor in captured]
+        assert_same_bits(replayed, step())
+
+
+@over_layouts
+@over_dtypes
+def test_weighted_items_agree_with_the_cpu(layout, dtype):
+    results = []
+    for device in ("cpu", CUDA):
+        given, function = of_items(layout, dtype, device)
+        count = {"groups": 2_000, "lists": 5, "indexed": 100_000}[layout]
+        generator = torch.Generator().manual_seed(4)
+        weight = 2.0 ** torch.randint(-30, 30, (count,), generator=generator).float()
+        denominator = torch.tensor(7.0, device=device)
+        loss = function(given, weight=weight.to(device), denominator=denominator, beta=0.5)
+        results.append([loss.detach().cpu(), torch.autograd.grad(loss, given)[0].cpu()])
+    (loss, gradient), (on_gpu, its_gradient) = results
+    exact, rounding = torch.finfo(loss.dtype).eps, torch.finfo(dtype).eps
+    torch.testing.assert_close(on_gpu, loss, rtol=8 * exact, atol=0)
+    torch.testing.assert_close(its_gradient, gradient, rtol=2 * rounding, atol=8 * exact * gradient.abs().max().item())
+
+
+@needs_two
+def test_items_on_two_gpus_are_refused():
+    given, _ = of_items("indexed")
+    with pytest.raises(ValueError, match="must be on the same device"):
+        prefloss.bradley_terry_loss_indexed(given, *torch.zeros(2, 3, dtype=torch.int64, device="cuda:1"))
+
+
 @pytest.mark.parametrize("of", ["ranks", "chosen_index"])
 def test_a_value_that_is_none_fails_an_assertion_on_the_gpu(of):
     """In a process of its own: after such a failure its context is of no use."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import RUNS_ON_HOST
 from hypothesis import given
 from hypothesis import strategies as st
 from rounding_bounds import Bounds, assert_same_bits
@@ -113,6 +114,7 @@ def test_many_comparisons_agree_with_the_reference(items, count, dtype, device):
     check(scores_of(random, items, dtype), *comparisons(random, items, count), options, device)
 
 
+@pytest.mark.skipif(RUNS_ON_HOST, reason="there the sums are torch's operations, whose bits its threads change")
 @pytest.mark.parametrize(("items", "count"), [(50, 200_001), (20_000, 200_001), (300_000, 100_000)], ids=str)
 @pytest.mark.parametrize("name", ["default", "weight mask", "centring"])
 def test_the_number_of_threads_does_not_change_a_bit(items, count, name, set_threads):
@@ -140,6 +142,43 @@ def test_the_loss_has_the_bits_of_the_loss_over_gathered_scores(dtype, reduction
         options["reduction"] = reduction
         ours = prefloss.bradley_terry_loss_indexed(scores, chosen, rejected, **options)
         assert_same_bits((ours,), (prefloss.bradley_terry_loss(scores[chosen], scores[rejected], **options),))
+
+
+@over_dtypes
+@pytest.mark.parametrize("gap", [40.0, 70.0, 87.0])
+def test_confident_comparisons_keep_the_digits_of_their_slopes(gap, dtype, device):
+    """Slopes of 1e-17, 1e-30, and at the end of float32, of one item, beside some of another that are not small."""
+    scores = torch.tensor([gap, 0.0, 1.0, 0.5]).to(dtype)
+    chosen, rejected = torch.tensor([0, 0, 2, 0]).repeat(50), torch.tensor([1, 1, 3, 1]).repeat(50)
+    for options in ({}, {"reduction": "sum"}, {"weight": torch.linspace(0.1, 3.0, 200)}):
+        check(scores, chosen, rejected, options, device)
+
+
+@over_dtypes
+def test_weights_over_many_powers_of_two_keep_their_digits(dtype, device):
+    """One item is in all comparisons."""
+    random = np.random.default_rng(13)
+    chosen, rejected = torch.zeros(3_000, dtype=torch.int64), torch.from_numpy(random.integers(1, 40, 3_000))
+    for low, high in ((-60, 0), (-140, -100), (60, 120)):
+        weight = torch.from_numpy(np.ldexp(1.0 + random.random(3_000), random.integers(low, high, 3_000))).float()
+        options = {"weight": weight, "center_rewards_coefficient": 0.25}
+        check(scores_of(random, 40, dtype), chosen, rejected, options, device)
+
+
+@pytest.mark.parametrize("values", [(torch.inf, 0.0), (torch.inf, torch.inf), (torch.nan, 0.0), (-torch.inf, 0.0)])
+@pytest.mark.parametrize("centring", [0.0, 0.5])
+def test_slopes_that_are_not_finite_add_up_as_floating_point_does(values, centring, device):
+    scores = torch.tensor([*values, 1.0], device=device)
+    chosen, rejected = torch.tensor([[0, 2, 1, 0, 2], [1, 1, 0, 2, 0]], device=device)
+    options = {"center_rewards_coefficient": centring, "reduction": "sum"}
+    scores.requires_grad_()
+    loss = prefloss.bradley_terry_loss_indexed(scores, chosen, rejected, **options)
+    pair = [scores.detach()[index].requires_grad_() for index in (chosen, rejected)]
+    slopes = torch.autograd.grad(prefloss.bradley_terry_loss(*pair, **options), pair)
+    expected = torch.zeros_like(scores)
+    for index, slope in zip((chosen, rejected), slopes, strict=True):
+        expected = expected.index_add(0, index, slope)
+    torch.testing.assert_close(torch.autograd.grad(loss, scores)[0], expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "every_other", "expanded"])

@@ -29,47 +29,62 @@ bool read_flag(py::handle given, bool& flag) {
   return flag || given.ptr() == Py_False;
 }
 
-bool read_denominator(py::handle given, Dtype rewards, int reduction, std::optional<double>& denominator) {
+bool read_denominator(py::handle given, const View& rewards, Call& call) {
   if (given.is_none()) return true;
-  if (reduction != kMean) return false;
+  if (call.reduction != kMean) return false;
   double number = 0;
+  View view;
   if (!is_tensor(given)) {
-    const double limit = greatest(rewards);
-    if (!read_number(given, rewards, 1 / limit, limit, number)) return false;
-  } else if (requires_grad(given) || !number_of(given, number)) {
+    const double limit = greatest(rewards.dtype);
+    if (!read_number(given, rewards.dtype, 1 / limit, limit, number)) return false;
+  } else if (!read(given, view) || view.count() != 1 || view.dtype == Dtype::kBool || requires_grad(given)) {
     return false;
+  } else if (runs_on_cuda(view.cuda)) {
+    if (view.cuda != rewards.cuda) return false;
+    call.tensor_denominator = py::reinterpret_borrow<py::object>(given);
+    return true;
+  } else {
+    number = number_of(view);
   }
-  denominator = number;
+  call.denominator = number;
   return true;
 }
 
 }  // namespace
 
-bool Call::read(const py::tuple& given, Dtype rewards, bool checked) {
+bool Call::read(const py::tuple& given, const View& rewards, bool checked) {
   const py::handle beta = given[0], smoothing = given[1], flip_rate = given[2], centering = given[3];
   double no_flips = 0;
   const double low = checked ? -kInfinity : 0;
-  return read_number(beta, rewards, -kInfinity, kInfinity, options.beta) &&
-         read_number(smoothing, rewards, low, 0.5, options.label_smoothing) &&
-         read_number(flip_rate, rewards, 0, 0, no_flips) &&
-         read_number(centering, rewards, 0, kInfinity, options.center_rewards_coefficient) &&
-         read_reduction(given[4], reduction) && read_denominator(given[5], rewards, reduction, denominator) &&
+  return read_number(beta, rewards.dtype, -kInfinity, kInfinity, options.beta) &&
+         read_number(smoothing, rewards.dtype, low, 0.5, options.label_smoothing) &&
+         read_number(flip_rate, rewards.dtype, 0, 0, no_flips) &&
+         read_number(centering, rewards.dtype, 0, kInfinity, options.center_rewards_coefficient) &&
+         read_reduction(given[4], reduction) && read_denominator(given[5], rewards, *this) &&
          read_flag(given[6], statistics);
 }
 
 bool Call::is_default() const {
   const Options off;
-  return reduction == kMean && !denominator && !statistics && !copied && options.beta == off.beta &&
+  return reduction == kMean && !has_denominator() && !statistics && !copied && options.beta == off.beta &&
          options.margin == off.margin && options.target == off.target &&
          options.label_smoothing == off.label_smoothing &&
          options.center_rewards_coefficient == off.center_rewards_coefficient;
 }
 
-bool PairedCall::read(const py::tuple& given, py::handle margin, py::handle weight, py::handle target, Dtype rewards,
-                      bool checked) {
+bool Call::read_tensor(py::handle given, const View& rewards, const double*& by) const {
+  const auto is_number = [](const View& view) { return view.dtype == Dtype::kFloat64 && view.count() == 1; };
+  Column column;
+  if (read_column(given, rewards, is_number, column) == Fit::kNo) return false;
+  by = static_cast<const double*>(column.data);
+  return static_cast<bool>(tensor_denominator) == (by != nullptr);
+}
+
+bool PairedCall::read(const py::tuple& given, py::handle margin, py::handle weight, py::handle target,
+                      const View& rewards, bool checked) {
   return Call::read(given, rewards, checked) &&
-         (is_tensor(margin) || read_number(margin, rewards, -kInfinity, kInfinity, options.margin)) &&
-         (is_tensor(target) || read_number(target, rewards, 0, 1, options.target)) && !requires_grad(weight) &&
+         (is_tensor(margin) || read_number(margin, rewards.dtype, -kInfinity, kInfinity, options.margin)) &&
+         (is_tensor(target) || read_number(target, rewards.dtype, 0, 1, options.target)) && !requires_grad(weight) &&
          !requires_grad(target);
 }
 

@@ -1,6 +1,8 @@
 // What a call says beside its tensors, read from what the user gave it.
 #pragma once
 
+#include <pybind11/stl.h>
+
 #include <optional>
 
 #include "views.h"
@@ -16,12 +18,18 @@ struct Call {
   Options options;
   int reduction = kMean;
   std::optional<double> denominator;
+  py::object tensor_denominator;  // in the place of a number: a GPU reads it, and the host must not wait for that
   bool statistics = false;
   bool copied = false;  // not every tensor has one stride: contiguous copies are to be read
 
   // `given`: (beta, label_smoothing, flip_rate, center_rewards_coefficient, reduction, denominator, return_stats).
   // `checked`: Python has checked the values, and put a flip rate into the label smoothing.
-  bool read(const py::tuple& given, Dtype rewards, bool checked);
+  bool read(const py::tuple& given, const View& rewards, bool checked);
+  // The tensor as kernels read it: float64, beside the rewards. False where it is not there, or is none where one is
+  // needed.
+  bool read_tensor(py::handle given, const View& rewards, const double*& by) const;
+
+  bool has_denominator() const { return denominator || tensor_denominator; }
 
   bool is_default() const;
   // One loss of tensors as they lie, and nothing beside it.
@@ -32,16 +40,18 @@ struct PairedCall : Call {
   int layout = kPaired;
 
   // Whether weights, if there are any, are what the sum is divided by.
-  bool divides_by_weight() const { return reduction == kMean && !denominator; }
+  bool divides_by_weight() const { return reduction == kMean && !has_denominator(); }
 
   // Margin and target are numbers or tensors; what the tensors hold is read elsewhere.
-  bool read(const py::tuple& given, py::handle margin, py::handle weight, py::handle target, Dtype rewards,
+  bool read(const py::tuple& given, py::handle margin, py::handle weight, py::handle target, const View& rewards,
             bool checked);
 
-  // `weights`: the total weight of each row, of kSums entries; forward, which computes them, has none.
-  Divisor divisor(const Pairs& pairs, const double* weights) const {
+  // `weights`: the total weight of each row, of kSums entries; forward, which computes them, has none. `by`: what
+  // read_tensor has read.
+  Divisor divisor(const Pairs& pairs, const double* weights, const double* by = nullptr) const {
     if (reduction != kMean) return {};
     if (denominator) return {*denominator};
+    if (by) return {1, by};
     if (pairs.weight) return {1, weights, kSums, true};
     return {pairs.count > 0 ? static_cast<double>(pairs.count) : 1.0};
   }
@@ -63,7 +73,12 @@ inline py::handle tensor_or_none(py::handle given) { return is_tensor(given) ? g
 template <typename Class>
 void add_call_members(py::class_<Class>& its) {
   its.def_readonly("reduction", &Class::reduction)
-      .def_readonly("denominator", &Class::denominator)
+      .def_property_readonly("denominator",
+                             [](const Class& call) -> py::object {
+                               return call.tensor_denominator ? call.tensor_denominator : py::cast(call.denominator);
+                             })
+      .def_property_readonly("has_tensor_denominator",
+                             [](const Class& call) { return static_cast<bool>(call.tensor_denominator); })
       .def_readonly("statistics", &Class::statistics)
       .def_readonly("copied", &Class::copied)
       .def_property_readonly("is_simple", &Class::is_simple)

@@ -55,9 +55,10 @@ struct EagerGroups {
   Column sizes, weight;
   Groups groups;
   std::vector<int64_t> offsets;
+  Tensor offsets_there;  // on a GPU
 
   Fit read_from(py::handle given, py::handle ranks, py::handle its_sizes, py::handle its_weight) {
-    if (!read(given, rewards) || !rewards.is_floating() || runs_on_cuda(rewards.cuda)) return Fit::kNo;
+    if (!read(given, rewards) || !rewards.is_floating()) return Fit::kNo;
     Fit fit = as_column(rewards, 0, groups.rewards);
     groups.items = rewards.count();
     if (its_sizes.is_none()) {
@@ -84,6 +85,16 @@ struct EagerGroups {
     if (!sizes) return;
     offsets = offsets_of(static_cast<const int64_t*>(sizes.data), sizes.stride, groups.groups, 1, groups.items);
     groups.offsets = offsets.data();
+    groups.size = largest_of(offsets);
+    if (!rewards.cuda) return;
+    offsets_there = Tensor::copied(offsets, true, rewards.device_index);
+    groups.offsets = static_cast<const int64_t*>(offsets_there.data());
+  }
+
+  // Whether a GPU's kernels take them: python/prefloss/eager.py converts rewards and ranks.
+  bool is_ready_for_cuda() const {
+    return rewards.dtype == accumulation_dtype(rewards.dtype) && groups.ranks.dtype == Dtype::kInt64 &&
+           (groups.items < 2 || (groups.rewards.stride == 1 && groups.ranks.stride == 1));
   }
 };
 
@@ -95,7 +106,7 @@ std::optional<GroupedCall> call_of(py::handle rewards, py::handle ranks, py::han
   GroupedCall call;
   const Fit fit = given.read_from(rewards, ranks, group_sizes, weight);
   const Dtype dtype = given.rewards.dtype;
-  if (fit == Fit::kNo || !call.read(options, dtype, checked) ||
+  if (fit == Fit::kNo || !call.read(options, given.rewards, checked) ||
       !read_number(margin, dtype, -HUGE_VAL, HUGE_VAL, call.options.margin) ||
       !read_choice(average, "groups", "pairs", call.over_pairs) || !read_choice(ties, "skip", "half", call.half_ties) ||
       requires_grad(ranks) || requires_grad(weight))
@@ -105,39 +116,51 @@ std::optional<GroupedCall> call_of(py::handle rewards, py::handle ranks, py::han
 }
 
 // False where a rank is NaN.
-bool forward(py::handle rewards, py::handle ranks, py::handle group_sizes, py::handle weight, const GroupedCall& call,
-             int64_t large, py::handle loss, py::handle slopes, py::handle sums) {
+bool forward(py::handle rewards, py::handle ranks, py::handle group_sizes, py::handle weight, py::handle denominator,
+             const GroupedCall& call, int64_t large, py::handle loss, py::handle slopes, py::handle sums) {
   EagerGroups given;
   Groups& groups = given.groups;
-  if (given.read_from(rewards, ranks, group_sizes, weight) != Fit::kYes)
+  const Fit fit = given.read_from(rewards, ranks, group_sizes, weight);
+  const bool on_cuda = runs_on_cuda(given.rewards.cuda);
+  const double* by = nullptr;
+  if (fit != Fit::kYes || (on_cuda && !given.is_ready_for_cuda()) || !call.read_tensor(denominator, given.rewards, by))
     throw std::invalid_argument("grouped_forward was given what grouped_call refuses");
   given.divide();
   groups.options = call.options;
   groups.half_ties = call.half_ties;
   groups.large = large;
   GroupAverage average{given.weight, call.over_pairs, call.reduction == kNone, {}};
-  if (call.reduction == kMean) average.divisor = {call.denominator.value_or(1), nullptr, 0, !call.denominator};
+  if (call.reduction == kMean) average.divisor = {call.denominator.value_or(1), by, 0, !call.has_denominator()};
   const Dtype real = accumulation_dtype(given.rewards.dtype);
   GroupOutputs outputs;
   outputs.loss = output(loss, real, average.per_group ? groups.groups : 1);
   outputs.slopes = output(slopes, real, groups.items);
   outputs.sums = static_cast<double*>(output(sums, Dtype::kFloat64, kSums));
   outputs.statistics = call.statistics;
+  Place place = place_of(given.rewards.cuda, given.rewards.device_index, kParallelPairs);
+  const int64_t size = grouped_scratch_size(place.cuda, groups, call.statistics);
+  // A GPU's kernels also need room for what is not wanted.
+  const Tensor scratch = scratch_for(place, given.rewards.device_index, on_cuda ? size + groups.groups + kSums : 0);
+  if (on_cuda) {
+    outputs.factors = place.scratch + size;
+    if (outputs.sums == nullptr) outputs.sums = outputs.factors + groups.groups;
+  }
   GroupStatus status = GroupStatus::kDone;
-  run_without_gil(groups.items, [&] { status = grouped_forward(groups, average, outputs, {false, kAllThreads}); });
+  run_without_gil(groups.items, [&] { status = grouped_forward(groups, average, outputs, place); });
   return status == GroupStatus::kDone;
 }
 
 // The gradient from the slopes that forward kept, of groups or of items by index: one product each. False, with nothing
 // written, where saved tensors are not what they were.
 bool scale_slopes(py::handle grad, py::handle slopes, py::handle group_sizes, bool per_group, py::handle result) {
-  View slope_view, grad_view, result_view;
+  View slope_view, grad_view;
   EagerGroups given;
   Column column, upstream, gradient;
-  if (!read(slopes, slope_view) || !read(grad, grad_view) || !read(result, result_view) || slope_view.cuda ||
-      grad_view.cuda || result_view.cuda || !slope_view.is_floating() || grad_view.dtype != slope_view.dtype ||
-      !result_view.is_floating() || accumulation_dtype(result_view.dtype) != slope_view.dtype ||
-      !result_view.has_shape_of(slope_view) ||
+  if (!read(slopes, slope_view) || !read(grad, grad_view) || !read(result, given.rewards)) return false;
+  const View& result_view = given.rewards;
+  if (slope_view.cuda != result_view.cuda || grad_view.cuda != result_view.cuda || !slope_view.is_floating() ||
+      grad_view.dtype != slope_view.dtype || !result_view.is_floating() ||
+      accumulation_dtype(result_view.dtype) != slope_view.dtype || !result_view.has_shape_of(slope_view) ||
       both(both(as_column(slope_view, 0, column), as_column(grad_view, 0, upstream)),
            as_column(result_view, 0, gradient)) != Fit::kYes)
     return false;
@@ -148,7 +171,7 @@ bool scale_slopes(py::handle grad, py::handle slopes, py::handle group_sizes, bo
   groups.groups = 1;
   groups.size = groups.items;
   if (per_group && !group_sizes.is_none()) {
-    if (!read(group_sizes, given.group_sizes) || given.group_sizes.dtype != Dtype::kInt64 ||
+    if (!read(group_sizes, given.group_sizes) || given.group_sizes.cuda || given.group_sizes.dtype != Dtype::kInt64 ||
         as_column(given.group_sizes, 0, given.sizes) != Fit::kYes)
       return false;
     groups.groups = given.group_sizes.count();
@@ -158,10 +181,9 @@ bool scale_slopes(py::handle grad, py::handle slopes, py::handle group_sizes, bo
     groups.size = groups.groups > 0 ? groups.items / groups.groups : 0;
   }
   if (grad_view.count() != (per_group ? groups.groups : 1)) return false;
-  run_without_gil(groups.items, [&] {
-    grouped_backward(groups, slope_view.data, {upstream, per_group}, gradient,
-                     {false, groups.items < kParallelPairs ? 1 : kAllThreads});
-  });
+  const Place place = place_of(result_view.cuda, result_view.device_index, groups.items);
+  run_without_gil(groups.items,
+                  [&] { grouped_backward(groups, slope_view.data, {upstream, per_group}, gradient, place); });
   return true;
 }
 
@@ -203,7 +225,8 @@ class GroupedOperator {
       const Column its = one_row.of(std::move(sizes), "group_sizes", groups.groups, {Dtype::kInt64});
       const std::vector<int64_t> offsets =
           offsets_of(static_cast<const int64_t*>(its.data), its.stride, groups.groups, groups.rows, shape_.back());
-      groups.offsets = static_cast<const int64_t*>(columns_.keep(rewards_->copied_here(offsets)).data());
+      Tensor here = Tensor::copied(offsets, rewards_->is_cuda(), rewards_->device_index());
+      groups.offsets = static_cast<const int64_t*>(columns_.keep(std::move(here)).data());
       groups.size = largest_of(offsets);
     } else {
       if (groups.size <= 0 || shape_.back() % groups.size != 0)
@@ -324,7 +347,8 @@ void add_grouped(py::module_& module) {
   module.def("grouped_call", &call_of, py::arg("rewards"), py::arg("ranks"), py::arg("group_sizes"), py::arg("weight"),
              py::arg("margin"), py::arg("average"), py::arg("ties"), py::arg("options"), py::arg("checked"));
   module.def("grouped_forward", &forward, py::arg("rewards"), py::arg("ranks"), py::arg("group_sizes"),
-             py::arg("weight"), py::arg("call"), py::arg("large"), py::arg("loss"), py::arg("slopes"), py::arg("sums"));
+             py::arg("weight"), py::arg("denominator"), py::arg("call"), py::arg("large"), py::arg("loss"),
+             py::arg("slopes"), py::arg("sums"));
   module.def("scale_slopes", &scale_slopes, py::arg("grad"), py::arg("slopes"), py::arg("group_sizes"),
              py::arg("per_group"), py::arg("result"));
 }

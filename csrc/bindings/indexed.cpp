@@ -2,10 +2,10 @@
 // and the operators over pairs do the rest. Names, reading of arguments, where results go; no arithmetic.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 
-#include "../cpu/kernels.h"
 #include "call.h"
 #include "views.h"
 
@@ -19,10 +19,9 @@ struct EagerComparisons {
 
   Fit read_from(py::handle given, py::handle chosen, py::handle rejected, py::handle margin, py::handle weight,
                 py::handle target) {
-    if (!read(given, scores) || !scores.is_floating() || runs_on_cuda(scores.cuda) || scores.dimensions != 1)
-      return Fit::kNo;
+    if (!read(given, scores) || !scores.is_floating() || scores.dimensions != 1) return Fit::kNo;
     View chosen_view;
-    if (!read(chosen, chosen_view) || chosen_view.dimensions != 1 ||
+    if (!read(chosen, chosen_view) || chosen_view.cuda != scores.cuda || chosen_view.dimensions != 1 ||
         (chosen_view.dtype != Dtype::kInt64 && chosen_view.dtype != Dtype::kInt32))
       return Fit::kNo;
     const auto is_rejected = [&](const View& view) {
@@ -38,6 +37,13 @@ struct EagerComparisons {
     fit = both(fit, read_column(weight, scores, is_weight, pairs.weight));
     return both(fit, read_column(target, scores, is_option, pairs.target));
   }
+
+  // A GPU's sums take memory for each item, little beside what the comparisons take; but not where those are few.
+  bool is_worth_its_memory() const {
+    constexpr int64_t kLittle = int64_t{1} << 25;
+    const int64_t size = indexed_scratch_size(scores.cuda, comparisons, pairs, true);
+    return size >= 0 && size <= std::max(kLittle, 8 * pairs.count);
+  }
 };
 
 // None, where the operators must be asked, or Python's checks first.
@@ -48,18 +54,22 @@ std::optional<PairedCall> call_of(py::handle scores, py::handle chosen_index, py
   PairedCall call;
   const Fit fit =
       given.read_from(scores, chosen_index, rejected_index, tensor_or_none(margin), weight, tensor_or_none(target));
-  if (fit != Fit::kYes || !call.read(options, margin, weight, target, given.scores.dtype, checked) ||
+  if (fit != Fit::kYes || !call.read(options, margin, weight, target, given.scores, checked) ||
       call.reduction == kNone || requires_grad(margin))
     return std::nullopt;
+  given.pairs.options = call.options;
+  if (runs_on_cuda(given.scores.cuda) && (call.statistics || !given.is_worth_its_memory())) return std::nullopt;
   return call;
 }
 
 // False where an index is out of range; the results mean nothing then.
 bool forward(py::handle scores, py::handle chosen_index, py::handle rejected_index, py::handle margin,
-             py::handle weight, py::handle target, const PairedCall& call, py::handle loss, py::handle slopes,
-             py::handle sums) {
+             py::handle weight, py::handle target, py::handle denominator, const PairedCall& call, py::handle loss,
+             py::handle slopes, py::handle sums) {
   EagerComparisons given;
-  if (given.read_from(scores, chosen_index, rejected_index, margin, weight, target) != Fit::kYes)
+  const double* by = nullptr;
+  if (given.read_from(scores, chosen_index, rejected_index, margin, weight, target) != Fit::kYes ||
+      !call.read_tensor(denominator, given.scores, by))
     throw std::invalid_argument("indexed_forward was given what indexed_call refuses");
   Pairs& pairs = given.pairs;
   pairs.options = call.options;
@@ -70,9 +80,11 @@ bool forward(py::handle scores, py::handle chosen_index, py::handle rejected_ind
   outputs.statistics = call.statistics;
   void* const slope = output(slopes, real, given.comparisons.items);
   bool in_range = false;
+  Place place = place_of(given.scores.cuda, given.scores.device_index, pairs.count);
+  const torch_abi::Tensor scratch = scratch_for(
+      place, given.scores.device_index, indexed_scratch_size(place.cuda, given.comparisons, pairs, slope != nullptr));
   run_without_gil(pairs.count + given.comparisons.items, [&] {
-    in_range = cpu::kernels().indexed_forward(given.comparisons, pairs, call.divisor(pairs, nullptr), outputs, slope,
-                                              pairs.count < kParallelPairs ? 1 : kAllThreads);
+    in_range = indexed_forward(given.comparisons, pairs, call.divisor(pairs, nullptr, by), outputs, slope, place);
   });
   return in_range;
 }
@@ -83,8 +95,8 @@ void add_indexed(py::module_& module) {
   module.def("indexed_call", &call_of, py::arg("scores"), py::arg("chosen_index"), py::arg("rejected_index"),
              py::arg("margin"), py::arg("weight"), py::arg("target"), py::arg("options"), py::arg("checked"));
   module.def("indexed_forward", &forward, py::arg("scores"), py::arg("chosen_index"), py::arg("rejected_index"),
-             py::arg("margin"), py::arg("weight"), py::arg("target"), py::arg("call"), py::arg("loss"),
-             py::arg("slopes"), py::arg("sums"));
+             py::arg("margin"), py::arg("weight"), py::arg("target"), py::arg("denominator"), py::arg("call"),
+             py::arg("loss"), py::arg("slopes"), py::arg("sums"));
 }
 
 }  // namespace prefloss

@@ -85,23 +85,25 @@ std::optional<PairedCall> call_of(py::handle rewards, py::handle rejected, int l
   PairedCall call;
   call.layout = layout;
   const Fit fit = given.read_from(rewards, rejected, layout, tensor_or_none(margin), weight, tensor_or_none(target));
-  if (fit == Fit::kNo || !call.read(options, margin, weight, target, given.rewards.dtype, checked)) return std::nullopt;
+  if (fit == Fit::kNo || !call.read(options, margin, weight, target, given.rewards, checked)) return std::nullopt;
   call.copied = fit == Fit::kAfterCopy;
   return call;
 }
 
 void forward(py::handle rewards, py::handle rejected, py::handle margin, py::handle weight, py::handle target,
-             const PairedCall& call, py::handle loss, py::handle sums) {
+             py::handle denominator, const PairedCall& call, py::handle loss, py::handle sums) {
   EagerPairs given;
   Pairs& pairs = given.pairs;
   ForwardOutputs outputs;
   Column result;
+  const double* by = nullptr;
   const auto is_loss = [&](const View& view) {
     return view.dtype == accumulation_dtype(given.rewards.dtype) &&
            view.count() == (call.reduction == kNone ? pairs.count : 1);
   };
   if (given.read_from(rewards, rejected, call.layout, margin, weight, target) != Fit::kYes ||
-      read_column(loss, given.rewards, is_loss, result) != Fit::kYes || !given.read_sums(sums, outputs.sums))
+      read_column(loss, given.rewards, is_loss, result) != Fit::kYes || !given.read_sums(sums, outputs.sums) ||
+      !call.read_tensor(denominator, given.rewards, by))
     throw std::invalid_argument("paired_forward was given what paired_call refuses");
   pairs.options = call.options;
   if (call.reduction == kNone)
@@ -111,25 +113,28 @@ void forward(py::handle rewards, py::handle rejected, py::handle margin, py::han
   outputs.statistics = call.statistics;
   Place place = place_of(given.rewards.cuda, given.rewards.device_index, pairs.count);
   const Tensor scratch = scratch_for(place, given.rewards.device_index, scratch_size(place.cuda, pairs));
-  run_without_gil(pairs.count, [&] { prefloss::paired_forward(pairs, call.divisor(pairs, nullptr), outputs, place); });
+  run_without_gil(pairs.count,
+                  [&] { prefloss::paired_forward(pairs, call.divisor(pairs, nullptr, by), outputs, place); });
 }
 
 // False, with nothing written, where the tensors given now (hooks and `.data` may have changed them) are not what
 // `accepts` accepts.
 bool backward(py::handle grad, py::handle rewards, py::handle rejected, py::handle margin, py::handle weight,
-              py::handle target, py::handle sums, const PairedCall& call, py::handle grad_rewards,
-              py::handle grad_rejected, py::handle grad_margin) {
+              py::handle target, py::handle denominator, py::handle sums, const PairedCall& call,
+              py::handle grad_rewards, py::handle grad_rejected, py::handle grad_margin) {
   EagerPairs given;
   Pairs& pairs = given.pairs;
   Column upstream;
   Gradients gradients;
   double* totals = nullptr;
+  const double* number = nullptr;
   const auto is_upstream = [&](const View& view) {
     return view.dtype == accumulation_dtype(given.rewards.dtype) &&
            view.count() == (call.reduction == kNone ? pairs.count : 1);
   };
   if (given.read_from(rewards, rejected, call.layout, margin, weight, target) != Fit::kYes ||
       read_column(grad, given.rewards, is_upstream, upstream) != Fit::kYes || !given.read_sums(sums, totals) ||
+      !call.read_tensor(denominator, given.rewards, number) ||
       !given.read_output(grad_rewards, call.layout, gradients.chosen, gradients.rejected) ||
       !given.read_output(grad_margin, kPaired, gradients.margin, gradients.margin))
     return false;
@@ -137,7 +142,7 @@ bool backward(py::handle grad, py::handle rewards, py::handle rejected, py::hand
     return false;
   pairs.options = call.options;
   if (call.reduction != kNone) upstream.stride = 0;
-  const Divisor by = call.divisor(pairs, totals ? totals + kWeight : nullptr);
+  const Divisor by = call.divisor(pairs, totals ? totals + kWeight : nullptr, number);
   if (by.total_weight && totals == nullptr) return false;
   const Place place = place_of(given.rewards.cuda, given.rewards.device_index, pairs.count);
   run_without_gil(pairs.count, [&] { prefloss::paired_backward(pairs, by, upstream, gradients, place); });
@@ -320,10 +325,10 @@ void add_paired(py::module_& module) {
       py::arg("rewards"), py::arg("rejected"), py::arg("layout"), py::arg("margin"), py::arg("weight"),
       py::arg("target"), py::arg("options"), py::arg("checked"));
   module.def("paired_forward", &forward, py::arg("rewards"), py::arg("rejected"), py::arg("margin"), py::arg("weight"),
-             py::arg("target"), py::arg("call"), py::arg("loss"), py::arg("sums"));
+             py::arg("target"), py::arg("denominator"), py::arg("call"), py::arg("loss"), py::arg("sums"));
   module.def("paired_backward", &backward, py::arg("grad"), py::arg("rewards"), py::arg("rejected"), py::arg("margin"),
-             py::arg("weight"), py::arg("target"), py::arg("sums"), py::arg("call"), py::arg("grad_rewards"),
-             py::arg("grad_rejected"), py::arg("grad_margin"));
+             py::arg("weight"), py::arg("target"), py::arg("denominator"), py::arg("sums"), py::arg("call"),
+             py::arg("grad_rewards"), py::arg("grad_rejected"), py::arg("grad_margin"));
 }
 
 void register_paired() {

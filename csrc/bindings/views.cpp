@@ -61,31 +61,6 @@ bool one_stride(const int64_t* sizes, const int64_t* strides, int64_t begin, int
   return true;
 }
 
-double number_at(const void* data, Dtype dtype) {
-  switch (dtype) {
-    case Dtype::kFloat64:
-      return *static_cast<const double*>(data);
-    case Dtype::kFloat32:
-      return static_cast<double>(*static_cast<const float*>(data));
-    case Dtype::kBFloat16:
-      return static_cast<double>(widen(*static_cast<const BFloat16*>(data)));
-    case Dtype::kFloat16:
-      return static_cast<double>(widen(*static_cast<const Float16*>(data)));
-    case Dtype::kInt64:
-      return static_cast<double>(*static_cast<const int64_t*>(data));
-    case Dtype::kInt32:
-      return *static_cast<const int32_t*>(data);
-    case Dtype::kInt16:
-      return *static_cast<const int16_t*>(data);
-    case Dtype::kInt8:
-      return *static_cast<const int8_t*>(data);
-    case Dtype::kBool:
-    case Dtype::kUInt8:
-      return *static_cast<const uint8_t*>(data);
-  }
-  return 0;
-}
-
 }  // namespace
 
 int64_t View::count(int64_t from) const {
@@ -158,11 +133,30 @@ void* output(py::handle handle, Dtype dtype, int64_t count) {
   return view.data;
 }
 
-bool number_of(py::handle tensor, double& number) {
-  View view;
-  if (!read(tensor, view) || view.cuda || view.count() != 1 || view.dtype == Dtype::kBool) return false;
-  number = number_at(view.data, view.dtype);
-  return true;
+double number_of(const View& view) {
+  const void* const data = view.data;
+  switch (view.dtype) {
+    case Dtype::kFloat64:
+      return *static_cast<const double*>(data);
+    case Dtype::kFloat32:
+      return static_cast<double>(*static_cast<const float*>(data));
+    case Dtype::kBFloat16:
+      return static_cast<double>(widen(*static_cast<const BFloat16*>(data)));
+    case Dtype::kFloat16:
+      return static_cast<double>(widen(*static_cast<const Float16*>(data)));
+    case Dtype::kInt64:
+      return static_cast<double>(*static_cast<const int64_t*>(data));
+    case Dtype::kInt32:
+      return *static_cast<const int32_t*>(data);
+    case Dtype::kInt16:
+      return *static_cast<const int16_t*>(data);
+    case Dtype::kInt8:
+      return *static_cast<const int8_t*>(data);
+    case Dtype::kBool:
+    case Dtype::kUInt8:
+      return *static_cast<const uint8_t*>(data);
+  }
+  return 0;
 }
 
 const torch_abi::Tensor& Columns::keep(torch_abi::Tensor&& tensor) {

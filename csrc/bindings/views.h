@@ -81,8 +81,8 @@ Fit read_column(py::handle handle, const View& rewards, const Accepts& accepts, 
 // Where a result goes that a call has made room for, contiguous; null for None. Throws for anything else.
 void* output(py::handle handle, Dtype dtype, int64_t count);
 
-// The entry of a plain tensor of one entry on the host, of any real dtype but bool; false for any other.
-bool number_of(py::handle tensor, double& number);
+// The entry of a tensor of one entry on the host.
+double number_of(const View& view);
 
 // An operator's tensors, which are kept alive, as columns of `rows` sets, the first `batch` dimensions. What no stride
 // leads through is copied.

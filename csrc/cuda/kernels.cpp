@@ -24,6 +24,12 @@ void check(int status, const char* what) {
   throw std::runtime_error(message);
 }
 
+bool assertion_failed(int status) {
+  if (status != cudaErrorAssert) return false;
+  cudaGetLastError();
+  return true;
+}
+
 int current_device() {
   int device = -1;
   return cudaGetDevice(&device) == cudaSuccess ? device : -1;

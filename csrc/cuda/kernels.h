@@ -7,7 +7,7 @@
 
 namespace prefloss::cuda {
 
-// On which stream of the current device, and the memory for partial sums: `(grouped_)scratch_size` float64.
+// On which stream of the current device, and the memory for sums: `..._scratch_size` float64.
 struct Launch {
   void* stream = nullptr;
   double* scratch = nullptr;
@@ -16,12 +16,17 @@ struct Launch {
 // 0 where one block reaches all pairs of a row.
 int64_t scratch_size(Dtype rewards, int64_t rows, int64_t count);
 int64_t grouped_scratch_size(const Groups&, bool statistics);
+// -1 where there are more comparisons than sums can be exact of. `slopes`: whether they are wanted.
+int64_t indexed_scratch_size(const Comparisons&, const Pairs&, bool slopes);
 
 // Pointers are the device's. Nothing synchronises and nothing is allocated. Each returns a cudaError_t, 0 for success.
 int paired_forward(const Pairs&, const Divisor&, const ForwardOutputs&, const Launch&);
 int paired_backward(const Pairs&, const Divisor&, const Column& upstream, const Gradients&, const Launch&);
 int paired_double_backward(const Pairs&, const Divisor&, const Column& upstream, const Gradients& directions,
                            const Column& upstream_gradient, const Gradients&, const Launch&);
+// An index out of range fails an assertion on the device. No statistics.
+int indexed_forward(const Comparisons&, const Pairs&, const Divisor&, const ForwardOutputs&, void* slopes,
+                    const Launch&);
 int grouped_forward(const Groups&, const GroupAverage&, const GroupOutputs&, const Launch&);
 int grouped_backward(const Groups&, const void* slopes, const GroupUpstream&, const Column& result, const Launch&);
 int grouped_double_backward(const Groups&, const void* slopes, const double* factors, const GroupUpstream&,
@@ -29,6 +34,9 @@ int grouped_double_backward(const Groups&, const void* slopes, const double* fac
 
 // Throws std::runtime_error with the CUDA error's name where `status` is one.
 void check(int status, const char* what);
+
+// Whether a launch says that an assertion has failed in a kernel: at once only where kernels run on the host.
+bool assertion_failed(int status);
 
 // The calling thread's device, or -1 where there is none.
 int current_device();

@@ -19,7 +19,8 @@ class PairedCall:
     layout: int
     divides_by_weight: bool
     reduction: int
-    denominator: float | None
+    denominator: float | Tensor | None
+    has_tensor_denominator: bool
     statistics: bool
     copied: bool
     is_simple: bool
@@ -29,7 +30,8 @@ class GroupedCall:
     half_ties: bool
     over_pairs: bool
     reduction: int
-    denominator: float | None
+    denominator: float | Tensor | None
+    has_tensor_denominator: bool
     statistics: bool
     copied: bool
     is_simple: bool
@@ -75,6 +77,7 @@ def paired_forward(
     margin: Tensor | None,
     weight: Tensor | None,
     target: Tensor | None,
+    denominator: Tensor | None,
     call: PairedCall,
     loss: Tensor,
     sums: Tensor | None,
@@ -88,6 +91,7 @@ def paired_backward(
     margin: Tensor | None,
     weight: Tensor | None,
     target: Tensor | None,
+    denominator: Tensor | None,
     sums: Tensor | None,
     call: PairedCall,
     grad_rewards: Tensor | None,
@@ -101,6 +105,7 @@ def grouped_forward(
     ranks: Tensor,
     group_sizes: Tensor | None,
     weight: Tensor | None,
+    denominator: Tensor | None,
     call: GroupedCall,
     large: int,
     loss: Tensor,
@@ -116,6 +121,7 @@ def indexed_forward(
     margin: Tensor | None,
     weight: Tensor | None,
     target: Tensor | None,
+    denominator: Tensor | None,
     call: PairedCall,
     loss: Tensor,
     slopes: Tensor | None,

@@ -155,7 +155,7 @@ def per_pair(
     shape = rewards.shape if shape is None else shape
     tensor = check_tensor(name, value, f"a tensor with one entry a {entry}" + ("" if mask else " or a number"))
     if tensor.dim() == 0 and not mask:
-        tensor = tensor.expand(shape)
+        tensor = _beside(tensor, rewards).expand(shape)
     if tensor.shape != shape:
         raise ValueError(
             f"{name} must have one entry a {entry}, shape {tuple(shape)} (nothing is broadcast), got {_shape(tensor)}; "
@@ -320,7 +320,7 @@ def check_flag(name: str, value: object) -> None:
 
 
 def check_denominator(denominator: object, reduction: int, rewards: Tensor) -> float | Tensor | None:
-    """None, a number > 0, or a tensor of one entry on the rewards' device, which is a number where it can be read for nothing."""
+    """None, a number > 0, or a tensor of one entry, on the rewards' device when it is returned."""
     if denominator is None:
         return None
     if reduction != REDUCTIONS["mean"]:
@@ -343,9 +343,15 @@ def check_denominator(denominator: object, reduction: int, rewards: Tensor) -> f
         raise TypeError(f"denominator must be {accepted}, got a tensor of bool")
     if tensor.numel() != 1:
         raise ValueError(f"denominator must be {accepted}, got shape {_shape(tensor)}; its .sum(), perhaps?")
+    tensor = _beside(tensor, rewards)
     _check_device("denominator", tensor, rewards, "the rewards")
     check_no_gradient("denominator", tensor)
     return tensor if tensor.dtype in _READ_DTYPES else tensor.double()
+
+
+def _beside(number: Tensor, rewards: Tensor) -> Tensor:
+    """A tensor that is one number, on the rewards' device. Only one on the CPU may come from elsewhere, as torch has it."""
+    return number.to(rewards.device, non_blocking=True) if number.is_cpu else number
 
 
 def _check_device(name: str, tensor: Tensor, other: Tensor, whose: str) -> None:

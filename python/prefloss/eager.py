@@ -7,7 +7,7 @@ batched ones), goes through the operators. What a call says beside its tensors, 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from . import _core
 from ._core import DEFAULT_CALL
 from .arguments import REWARD_DTYPES
-from .operators.grouped import GroupOptions, Groups, check_ranks, grouped_loss
+from .operators.grouped import KEYS_ALONE, GroupOptions, Groups, check_ranks, grouped_loss, order_keys
 from .operators.indexed import check_indices, indexed_loss
 from .operators.paired import as_tensor, paired_backward
 from .pairs import NONE, PAIRED, Numbers, Pairs, accumulation_dtype, stack, unstack
@@ -36,7 +36,7 @@ class DefaultLoss(Function):
     def forward(ctx: Any, chosen: Tensor, rejected: Tensor) -> Tensor:
         ctx.save_for_backward(chosen, rejected)
         loss = new_scalar(chosen)
-        _core.paired_forward(chosen, rejected, None, None, None, DEFAULT_CALL, loss, None)
+        _core.paired_forward(chosen, rejected, None, None, None, None, DEFAULT_CALL, loss, None)
         return loss
 
     @staticmethod
@@ -47,10 +47,10 @@ class DefaultLoss(Function):
             grad_chosen = torch.empty_like(chosen) if wants_chosen else None
             grad_rejected = torch.empty_like(rejected) if wants_rejected else None
             if _core.paired_backward(
-                grad, chosen, rejected, None, None, None, None, DEFAULT_CALL, grad_chosen, grad_rejected, None
+                grad, chosen, rejected, None, None, None, None, None, DEFAULT_CALL, grad_chosen, grad_rejected, None
             ):
                 return grad_chosen, grad_rejected
-        return _by_operators(DEFAULT_CALL, grad, chosen, rejected, None, None, None, None)[:2]
+        return _by_operators(DEFAULT_CALL, grad, chosen, rejected, None, None, None, None, None)[:2]
 
 
 @called_directly
@@ -79,9 +79,10 @@ class PairedLoss(Function):
                 )
             loss = new_losses(rewards, call.layout) if call.reduction == NONE else new_scalar(rewards)
         if divides or call.statistics:
-            sums = torch.empty_like(_SUMS) if rewards.is_cpu else rewards.new_empty(len(Sum), dtype=torch.float64)
-        _core.paired_forward(rewards, rejected, margin, weight, target, call, loss, sums)
-        ctx.save_for_backward(rewards, rejected, margin, weight, target, sums if divides else None)
+            sums = new_sums(rewards)
+        by = _tensor_denominator(call)
+        _core.paired_forward(rewards, rejected, margin, weight, target, by, call, loss, sums)
+        ctx.save_for_backward(rewards, rejected, margin, weight, target, by, sums if divides else None)
         ctx.call = call
         if not call.statistics:
             return loss
@@ -96,7 +97,7 @@ class PairedLoss(Function):
         needs = ctx.needs_input_grad
         if grad is None:
             return (None,) * 6
-        rewards, rejected, margin, weight, target, sums = ctx.saved_tensors
+        rewards, rejected, margin, weight, target, by, sums = ctx.saved_tensors
         if not torch.is_grad_enabled() and not is_watched():
             grad_rewards = torch.empty_like(rewards) if needs[0] else None
             grad_rejected = torch.empty_like(rejected) if needs[1] else None
@@ -108,6 +109,7 @@ class PairedLoss(Function):
                 margin,
                 weight,
                 target,
+                by,
                 sums,
                 ctx.call,
                 grad_rewards,
@@ -115,7 +117,7 @@ class PairedLoss(Function):
                 grad_margin,
             ):
                 return grad_rewards, grad_rejected, grad_margin, None, None, None
-        gradients = _by_operators(ctx.call, grad, rewards, rejected, margin, weight, target, sums)
+        gradients = _by_operators(ctx.call, grad, rewards, rejected, margin, weight, target, by, sums)
         kept = (gradient if needed else None for gradient, needed in zip(gradients, needs, strict=False))
         return *kept, None, None, None
 
@@ -128,11 +130,12 @@ def _by_operators(
     margin: Tensor | None,
     weight: Tensor | None,
     target: Tensor | None,
+    by: Tensor | None,
     sums: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """The gradients of the rewards, one tensor or two, and of the margin."""
     chosen, other = (rewards, rejected) if call.layout == PAIRED else unstack(rewards, call.layout)
-    denominator = as_tensor(call.denominator, rewards)
+    denominator = as_tensor(call.denominator if by is None else by, rewards)
     options = (*call.numbers, call.reduction, False, 0)
     first, second, third = paired_backward(
         grad, chosen, other, margin, weight, target, denominator, None, sums, *options
@@ -140,6 +143,11 @@ def _by_operators(
     if call.layout == PAIRED:
         return first, second, third
     return stack(first, second, call.layout), None, third
+
+
+def _tensor_denominator(call: _core.PairedCall | _core.GroupedCall) -> Tensor | None:
+    """A denominator that a GPU reads, as its kernels do. It is saved, so that torch sees where it changes before backward."""
+    return cast(Tensor, call.denominator).to(torch.float64) if call.has_tensor_denominator else None
 
 
 # Groups of so many items take linear time; smaller ones visit each pair.
@@ -165,11 +173,15 @@ class GroupedLoss(Function):
         slopes = None
         if ctx.needs_input_grad[0]:
             slopes = torch.empty_like(rewards, dtype=loss.dtype, memory_format=torch.contiguous_format)
-        sums = torch.empty_like(_SUMS) if call.statistics else None
-        if not _core.grouped_forward(rewards, ranks, sizes, weight, call, LARGE_GROUP, loss, slopes, sums):
+        sums = new_sums(rewards) if call.statistics else None
+        tensors = rewards, ranks, sizes, weight
+        if rewards.is_cuda or KEYS_ALONE:
+            tensors = _for_cuda(*tensors)
+        by = _tensor_denominator(call)
+        if not _core.grouped_forward(*tensors, by, call, LARGE_GROUP, loss, slopes, sums):
             check_ranks(ranks)
         # A copy of the sizes, whose buffer may be filled anew before backward.
-        ctx.save_for_backward(slopes, rewards, ranks, sizes if sizes is None else sizes.clone(), weight)
+        ctx.save_for_backward(slopes, rewards, ranks, sizes if sizes is None else sizes.clone(), weight, by)
         ctx.call, ctx.shape = call, rewards.shape
         if sums is not None:
             ctx.mark_non_differentiable(sums)
@@ -177,7 +189,7 @@ class GroupedLoss(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: object) -> tuple[Tensor | None, ...]:
-        slopes, rewards, ranks, sizes, weight = ctx.saved_tensors
+        slopes, rewards, ranks, sizes, weight, by = ctx.saved_tensors
         call = ctx.call
         if not torch.is_grad_enabled() and not is_watched():
             result = rewards.new_empty(ctx.shape)
@@ -190,9 +202,18 @@ class GroupedLoss(Function):
             )
         options = GroupOptions(Numbers(*call.numbers), call.half_ties, call.over_pairs, call.reduction, call.statistics)
         with torch.enable_grad():
-            loss, _ = grouped_loss(Groups(rewards, ranks, sizes, weight), options, call.denominator)
+            denominator = call.denominator if by is None else by
+            loss, _ = grouped_loss(Groups(rewards, ranks, sizes, weight), options, denominator)
             (result,) = torch.autograd.grad(loss, rewards, grad, create_graph=True)
         return result, None, None, None, None
+
+
+def _for_cuda(rewards: Tensor, ranks: Tensor, sizes: Tensor | None, weight: Tensor | None) -> Groups:
+    """As CUDA kernels take groups: of the type that they are computed in, with integers in the order of the ranks."""
+    wide = accumulation_dtype(rewards.dtype)
+    if weight is not None and weight.dtype is rewards.dtype:
+        weight = weight.to(wide)
+    return Groups(rewards.to(wide).contiguous(), order_keys(ranks).contiguous(), sizes, weight)
 
 
 def new_losses(rewards: Tensor, layout: int) -> Tensor:
@@ -208,11 +229,16 @@ def new_scalar(rewards: Tensor) -> Tensor:
     return rewards.new_empty((), dtype=accumulation_dtype(rewards.dtype))
 
 
+def new_sums(rewards: Tensor) -> Tensor:
+    """Where the sums of these rewards' pairs go."""
+    return torch.empty_like(_SUMS) if rewards.is_cpu else rewards.new_empty(len(Sum), dtype=torch.float64)
+
+
 @called_directly
 class IndexedLoss(Function):
     """(loss, sums) of comparisons of items by index: forward keeps what backward needs, one slope an item.
 
-    A mean or a sum, on the CPU, of a margin that asks for no gradient.
+    A mean or a sum, of a margin that asks for no gradient; on a GPU without sums.
     """
 
     @staticmethod
@@ -229,12 +255,13 @@ class IndexedLoss(Function):
         loss, slopes = new_scalar(scores), None
         if ctx.needs_input_grad[0]:
             slopes = torch.empty_like(scores, dtype=loss.dtype, memory_format=torch.contiguous_format)
-        sums = torch.empty_like(_SUMS) if call.statistics else None
+        sums = new_sums(scores) if call.statistics else None
         tensors = scores, chosen_index, rejected_index, margin, weight, target
-        if not _core.indexed_forward(*tensors, call, loss, slopes, sums):
+        by = _tensor_denominator(call)
+        if not _core.indexed_forward(*tensors, by, call, loss, slopes, sums):
             for name, index in (("chosen_index", chosen_index), ("rejected_index", rejected_index)):
                 check_indices(name, index, scores.shape[0])
-        ctx.save_for_backward(slopes, *tensors)
+        ctx.save_for_backward(slopes, by, *tensors)
         ctx.call = call
         if sums is not None:
             ctx.mark_non_differentiable(sums)
@@ -242,7 +269,7 @@ class IndexedLoss(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: object) -> tuple[Tensor | None, ...]:
-        slopes, scores, chosen_index, rejected_index, *options = ctx.saved_tensors
+        slopes, by, scores, chosen_index, rejected_index, *options = ctx.saved_tensors
         call = ctx.call
         if not torch.is_grad_enabled() and not is_watched():
             result = torch.empty_like(scores)
@@ -250,8 +277,7 @@ class IndexedLoss(Function):
                 return result, None, None, None, None, None, None
         with torch.enable_grad():
             pairs, numbers = Pairs(scores, None, *options), Numbers(*call.numbers)
-            loss, _ = indexed_loss(
-                pairs, chosen_index, rejected_index, numbers, call.denominator, call.reduction, False
-            )
+            denominator = call.denominator if by is None else by
+            loss, _ = indexed_loss(pairs, chosen_index, rejected_index, numbers, denominator, call.reduction, False)
             (result,) = torch.autograd.grad(loss, scores, grad, create_graph=True)
         return result, None, None, None, None, None, None

@@ -101,8 +101,8 @@ def bradley_terry_loss(
         reduction: "mean" divides by the total weight (the number of pairs without weights), "sum" by 1; "none" returns
             the pairs' terms w (l + c (a + b)^2) in the rewards' shape.
         denominator: what "mean" divides by instead, so that micro-batches and ranks add up to the loss of the whole
-            batch: a number > 0, or a tensor of one entry, of any real dtype but bool, on the rewards' device (Hugging
-            Face's ``num_items_in_batch``).
+            batch: a number > 0, or a tensor of one entry, of any real dtype but bool, on the rewards' device or the CPU
+            (Hugging Face's ``num_items_in_batch``). On a GPU its value is not looked at: > 0 is up to you.
         return_stats: also return `PairStats`, gathered in the same pass.
 
     Tensors with one entry a pair (margin, weight, target) have the rewards' shape and device, and any real dtype: what is neither

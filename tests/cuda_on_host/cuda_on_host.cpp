@@ -209,7 +209,10 @@ class Scheduler {
   int lane() const { return running_ % kWarpSize; }
   uint64_t join_warp(WarpCall call, unsigned mask, uint64_t value, int source_lane, SourceLine where);
   void join_block(SourceLine where);
-  [[noreturn]] void fail(SourceLine where, const std::string& what) { fail(running_, where, what); }
+  [[noreturn]] void fail(SourceLine where, const std::string& what, cudaError_t error = cudaErrorLaunchFailure) {
+    error_ = error;
+    fail(running_, where, what);
+  }
 
  private:
   static void fiber_main();
@@ -230,6 +233,7 @@ class Scheduler {
   ReadyThreads ready_;
   int threads_ = 0, returned_ = 0, in_barrier_ = 0, running_ = 0;
   std::string diagnosis_;  // not empty: the launch has failed
+  cudaError_t error_ = cudaErrorLaunchFailure;
 
   CallKernel call_ = nullptr;
   AnyKernel kernel_ = nullptr;
@@ -498,6 +502,7 @@ cudaError_t Scheduler::launch(CallKernel call, AnyKernel kernel, void** argument
 
   launcher_tsan_fiber_ = __tsan_get_current_fiber ? __tsan_get_current_fiber() : nullptr;
   diagnosis_.clear();
+  error_ = cudaErrorLaunchFailure;
   SharedMemory shared_memory;
   for (uint64_t i = 0; i < blocks && diagnosis_.empty(); i++) {
     const uint64_t number = order_ == Order::kAscending    ? i
@@ -511,7 +516,7 @@ cudaError_t Scheduler::launch(CallKernel call, AnyKernel kernel, void** argument
   if (diagnosis_.empty()) return cudaSuccess;
   discard_fibers();
   std::fprintf(stderr, "cuda_on_host: %s\n  in the launch at %s\n", diagnosis_.c_str(), format(where).c_str());
-  return cudaErrorLaunchFailure;
+  return error_;
 }
 
 bool valid(const dim3& grid, const dim3& block) {
@@ -552,6 +557,11 @@ void fail_misaligned(const volatile void* address, size_t bytes, SourceLine wher
 
 }  // namespace cuda_on_host
 
+void cuda_on_host_assert_fail(const char* assertion, const char* file, unsigned line, const char*) noexcept {
+  cuda_on_host::scheduler.fail({file, static_cast<int>(line)}, std::string("assertion failed: ") + assertion,
+                               cudaErrorAssert);
+}
+
 uint64_t cuda_on_host_bytes_loaded() { return cuda_on_host::bytes_loaded; }
 uint64_t cuda_on_host_bytes_stored() { return cuda_on_host::bytes_stored; }
 void cuda_on_host_reset_counts() { cuda_on_host::bytes_loaded = cuda_on_host::bytes_stored = 0; }
@@ -560,6 +570,11 @@ void cuda_on_host_reset_counts() { cuda_on_host::bytes_loaded = cuda_on_host::by
 extern "C" {
 
 const int warpSize = cuda_on_host::kWarpSize;
+
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
+  std::memset(memory, value, bytes);
+  return cudaSuccess;
+}
 
 cudaError_t cudaGetDevice(int* device) {
   *device = 0;

@@ -10,8 +10,9 @@
 // launching OS thread. Any OS thread may launch; launches wait for each other.
 //
 // Covered: what the kernels of this project use. A launch is cudaLaunchKernel(kernel, ...) with a typed function
-// pointer; shared memory is static, and is full of NaN when a block begins. Not covered: <<<>>>, dynamic shared memory,
-// atomics, votes, cudaMalloc and cudaMemcpy. __CUDACC__ and __CUDA_ARCH__ are not defined.
+// pointer; shared memory is static, and is full of NaN when a block begins; an assertion that fails is cudaErrorAssert
+// from the launch. Not covered: <<<>>>, dynamic shared memory, votes, cudaMalloc and cudaMemcpy. __CUDACC__ and
+// __CUDA_ARCH__ are not defined.
 //
 // Found, with a diagnosis on stderr and cudaErrorLaunchFailure from the launch (later launches work): wrong masks,
 // shuffles that read a lane which takes no part, divergent barriers, threads that return before a barrier, deadlocks,
@@ -173,6 +174,21 @@ void __stwb(T* address, std::common_type_t<T> value,
   cuda_on_host::add(cuda_on_host::bytes_stored, sizeof(T));
   *address = value;
 }
+
+// Atomic for the thread sanitizer too; the fibers of a block run on one thread.
+inline unsigned long long atomicAdd(unsigned long long* address, unsigned long long value) {
+  return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+}
+
+inline unsigned long long atomicOr(unsigned long long* address, unsigned long long value) {
+  return __atomic_fetch_or(address, value, __ATOMIC_RELAXED);
+}
+
+// What a failed assert() of the C library calls: it ends the launch, not the process.
+#define __assert_fail cuda_on_host_assert_fail
+extern "C" [[noreturn]] [[gnu::visibility("hidden")]] void cuda_on_host_assert_fail(const char* assertion,
+                                                                                    const char* file, unsigned line,
+                                                                                    const char* function) noexcept;
 
 // For the tests (ctypes): the bytes that passed through __ldg and __stwb since the last reset.
 extern "C" {

@@ -26,7 +26,7 @@ _GROUPS = (
     "bool half_ties, bool over_pairs, int reduction, bool return_stats, SymInt group_size"
 )
 # CUDA kernels take ranks as `order_keys`; a build for tests runs them over the tensors of the CPU.
-_KEYS_ALONE: bool = _core.cpu_runs_cuda_kernels
+KEYS_ALONE: bool = _core.cpu_runs_cuda_kernels
 
 
 def _count(rewards: Tensor, group_sizes: Tensor | None, group_size: int) -> int:
@@ -136,7 +136,7 @@ def grouped_loss(groups: Groups, options: GroupOptions, denominator: Tensor | fl
     size = rewards.shape[-1]
     if sizes is None and size == 0:  # groups without items have no place in a flat list
         sizes = torch.zeros(rewards.shape[0], dtype=torch.int64, device="cpu")
-    if ranks.dtype in (torch.uint16, torch.uint32, torch.uint64) or ranks.is_cuda or _KEYS_ALONE:
+    if ranks.dtype in (torch.uint16, torch.uint32, torch.uint64) or ranks.is_cuda or KEYS_ALONE:
         ranks = order_keys(ranks)
     given, constant = options.numbers.for_operator()
     tensors = rewards.reshape(-1), ranks.reshape(-1), sizes, weight, as_tensor(denominator, rewards), given

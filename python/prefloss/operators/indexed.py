@@ -132,7 +132,7 @@ def _sums_kernel(scores: Tensor, chosen: Tensor, rejected: Tensor, *arguments: A
         pairs, given = Pairs(items, None, *options), numbers.as_given("mean", 1.0, True)
         call = _core.indexed_call(items, its_chosen, its_rejected, *pairs.with_numbers(numbers), given, True)
         if call is not None:
-            _core.indexed_forward(items, its_chosen, its_rejected, *pairs[2:], call, loss, None, result)
+            _core.indexed_forward(items, its_chosen, its_rejected, *pairs[2:], None, call, loss, None, result)
         else:
             result.copy_(_composed_sums(pairs, its_chosen, its_rejected, numbers))
     return sums.reshape(*rows, len(Sum))
