@@ -52,6 +52,11 @@ struct CubedWeight {
 PREFLOSS_HOST_DEVICE double lesser_or_nan(double a, double b) { return !(b >= a) && a == a ? b : a; }
 PREFLOSS_HOST_DEVICE double greater_or_nan(double a, double b) { return !(b <= a) && a == a ? b : a; }
 
+// The sums that the means of a set are made of.
+struct Means {
+  double count, difference, chosen, rejected, weight_squared, squared_weight_loss;
+};
+
 // The sums over some of a row's pairs, in float64. `weight` stands for sums[kWeight], which is not used here.
 struct Partial {
   double terms, weight, sums[kGathered];
@@ -108,6 +113,37 @@ struct Partial {
     sums[kCubedWeightLoss] = cubes.first + other_cubes.first;
     sums[kCubedWeightLossSquares] = cubes.second + other_cubes.second;
     sums[kCubedWeightLossCubes] = cubes.third + other_cubes.third;
+  }
+
+  // From weights over kWeightScale to weights over a greater power of two.
+  PREFLOSS_HOST_DEVICE void rescale_units(double scale) {
+    const double ratio = scale_ratio(sums[kWeightScale], scale), ratio2 = ratio * ratio, ratio3 = ratio2 * ratio;
+    sums[kWeightScale] = scale;
+    constexpr int kOfSquares[] = {kWeightSquared, kSquaredWeightLoss, kSquaredWeightLossSquares};
+    constexpr int kOfCubes[] = {kWeightCubed, kCubedWeightLoss, kCubedWeightLossSquares, kCubedWeightLossCubes};
+    for (const int kind : kOfSquares) sums[kind] *= ratio2;
+    for (const int kind : kOfCubes) sums[kind] *= ratio3;
+    sums[kWeightFourth] *= ratio2 * ratio2;
+    sums[kWeightFifth] *= ratio2 * ratio3;
+  }
+
+  // From what numbers differ from their own mean by to what they differ from a mean of more of them by, which is that
+  // of `all`. Sets whose squares are about one mean are added number by number.
+  PREFLOSS_HOST_DEVICE void move_to_mean(const Means& all) {
+    const double inverse = 1 / sums[kCount], inverse_of_all = 1 / all.count;
+    constexpr int kWithSquares[] = {kDifference, kChosen, kRejected};
+    const double of_all[] = {all.difference, all.chosen, all.rejected};
+    for (int k = 0; k < 3; k++) {
+      const double way = sums[kWithSquares[k]] * inverse - of_all[k] * inverse_of_all;
+      sums[kWithSquares[k] + 1] += sums[kCount] > 0 ? way * way * sums[kCount] : 0;
+    }
+    if (!(sums[kWeightSquared] > 0)) return;
+    const double way = sums[kSquaredWeightLoss] / sums[kWeightSquared] - all.squared_weight_loss / all.weight_squared;
+    const CubedWeight cubes = CubedWeight::of(sums, 1).shifted(way);
+    sums[kSquaredWeightLossSquares] += way * way * sums[kWeightSquared];
+    sums[kCubedWeightLoss] = cubes.first;
+    sums[kCubedWeightLossSquares] = cubes.second;
+    sums[kCubedWeightLossCubes] = cubes.third;
   }
 
   // The sums over units of one alone, of weight W and mean loss L. A number differs from its own mean by 0, or by NaN

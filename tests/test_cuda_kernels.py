@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEVICES, RUNS_ON_HOST
-from rounding_bounds import assert_same_bits
+from rounding_bounds import Bounds, assert_same_bits
 from sample_inputs import DTYPES, laid_out, options_alone, rewards
 from test_indexed import check as check_indexed
 from test_indexed import comparisons
 from test_paired_values import check_call, no_upstream
 
 import prefloss
-from prefloss import _core
+from prefloss import _core, reference
+from prefloss.stats import Sum
 
 DEVICE = torch.device("cpu" if RUNS_ON_HOST else "cuda")
 NEITHER = not RUNS_ON_HOST and "cuda" not in DEVICES
@@ -218,3 +219,112 @@ def test_a_pair_moves_no_more_bytes_than_its_own(dtype):
     counters.cuda_on_host_reset_counts()
     loss.backward()
     assert (loaded(), stored()) == (both, both)
+
+
+def assert_exact_statistics(chosen, rejected, weight=None):
+    """The sums of float64 rewards, against ones of more digits: relative to themselves, but for the roundings of means."""
+    columns = [torch.from_numpy(np.asarray(column)).to(DEVICE) for column in (chosen, rejected)]
+    given = {} if weight is None else {"weight": torch.from_numpy(weight).to(DEVICE)}
+    _, stats = prefloss.bradley_terry_loss(*columns, **given, return_stats=True)
+    sums = dict(zip(Sum, stats.sums.cpu().numpy(), strict=True))
+    w = np.ones(chosen.shape) if weight is None else weight
+    a, b, w = (np.asarray(column[w != 0], dtype=np.longdouble) for column in (chosen, rejected, w))
+    loss, v = np.log1p(np.exp(-np.abs(a - b))) + np.maximum(b - a, 0), w / sums[Sum.WEIGHT_SCALE]
+    expected = {Sum.COUNT: len(w), Sum.UNITS: len(w), Sum.CORRECT: np.sum(a > b), Sum.TIED: np.sum(a == b)}
+    expected |= {Sum.MINIMUM: min(a.min(), b.min()), Sum.MAXIMUM: max(a.max(), b.max())}
+    expected |= {Sum.WEIGHT: np.sum(w), Sum.WEIGHTED_LOSS: np.sum(w * loss)}
+    expected |= {Sum.WEIGHT_CORRECT: np.sum(w[a > b]), Sum.WEIGHT_TIED: np.sum(w[a == b])}
+    expected |= {Sum.WEIGHT_SQUARED + k: np.sum(v ** (k + 2)) for k in range(4)}
+    slack = {}
+    for which, values, weights in (
+        (Sum.DIFFERENCE, a - b, 1),
+        (Sum.CHOSEN, a, 1),
+        (Sum.REJECTED, b, 1),
+        (Sum.SQUARED_WEIGHT_LOSS, loss, v**2),
+    ):
+        expected[which] = np.sum(weights * values)
+        slack[which] = 1e-15 * np.sum(weights * np.abs(values))
+        from_mean = values - expected[which] / np.sum(weights * np.ones(values.shape))
+        off = 1e-15 * np.abs(values)  # a number, and the mean
+        expected[which + 1] = np.sum(weights * from_mean**2)
+        slack[which + 1] = np.sum(weights * (2 * np.abs(from_mean) / np.sqrt(len(w)) + off) * off)
+    for power in (1, 2, 3):
+        which = Sum.CUBED_WEIGHT_LOSS + power - 1
+        expected[which] = np.sum(v**3 * from_mean**power)
+        grown = (np.abs(from_mean) + off) ** power
+        slack[which] = np.sum(v**3 * (grown - np.abs(from_mean) ** power + 1e-13 * grown))
+    for which, value in expected.items():
+        assert abs(sums[which] - value) <= 1e-12 * abs(value) + slack.get(which, 0), (Sum(which), sums[which], value)
+
+
+def unkind_rewards(random, size):
+    """Rewards whose squares about their mean are hard to sum, by name."""
+    a, b = random.normal(0.3, 1.0, size), random.normal(size=size)
+    first, every, last = (np.array(a) for _ in range(3))
+    first[0] = last[-1] = 30.0
+    every[:: THREADS * 2] = -25.0  # each thread's first pair, or none
+    steps = np.arange(size) % 2 * 1e-3
+    return {
+        "first": (first, b),
+        "last": (last, b),
+        "each thread's first": (every, b),
+        "far from 0": (a + 1e6, b + 1e6),
+        "ascending": (np.sort(a), b),
+        "equal": (np.full(size, 0.1), np.full(size, 1e5 / 3.0)),
+        "nearly equal": (1e4 / 3.0 + steps, np.full(size, 1e4 / 3.0)),
+    }
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 63, 511, 513, 1025, 33_000, 300_001])
+def test_statistics_of_unkind_rewards_keep_their_digits(size):
+    """Outliers, offsets, equal numbers; weights of which one outweighs all others, early or late."""
+    random = np.random.default_rng(11)
+    weights = {
+        "none": None,
+        "some 0": random.exponential(size=size) * ((random.random(size) < 0.6) | (np.arange(size) == 0)),
+        "of every scale": 10.0 ** random.uniform(-30.0, 30.0, size),
+        "ascending": 2.0 ** np.linspace(-60.0, 60.0, size),
+        "descending": 2.0 ** np.linspace(60.0, -60.0, size),
+    }
+    for name, (chosen, rejected) in unkind_rewards(random, size).items():
+        for kind, weight in list(weights.items())[: 5 if size < 10_000 else 3]:
+            try:
+                assert_exact_statistics(chosen, rejected, weight)
+            except AssertionError as error:
+                raise AssertionError(f"rewards: {name}; weights: {kind}: {error}") from None
+
+
+def test_statistics_of_rewards_that_are_not_finite_are_those_of_the_reference():
+    """Also where the first pair of a thread, which its sums are about, is not; and where its weight is 0."""
+    random, size = np.random.default_rng(12), 5000
+    for value in (np.inf, -np.inf, np.nan):
+        for where in (0, 4, 2047, 4999):
+            for weight in (None, np.ones(size), np.where(np.arange(size) == where, 0.0, 2.0)):
+                chosen, rejected = random.normal(size=(2, size))
+                chosen[where] = value
+                given = {} if weight is None else {"weight": weight}
+                _, expected = reference.bradley_terry_loss(chosen, rejected, **given, return_stats=True)
+                tensors = (torch.from_numpy(column).to(DEVICE) for column in (chosen, rejected))
+                given = {name: torch.from_numpy(column).to(DEVICE) for name, column in given.items()}
+                _, stats = prefloss.bradley_terry_loss(*tensors, **given, return_stats=True)
+                np.testing.assert_allclose(stats.sums.cpu().numpy(), expected, rtol=1e-11, atol=1e-11)
+
+
+@over_dtypes
+@pytest.mark.parametrize("rows", [1, 3])
+def test_statistics_around_every_boundary_agree_with_the_reference(rows, dtype):
+    random = np.random.default_rng(13)
+    step = THREADS * min(group_of(dtype), 4)
+    for size in sorted({many * step + offset for many in (1, 2, 65) for offset in (-1, 0, 1)}):
+        chosen, rejected = (tensor.to(DEVICE) for tensor in rewards(random, (rows, size), dtype))
+        weight = torch.from_numpy(random.random((rows, size)) * (random.random((rows, size)) < 0.8)).to(DEVICE, dtype)
+        for weights in ((), (weight,)):
+
+            def sums(chosen, rejected, weight=None):
+                return prefloss.bradley_terry_loss(chosen, rejected, weight=weight, return_stats=True)[1].sums
+
+            of_rows = torch.func.vmap(sums)(chosen, rejected, *weights)
+            for row in range(rows):
+                columns = [column[row] for column in (chosen, rejected, *weights)]
+                torch.testing.assert_close(of_rows[row], sums(*columns), rtol=0, atol=0)
+                Bounds(*columns[:2], dict(zip(("weight",), columns[2:], strict=False))).assert_sums(of_rows[row])

@@ -21,8 +21,8 @@ BUGS = {
     "missing barrier": (BLOCKS, "  __syncthreads();\n  if (threadIdx.x == 0) {", "  if (threadIdx.x == 0) {"),
     "wrong shuffle mask": (
         BLOCKS,
-        "__shfl_down_sync(0xffffffffu, partial.terms",
-        "__shfl_down_sync(0x7fffffffu, partial.terms",
+        "__shfl_xor_sync(0xffffffffu, number",
+        "__shfl_xor_sync(0x7fffffffu, number",
     ),
     "end missed by one": (KERNELS, "if (i < count) sum.add", "if (i <= count) sum.add"),
 }

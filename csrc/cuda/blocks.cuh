@@ -20,6 +20,11 @@ constexpr int64_t kMostBlocks = 4096, kMostGrid = 65536;
 template <bool kStatistics>
 constexpr int kBlocksAtOnce = kStatistics ? 1 : 2;
 
+// The warps of a block that have something to do where only its first `threads` do.
+__device__ __forceinline__ int warps_of(int64_t threads) {
+  return threads >= kThreads ? kWarps : threads > kWarp ? static_cast<int>((threads + kWarp - 1) / kWarp) : 1;
+}
+
 // Calls body(row, part) for this block's share of all rows' parts.
 template <typename Body>
 __device__ __forceinline__ void for_parts(int64_t rows, int64_t parts, const Body& body) {
@@ -27,55 +32,147 @@ __device__ __forceinline__ void for_parts(int64_t rows, int64_t parts, const Bod
   for (int64_t task = blockIdx.x; task < rows * parts; task += gridDim.x) body(task / parts, task % parts);
 }
 
-// What a lane `distance` further has; of the sums of PairStats only where they are computed.
-template <bool kStatistics>
-__device__ __forceinline__ Partial shuffled(const Partial& partial, int distance) {
-  Partial other = Partial::zero();
-  other.terms = __shfl_down_sync(0xffffffffu, partial.terms, distance);
-  other.weight = __shfl_down_sync(0xffffffffu, partial.weight, distance);
-  if constexpr (kStatistics) {
+// What becomes of a number of each lane of a warp, in all of them.
+template <typename Join>
+__device__ __forceinline__ double joined_lanes(double number, const Join& join) {
 #pragma unroll
-    for (int k = 0; k < kGathered; k++) other.sums[k] = __shfl_down_sync(0xffffffffu, partial.sums[k], distance);
-  }
-  return other;
+  for (int distance = kWarp / 2; distance > 0; distance /= 2)
+    number = join(number, __shfl_xor_sync(0xffffffffu, number, distance));
+  return number;
 }
 
-// The sum over all threads of a block, in its first one.
-template <bool kStatistics>
-__device__ __forceinline__ Partial block_sum(Partial partial) {
-  __shared__ double terms[kWarps], weight[kWarps], sums[kStatistics ? kWarps : 1][kGathered];
+// What becomes of a number of each thread of a block's first `warps` warps, in every lane of the warp that asks.
+template <typename Join>
+__device__ __forceinline__ double joined(const double* numbers, int warps, const Join& join) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  double total = numbers[lane];
+  for (int w = 1; w < warps; w++) total = join(total, numbers[w * kWarp + lane]);
+  return joined_lanes(total, join);
+}
+
+// What PairStats wants to know of a block's pairs, in its first thread. Joining two sets of pairs takes divisions, and
+// a thread's set would be joined eight times. So the whole block's means come first; then each thread's squares are
+// moved to them, once, and what is left to do is to add. Each warp adds up another number.
+__device__ __forceinline__ Partial sum_of_statistics(Partial partial, int warps) {
+  constexpr int kKinds[] = {
+      kWeightCubed,
+      kWeightFourth,
+      kWeightFifth,
+      kSquaredWeightLossSquares,
+      kCubedWeightLoss,
+      kCubedWeightLossSquares,
+      kCubedWeightLossCubes,
+      kDifferenceSquares,
+      kChosenSquares,
+      kRejectedSquares,
+      kWeightCorrect,
+      kWeightTied,
+      kWeightedLoss,
+      kUnits,
+      kCorrect,
+      kTied,
+      kMinimum,
+      kMaximum,
+  };
+  constexpr int kNumbers = static_cast<int>(sizeof kKinds / sizeof *kKinds) + 2;
+  __shared__ double of_threads[kWarps][kThreads], means[kWarps], totals[kNumbers];
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
+  const auto sum = [](double a, double b) { return a + b; };
+  double* const sums = partial.sums;
+  if (warp < warps) {
+    const double its[kWarps] = {sums[kCount],         sums[kDifference],        sums[kChosen],      sums[kRejected],
+                                sums[kWeightSquared], sums[kSquaredWeightLoss], sums[kWeightScale], 0};
 #pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) partial.add(shuffled<kStatistics>(partial, distance));
+    for (int k = 0; k < kWarps; k++) of_threads[k][thread] = its[k];
+  }
+  __syncthreads();
+  constexpr int kScale = 6;
+  const double* const scales = of_threads[kScale];
+  const double scale = joined(scales, warps, [](double a, double b) { return greater_or_nan(a, b); });
+  if (warp < kScale) {
+    const bool is_scaled = warp == 4 || warp == 5;
+    double total = 0;
+    for (int t = lane; t < warps * kWarp; t += kWarp) {
+      const double ratio = is_scaled ? scale_ratio(scales[t], scale) : 1;
+      total += ratio * ratio * of_threads[warp][t];
+    }
+    total = joined_lanes(total, sum);
+    if (lane == 0) means[warp] = total;
+  }
+  __syncthreads();
+  const Means all{means[0], means[1], means[2], means[3], means[4], means[5]};
+  partial.rescale_units(scale);
+  partial.move_to_mean(all);
+#pragma unroll
+  for (int first = 0; first < kNumbers; first += kWarps) {
+    if (warp < warps) {
+#pragma unroll
+      for (int k = first; k < first + kWarps && k < kNumbers; k++)
+        of_threads[k - first][thread] = k == 0 ? partial.terms : k == 1 ? partial.weight : sums[kKinds[k - 2]];
+    }
+    __syncthreads();
+    const int k = first + warp;
+    if (k < kNumbers) {
+      const bool are_last = first + kWarps >= kNumbers;  // known to the compiler: the others are sums
+      const double total = joined(of_threads[warp], warps, [&](double a, double b) {
+        return are_last && k == kNumbers - 2   ? lesser_or_nan(a, b)
+               : are_last && k == kNumbers - 1 ? greater_or_nan(a, b)
+                                               : a + b;
+      });
+      if (lane == 0) totals[k] = total;
+    }
+    __syncthreads();
+  }
+  partial.terms = totals[0];
+  partial.weight = totals[1];
+#pragma unroll
+  for (int k = 2; k < kNumbers; k++) sums[kKinds[k - 2]] = totals[k];
+  sums[kCount] = all.count;
+  sums[kDifference] = all.difference;
+  sums[kChosen] = all.chosen;
+  sums[kRejected] = all.rejected;
+  sums[kWeightSquared] = all.weight_squared;
+  sums[kSquaredWeightLoss] = all.squared_weight_loss;
+  return partial;
+}
+
+// The terms and weights of a block's pairs, in its first thread.
+__device__ __forceinline__ Partial sum_of_terms(const Partial& partial, int warps) {
+  __shared__ double of_warps[kWarps][2];
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  if (lane == 0) {
-    terms[warp] = partial.terms;
-    weight[warp] = partial.weight;
-    if constexpr (kStatistics) {
-      for (int k = 0; k < kGathered; k++) sums[warp][k] = partial.sums[k];
+  Partial total = Partial::zero();
+  if (warp < warps) {
+    const auto sum = [](double a, double b) { return a + b; };
+    total.terms = joined_lanes(partial.terms, sum);
+    total.weight = joined_lanes(partial.weight, sum);
+    if (lane == 0) {
+      of_warps[warp][0] = total.terms;
+      of_warps[warp][1] = total.weight;
     }
   }
   __syncthreads();
   if (threadIdx.x == 0) {
-    for (int w = 1; w < kWarps; w++) {
-      Partial other = Partial::zero();
-      other.terms = terms[w];
-      other.weight = weight[w];
-      if constexpr (kStatistics) {
-        for (int k = 0; k < kGathered; k++) other.sums[k] = sums[w][k];
-      }
-      partial.add(other);
+    for (int w = 1; w < warps; w++) {
+      total.terms += of_warps[w][0];
+      total.weight += of_warps[w][1];
     }
   }
   __syncthreads();  // the next sum of this block writes there again
-  return partial;
+  return total;
+}
+
+// The sum over all threads of a block, in its first one. Threads from warp number `warps` on have nothing to add.
+template <bool kStatistics>
+__device__ __forceinline__ Partial block_sum(const Partial& partial, int warps = kWarps) {
+  return kStatistics ? sum_of_statistics(partial, warps) : sum_of_terms(partial, warps);
 }
 
 // Where a block's sum goes: it is the row's, or one of its partial sums.
 template <typename Real, bool kStatistics>
 __device__ __forceinline__ void finish_block(const Partial& partial, const Divisor& divisor,
                                              const ForwardOutputs& outputs, Partial* partials, int64_t row,
-                                             int64_t block, int64_t blocks) {
-  const Partial total = block_sum<kStatistics>(partial);
+                                             int64_t block, int64_t blocks, int warps = kWarps) {
+  const Partial total = block_sum<kStatistics>(partial, warps);
   if (threadIdx.x != 0) return;
   if (blocks == 1)
     finish_row<Real>(total, divisor, outputs, row);
@@ -97,7 +194,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>)
         partial.weight += other.weight;
       }
     }
-    finish_block<Real, kStatistics>(partial, divisor, outputs, nullptr, row, 0, 1);
+    finish_block<Real, kStatistics>(partial, divisor, outputs, nullptr, row, 0, 1, warps_of(blocks));
   });
 }
 

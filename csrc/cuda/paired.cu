@@ -9,6 +9,7 @@
 #include "../pair_math.h"
 #include "blocks.cuh"
 #include "columns.cuh"
+#include "statistics.cuh"
 
 namespace prefloss::cuda {
 namespace {
@@ -26,6 +27,15 @@ constexpr int kSmallGroup = kGroup<Stored> < 4 ? kGroup<Stored> : 4;
 template <typename Stored>
 int64_t summing_blocks(int64_t count) {
   return std::min(std::max<int64_t>((count + kChunk<Stored> - 1) / kChunk<Stored>, 1), kMostBlocks);
+}
+
+// The same where PairStats are wanted. A thread's sums take long to add to the others', so it has several groups where
+// there are enough of them to keep a GPU busy.
+template <typename Stored>
+int64_t statistics_blocks(int64_t count) {
+  constexpr int64_t kStep = kThreads * kSmallGroup<Stored>, kFew = 64, kMost = 512;
+  const int64_t steps = (count + kStep - 1) / kStep;
+  return std::max<int64_t>(std::min(steps, std::clamp(steps / 4, kFew, kMost)), 1);
 }
 
 // Calls body(index, count, chosen, rejected) for this thread's group of those from `begin` on: `count` pairs from
@@ -102,33 +112,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   });
 }
 
-// Adds what PairStats wants to know of one pair of weight w != 0. One number differs from its own mean by 0, or by NaN
-// where it is not finite.
-template <typename Real>
-__device__ __forceinline__ void add_statistics(Real chosen, Real rejected, Real weight, double l, Partial& partial) {
-  const double a = chosen, b = rejected, d = chosen - rejected, w = weight;
-  double pair[kGathered];
-  Partial::set_unit(w, l, pair);
-  pair[kCount] = 1;
-  pair[kWeight] = 0;  // Partial has it
-  pair[kWeightCorrect] = chosen > rejected ? w : 0;
-  pair[kWeightTied] = chosen == rejected ? w : 0;
-  pair[kWeightedLoss] = w * l;
-  pair[kCorrect] = chosen > rejected ? 1 : 0;
-  pair[kTied] = chosen == rejected ? 1 : 0;
-  pair[kDifference] = d;
-  pair[kDifferenceSquares] = d - d;
-  pair[kChosen] = a;
-  pair[kChosenSquares] = a - a;
-  pair[kRejected] = b;
-  pair[kRejectedSquares] = b - b;
-  pair[kMinimum] = lesser_or_nan(a, b);
-  pair[kMaximum] = greater_or_nan(a, b);
-  partial.add_statistics(pair);
-}
-
-template <typename Stored, bool kStatistics>
-__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>)
+template <typename Stored>
+__global__ void __launch_bounds__(kThreads, 2)
     general_forward(Pairs pairs, Divisor divisor, ForwardOutputs outputs, Partial* partials, int64_t blocks) {
   using Real = RealOf<Stored>;
   constexpr int kSize = kSmallGroup<Stored>, kStep = kThreads * kSize;
@@ -145,24 +130,60 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>)
             load_optional<Stored>(pairs.target, pairs.options.target, row, index, count, target);
 #pragma unroll
             for (int i = 0; i < kSize; i++) {
-              const Rounded<Real> rounded = formula.loss_and_remainder(chosen[i], rejected[i], margin[i], target[i]);
-              const Real loss = rounded.value;
+              const Real loss = formula.loss(chosen[i], rejected[i], margin[i], target[i]);
               const double term = Formula<Real>::weighted(weight[i], formula.centered(loss, chosen[i], rejected[i]));
               terms[i] = static_cast<Real>(term);
               if (i < count) {
                 partial.terms += term;
                 partial.weight += static_cast<double>(weight[i]);
-                if constexpr (kStatistics) {
-                  if (weight[i] != 0)
-                    add_statistics(chosen[i], rejected[i], weight[i],
-                                   static_cast<double>(loss) + static_cast<double>(rounded.remainder), partial);
-                }
               }
             }
             if (outputs.terms) store_as<Real>(outputs.terms, row, index, count, terms);
           });
     }
-    finish_block<Real, kStatistics>(partial, divisor, outputs, partials, row, block, blocks);
+    finish_block<Real, false>(partial, divisor, outputs, partials, row, block, blocks);
+  });
+}
+
+// With what PairStats wants to know. With weights two blocks at once would spill registers. The loss of the row follows
+// from those sums, but for what centring adds.
+template <typename Stored, bool kWeighted>
+__global__ void __launch_bounds__(kThreads, kWeighted ? 1 : 2)
+    statistics_forward(Pairs pairs, Divisor divisor, ForwardOutputs outputs, Partial* partials, int64_t blocks) {
+  using Real = RealOf<Stored>;
+  constexpr int kSize = kSmallGroup<Stored>, kStep = kThreads * kSize;
+  const Formula<Real> formula(pairs);
+  for_parts(pairs.rows, blocks, [&](int64_t row, int64_t block) {
+    PairSums<Real, kWeighted> sums;
+    double terms_total = 0;
+#pragma unroll 1
+    for (int64_t begin = block * kStep; begin < pairs.count; begin += blocks * kStep) {
+      with_group<Stored, kSize>(
+          pairs, row, begin, [&](int64_t index, int count, const auto& chosen, const auto& rejected) {
+            Real margin[kSize], weight[kSize], target[kSize], terms[kSize];
+            Rounded<Real> loss[kSize];
+            load_optional<Stored>(pairs.margin, pairs.options.margin, row, index, count, margin);
+            load_optional<Stored>(kWeighted ? pairs.weight : Column(), 1, row, index, count, weight);
+            load_optional<Stored>(pairs.target, pairs.options.target, row, index, count, target);
+#pragma unroll
+            for (int i = 0; i < kSize; i++)
+              loss[i] = formula.loss_and_remainder(chosen[i], rejected[i], margin[i], target[i]);
+            sums.add_group(count, chosen, rejected, weight, loss);
+            if (formula.center == 0 && !outputs.terms) return;
+#pragma unroll
+            for (int i = 0; i < kSize; i++) {
+              const Real centered = formula.centered(loss[i].value, chosen[i], rejected[i]);
+              const double term = Formula<Real>::weighted(weight[i], centered);
+              terms[i] = static_cast<Real>(term);
+              if (i < count) terms_total += term;
+            }
+            if (outputs.terms) store_as<Real>(outputs.terms, row, index, count, terms);
+          });
+    }
+    Partial partial = sums.total();
+    partial.terms = formula.center == 0 ? partial.sums[kWeightedLoss] : terms_total;
+    const int64_t groups = (pairs.count - block * kStep + kSize - 1) / kSize;
+    finish_block<Real, true>(partial, divisor, outputs, partials, row, block, blocks, warps_of(groups));
   });
 }
 
@@ -271,12 +292,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(Stored) == 8 ? 1 : 2)
 
 template <typename Stored>
 cudaError_t forward(const Pairs& pairs, const Divisor& divisor, const ForwardOutputs& outputs, const Launch& where) {
-  const int64_t blocks = summing_blocks<Stored>(pairs.count);
+  const int64_t blocks =
+      outputs.statistics ? statistics_blocks<Stored>(pairs.count) : summing_blocks<Stored>(pairs.count);
   auto* const partials = reinterpret_cast<Partial*>(where.scratch);
-  const bool is_plain = pairs.plain() && !outputs.statistics && !outputs.terms;
-  const auto kernel = is_plain             ? plain_forward<Stored>
-                      : outputs.statistics ? general_forward<Stored, true>
-                                           : general_forward<Stored, false>;
+  const bool is_plain = pairs.plain() && !outputs.terms;
+  const auto kernel = outputs.statistics
+                          ? pairs.weight ? statistics_forward<Stored, true> : statistics_forward<Stored, false>
+                      : is_plain ? plain_forward<Stored>
+                                 : general_forward<Stored>;
   const cudaError_t status = launch(kernel, pairs.rows * blocks, where, pairs, divisor, outputs, partials, blocks);
   return finish<RealOf<Stored>>(status, pairs.rows, blocks, divisor, outputs, where);
 }
@@ -325,7 +348,8 @@ using Pointee = std::remove_pointer_t<Pointer>;
 
 int64_t scratch_size(Dtype rewards, int64_t rows, int64_t count) {
   return with_stored(rewards, [&](auto* stored) {
-    const int64_t blocks = summing_blocks<Pointee<decltype(stored)>>(count);
+    using Stored = Pointee<decltype(stored)>;
+    const int64_t blocks = std::max(summing_blocks<Stored>(count), statistics_blocks<Stored>(count));
     return blocks == 1 ? int64_t{0} : rows * blocks * static_cast<int64_t>(sizeof(Partial) / sizeof(double));
   });
 }
