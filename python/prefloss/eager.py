@@ -262,7 +262,7 @@ class IndexedLoss(Function):
             for name, index in (("chosen_index", chosen_index), ("rejected_index", rejected_index)):
                 check_indices(name, index, scores.shape[0])
         ctx.save_for_backward(slopes, by, *tensors)
-        ctx.call = call
+        ctx.call, ctx.shape = call, scores.shape
         if sums is not None:
             ctx.mark_non_differentiable(sums)
         return loss, sums
@@ -275,6 +275,11 @@ class IndexedLoss(Function):
             result = torch.empty_like(scores)
             if _core.scale_slopes(grad, slopes, None, False, result):
                 return result, None, None, None, None, None, None
+        if scores.shape != ctx.shape:  # before an index into what is no longer there, which on a GPU is an assertion
+            raise ValueError(
+                f"scores had shape {tuple(ctx.shape)} and have {tuple(scores.shape)} now: were they changed between forward "
+                f"and backward?"
+            )
         with torch.enable_grad():
             pairs, numbers = Pairs(scores, None, *options), Numbers(*call.numbers)
             denominator = call.denominator if by is None else by
