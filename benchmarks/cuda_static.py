@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (Path("csrc/cuda/paired.cu"), Path("csrc/cuda/grouped.cu"), Path("csrc/cuda/indexed.cu"))
+AHEAD = Path("csrc/cuda/pair_groups.cuh")  # says how many groups
 SIZES = {"float": 4, "double": 8, "BFloat16": 2, "Float16": 2}  # bytes of an entry
 COLUMNS = {"plain_forward": (2, 0), "plain_backward": (2, 2)}  # columns that must be loaded and stored
 # Warps that fit on a multiprocessor; all of them have 65536 registers.
@@ -149,8 +150,8 @@ def compiled(architecture: str, source: Path, flags: list[str], cuobjdump: str, 
 
 def pairs_a_pass(name: str) -> int:
     """Pairs that a thread takes in one pass of a plain kernel's loop: kAhead groups of 16 bytes."""
-    ahead = re.search(r"\bkAhead = (\d+)", (ROOT / SOURCES[0]).read_text())
-    assert ahead, f"{SOURCES[0]} has no kAhead"
+    ahead = re.search(r"\bkAhead = (\d+)", (ROOT / AHEAD).read_text())
+    assert ahead, f"{AHEAD} has no kAhead"
     return int(ahead[1]) * 16 // entry_size(name)
 
 

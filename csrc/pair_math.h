@@ -43,9 +43,14 @@ PREFLOSS_HOST_DEVICE Rounded<Real> pair_loss(Real z, const Target<Real>& target)
 
 // pair_loss(z, {1, 0}), the default: -log sigma(z).
 template <typename Real>
-PREFLOSS_HOST_DEVICE Real pair_loss(Real z) {
+PREFLOSS_HOST_DEVICE Rounded<Real> pair_loss_and_remainder(Real z) {
   const Real magnitude = absolute(z);
-  return softplus_plus(magnitude, z < 0 ? magnitude : Real(0)).value;
+  return softplus_plus(magnitude, z < 0 ? magnitude : Real(0));
+}
+
+template <typename Real>
+PREFLOSS_HOST_DEVICE Real pair_loss(Real z) {
+  return pair_loss_and_remainder(z).value;
 }
 
 // sigma(z) and sigma(-z) from one exponential and one division, corrected by the parts that rounding dropped.
@@ -68,9 +73,17 @@ PREFLOSS_HOST_DEVICE Real pair_slope(Real z) {
 }
 
 // factor * pair_slope(z) for |z| <= kModerate, for results that are rounded to half precision: within 2^-17 of it,
-// which is 2^-6 ulp of float16 and 2^-9 of bfloat16.
+// which is 2^-6 ulp of float16 and 2^-9 of bfloat16. A GPU has instructions for 2^x and 1 / x: they and the product
+// below err by less than 2^-18.
 PREFLOSS_HOST_DEVICE float moderate_slope(float z, float factor) {
+#if defined(__CUDA_ARCH__)
+  float power, inverse;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(z * 1.44269504088896341f));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + power));
+  return -factor * inverse;
+#else
   return -factor / (1.0f + exp_moderate<Digits::kHalf>(-z));
+#endif
 }
 
 // The sum of pair_loss(z) over many z with one logarithm for all of them: sum log(1 + e) = log prod (1 + e). With u =
@@ -114,6 +127,25 @@ struct LossProduct {
 };
 
 using PairLossSum = LossProduct<double>;
+
+// The same over at most kMost pairs, in float32 where float64 is slow. A part of each hinge, so that their sum is no
+// infinity where none of them is.
+struct FewLosses {
+  static constexpr int kMost = 4;
+  float u = 0, hinge = 0;
+
+  PREFLOSS_HOST_DEVICE void add(float z) {
+    const float e = exp_negative(absolute(z)).value;
+    u += fused(u, e, e);
+    hinge = fused(negative_part(z), 1.0f / kMost, hinge);
+  }
+
+  PREFLOSS_HOST_DEVICE void add_to(PairLossSum& sum) const {
+    const double others = static_cast<double>(u);
+    sum.u += fused(sum.u, others, others);
+    sum.hinge = fused(static_cast<double>(hinge), static_cast<double>(kMost), sum.hinge);
+  }
+};
 
 // The same for |z| <= kModerate: sum -log sigma(z) = log prod (1 + exp(-z)), without a hinge. exp(-16) is 1e-7, so that
 // a rounding of the product, 2^-53 of it, is at most 1e-9 of what a pair adds.
@@ -192,6 +224,10 @@ struct Formula {
   Real kept;
   Target<Real> offset;
 
+  // Whether each pair's target is 1, and nothing smoothes it: then the loss is pair_loss(z), and its slope
+  // pair_slope(z), to the last bit.
+  PREFLOSS_HOST_DEVICE bool all_are_right() const { return kept == 0 && offset.right == 1 && offset.wrong == 0; }
+
   // All pairs have the target of the options, or each has its own (`target_of_pair`). The smoothing may be negative,
   // down to any number: a correction for flipped labels.
   PREFLOSS_HOST_DEVICE Formula(const Options& options, bool target_of_pair)
@@ -238,10 +274,18 @@ struct Formula {
     return w == 0 ? 0.0 : w * static_cast<double>(term);
   }
 
+  PREFLOSS_HOST_DEVICE Real slope(Real chosen, Real rejected, Real margin, Real target) const {
+    return pair_derivatives(logit(chosen, rejected, margin), smoothed(target)).slope;
+  }
+
   // `scale`: the upstream gradient over the divisor.
   PREFLOSS_HOST_DEVICE PairGradient<Real> gradient(Real chosen, Real rejected, Real margin, Real weight, Real target,
                                                    const Scale<Real>& scale) const {
-    const Real slope = pair_derivatives(logit(chosen, rejected, margin), smoothed(target)).slope;
+    return gradient(slope(chosen, rejected, margin, target), chosen, rejected, weight, scale);
+  }
+
+  PREFLOSS_HOST_DEVICE PairGradient<Real> gradient(Real slope, Real chosen, Real rejected, Real weight,
+                                                   const Scale<Real>& scale) const {
     const Real pull = center == 0 ? Real(0) : 2 * center * (chosen + rejected);
     const bool counted = weight != 0;
     return {counted ? scale.times(weight, fused(beta, slope, pull)) : Real(0),

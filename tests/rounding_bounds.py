@@ -65,6 +65,8 @@ class Bounds:
         self.slope, self.slope_error = self._with_error(reference.pair_slope)
         parts = pairs.target * -reference.pair_slope(z, 1.0) + pairs.complement * reference.pair_slope(z, 0.0)
         self.slope_error += self.target_error + self.relative * _finite(parts) + 2 * self.tiny
+        if chosen.dtype in (torch.bfloat16, torch.float16):
+            self.slope_error += 2.0**-17 * _finite(np.abs(parts))  # the short formula, where the result has few digits
 
     def _with_error(self, function):
         z, target, error = self.pairs.z, (self.pairs.target, self.pairs.complement), self.z_error

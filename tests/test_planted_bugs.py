@@ -24,7 +24,7 @@ BUGS = {
         "__shfl_xor_sync(0xffffffffu, number",
         "__shfl_xor_sync(0x7fffffffu, number",
     ),
-    "end missed by one": (KERNELS, "if (i < count) sum.add", "if (i <= count) sum.add"),
+    "end missed by one": (KERNELS, "if (i < count) few.add", "if (i <= count) few.add"),
 }
 
 

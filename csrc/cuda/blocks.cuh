@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kThreads = 256, kWarp = 32, kWarps = kThreads / kWarp;
 // More blocks a row than any GPU runs at once; each then takes every kMostBlocks-th part.
-constexpr int64_t kMostBlocks = 4096, kMostGrid = 65536;
+constexpr int64_t kMostBlocks = 4096, kMostGrid = 65535;
 
 // Blocks that a multiprocessor runs at once. The sums of PairStats would spill registers with two.
 template <bool kStatistics>
@@ -25,11 +25,23 @@ __device__ __forceinline__ int warps_of(int64_t threads) {
   return threads >= kThreads ? kWarps : threads > kWarp ? static_cast<int>((threads + kWarp - 1) / kWarp) : 1;
 }
 
-// Calls body(row, part) for this block's share of all rows' parts.
+// Calls body(row) for this block's share of the rows, and body(part) for that of a row's parts. A grid has a dimension
+// for each: dividing a block's number by the parts would take longer than most of what follows.
+template <typename Body>
+__device__ __forceinline__ void for_rows(int64_t rows, const Body& body) {
+#pragma unroll 1
+  for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) body(row);
+}
+
+template <typename Body>
+__device__ __forceinline__ void for_parts(int64_t parts, const Body& body) {
+#pragma unroll 1
+  for (int64_t part = blockIdx.x; part < parts; part += gridDim.x) body(part);
+}
+
 template <typename Body>
 __device__ __forceinline__ void for_parts(int64_t rows, int64_t parts, const Body& body) {
-#pragma unroll 1
-  for (int64_t task = blockIdx.x; task < rows * parts; task += gridDim.x) body(task / parts, task % parts);
+  for_rows(rows, [&](int64_t row) { for_parts(parts, [&](int64_t part) { body(row, part); }); });
 }
 
 // What becomes of a number of each lane of a warp, in all of them.
@@ -167,6 +179,11 @@ __device__ __forceinline__ Partial block_sum(const Partial& partial, int warps =
   return kStatistics ? sum_of_statistics(partial, warps) : sum_of_terms(partial, warps);
 }
 
+// A block's sum without statistics: a tenth of the memory.
+struct Terms {
+  double terms, weight;
+};
+
 // Where a block's sum goes: it is the row's, or one of its partial sums.
 template <typename Real, bool kStatistics>
 __device__ __forceinline__ void finish_block(const Partial& partial, const Divisor& divisor,
@@ -174,10 +191,11 @@ __device__ __forceinline__ void finish_block(const Partial& partial, const Divis
                                              int64_t block, int64_t blocks, int warps = kWarps) {
   const Partial total = block_sum<kStatistics>(partial, warps);
   if (threadIdx.x != 0) return;
-  if (blocks == 1)
-    finish_row<Real>(total, divisor, outputs, row);
-  else
+  if (blocks == 1) return finish_row<Real>(total, divisor, outputs, row);
+  if constexpr (kStatistics)
     partials[row * blocks + block] = total;
+  else
+    reinterpret_cast<Terms*>(partials)[row * blocks + block] = {total.terms, total.weight};
 }
 
 template <typename Real, bool kStatistics>
@@ -186,10 +204,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>)
   for_parts(rows, 1, [&](int64_t row, int64_t) {
     Partial partial = Partial::zero();
     for (int64_t block = threadIdx.x; block < blocks; block += kThreads) {
-      const Partial& other = partials[row * blocks + block];
       if constexpr (kStatistics) {
-        partial.add(other);
+        partial.add(partials[row * blocks + block]);
       } else {
+        const Terms& other = reinterpret_cast<const Terms*>(partials)[row * blocks + block];
         partial.terms += other.terms;
         partial.weight += other.weight;
       }
@@ -198,13 +216,20 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>)
   });
 }
 
+// A grid for `parts` of each of `rows`.
+template <typename... Parameters>
+cudaError_t launch_rows(void (*kernel)(Parameters...), int64_t rows, int64_t parts, const Launch& where,
+                        std::common_type_t<Parameters>... arguments) {
+  if (rows == 0 || parts == 0) return cudaSuccess;
+  void* pointers[] = {static_cast<void*>(&arguments)...};
+  const dim3 grid(static_cast<unsigned>(std::min(parts, kMostGrid)), static_cast<unsigned>(std::min(rows, kMostGrid)));
+  return cudaLaunchKernel(kernel, grid, dim3(kThreads), pointers, 0, static_cast<cudaStream_t>(where.stream));
+}
+
 template <typename... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, const Launch& where,
                    std::common_type_t<Parameters>... arguments) {
-  if (blocks == 0) return cudaSuccess;
-  void* pointers[] = {static_cast<void*>(&arguments)...};
-  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(std::min(blocks, kMostGrid))), dim3(kThreads), pointers, 0,
-                          static_cast<cudaStream_t>(where.stream));
+  return launch_rows(kernel, 1, blocks, where, arguments...);
 }
 
 // The second launch, where there are partial sums to add.
@@ -212,8 +237,8 @@ template <typename Real>
 cudaError_t finish(cudaError_t status, int64_t rows, int64_t blocks, const Divisor& divisor,
                    const ForwardOutputs& outputs, const Launch& where) {
   if (status != cudaSuccess || blocks == 1) return status;
-  return launch(outputs.statistics ? combine<Real, true> : combine<Real, false>, rows, where,
-                reinterpret_cast<const Partial*>(where.scratch), rows, blocks, divisor, outputs);
+  return launch_rows(outputs.statistics ? combine<Real, true> : combine<Real, false>, rows, 1, where,
+                     reinterpret_cast<const Partial*>(where.scratch), rows, blocks, divisor, outputs);
 }
 
 }  // namespace

@@ -461,12 +461,12 @@ cudaError_t forward(const Groups& groups, const GroupAverage& average, const Gro
   if (status != cudaSuccess) return status;
   const int64_t blocks = summing_blocks(groups);
   Partial* const partials = reinterpret_cast<Partial*>(after);
-  status = launch(statistics ? add_groups<Real, true> : add_groups<Real, false>, groups.rows * blocks, where, groups,
-                  average, outputs, where.scratch, partials, blocks);
+  status = launch_rows(statistics ? add_groups<Real, true> : add_groups<Real, false>, groups.rows, blocks, where,
+                       groups, average, outputs, where.scratch, partials, blocks);
   const ForwardOutputs of_row{average.per_group ? nullptr : outputs.loss, {}, outputs.sums, statistics};
   status = finish<Real>(status, groups.rows, blocks, average.divisor, of_row, {where.stream, after});
   if (status == cudaSuccess && statistics && may_be_list(groups))
-    status = launch(add_lists, groups.rows, where, groups, outputs.factors, where.scratch, own, outputs.sums);
+    status = launch_rows(add_lists, groups.rows, 1, where, groups, outputs.factors, where.scratch, own, outputs.sums);
   if (status == cudaSuccess && !average.per_group)
     status = launch(divide_factors, blocks_for(groups.count()), where, groups, average.divisor, outputs.sums,
                     outputs.factors);

@@ -1,117 +1,61 @@
 // The paired loss on the GPU: forward, backward, double backward. Mirrors cpu/paired.cpp.
-//
-// A row is cut into chunks of kThreads * kGroupsAThread groups, a group being 16 bytes of rewards, which one thread
-// loads at once. Sums are float64 and added in an order that the sizes alone decide: by each thread, by shuffles within
-// a warp, by the first thread over the warps, and, where a row has several blocks, by a second launch over their
-// partial sums. There are no atomics, so the bits are the same from run to run.
 #include <algorithm>
 
 #include "../pair_math.h"
-#include "blocks.cuh"
-#include "columns.cuh"
+#include "pair_groups.cuh"
 #include "statistics.cuh"
 
 namespace prefloss::cuda {
 namespace {
 
-constexpr int kGroupsAThread = 4, kAhead = 2;
-
-template <typename Stored>
-constexpr int kChunk = kThreads * kGroupsAThread * kGroup<Stored>;
-
-// With options a pair needs more registers, and a thread has fewer pairs at a time.
-template <typename Stored>
-constexpr int kSmallGroup = kGroup<Stored> < 4 ? kGroup<Stored> : 4;
-
-// Blocks a row of a kernel that adds up. A row without pairs has a block too: its loss is 0.
-template <typename Stored>
-int64_t summing_blocks(int64_t count) {
-  return std::min(std::max<int64_t>((count + kChunk<Stored> - 1) / kChunk<Stored>, 1), kMostBlocks);
-}
-
-// The same where PairStats are wanted. A thread's sums take long to add to the others', so it has several groups where
-// there are enough of them to keep a GPU busy.
-template <typename Stored>
-int64_t statistics_blocks(int64_t count) {
-  constexpr int64_t kStep = kThreads * kSmallGroup<Stored>, kFew = 64, kMost = 512;
-  const int64_t steps = (count + kStep - 1) / kStep;
-  return std::max<int64_t>(std::min(steps, std::clamp(steps / 4, kFew, kMost)), 1);
-}
-
-// Calls body(index, count, chosen, rejected) for this thread's group of those from `begin` on: `count` pairs from
-// `index` on, kSize but at the end of the row.
-template <typename Stored, int kSize, typename Body>
-__device__ __forceinline__ void with_group(const Pairs& pairs, int64_t row, int64_t begin, const Body& body) {
-  const int64_t index = begin + static_cast<int>(threadIdx.x) * kSize, left = pairs.count - index;
-  if (left <= 0) return;
-  const int count = left < kSize ? static_cast<int>(left) : kSize;
-  RealOf<Stored> chosen[kSize], rejected[kSize];
-  load_as<Stored>(pairs.chosen, row, index, count, chosen);
-  load_as<Stored>(pairs.rejected, row, index, count, rejected);
-  body(index, count, chosen, rejected);
-}
-
-// The same for this thread's groups of a chunk, kAhead at a time: their loads come before any use, since what hides the
-// latency of loads is how many are under way.
-template <typename Stored, typename Body>
-__device__ __forceinline__ void for_groups(const Pairs& pairs, int64_t row, int64_t chunk, const Body& body) {
-  constexpr int kSize = kGroup<Stored>, kStep = kThreads * kSize;
-  using Group = Raw<Stored, kSize>;
-  const int64_t begin = chunk * kChunk<Stored>, first = begin + static_cast<int>(threadIdx.x) * kSize;
-  const Stored *first_chosen = pairs.chosen.entry<Stored>(row, first),
-               *first_rejected = pairs.rejected.entry<Stored>(row, first);
-  if (pairs.count - begin < kChunk<Stored> || !Group::fits(first_chosen, pairs.chosen.stride) ||
-      !Group::fits(first_rejected, pairs.rejected.stride)) {
-#pragma unroll 1
-    for (int g = 0; g < kGroupsAThread; g++) with_group<Stored, kSize>(pairs, row, begin + g * kStep, body);
-    return;
+// Adds the losses of the first `count` pairs of a group.
+template <int kSize>
+__device__ __forceinline__ void add_losses(int count, const double (&chosen)[kSize], const double (&rejected)[kSize],
+                                           PairLossSum& sum) {
+#pragma unroll
+  for (int i = 0; i < kSize; i++) {
+    if (i < count) sum.add(chosen[i] - rejected[i]);
   }
-#pragma unroll 1
-  for (int done = 0; done < kGroupsAThread; done += kAhead) {
-    Group chosen[kAhead], rejected[kAhead];
+}
+
+template <int kSize>
+__device__ __forceinline__ void add_losses(int count, const float (&chosen)[kSize], const float (&rejected)[kSize],
+                                           PairLossSum& sum) {
 #pragma unroll
-    for (int g = 0; g < kAhead; g++) {
-      chosen[g].load(first_chosen + (done + g) * kStep);
-      rejected[g].load(first_rejected + (done + g) * kStep);
-    }
+  for (int first = 0; first < kSize; first += FewLosses::kMost) {
+    FewLosses few;
 #pragma unroll
-    for (int g = 0; g < kAhead; g++) {
-      RealOf<Stored> a[kSize], b[kSize];
-      chosen[g].widen_to(a);
-      rejected[g].widen_to(b);
-      body(first + (done + g) * kStep, kSize, a, b);
+    for (int i = first; i < first + FewLosses::kMost; i++) {
+      if (i < count) few.add(chosen[i] - rejected[i]);
     }
+    few.add_to(sum);
   }
 }
 
 template <typename Stored>
 __global__ void __launch_bounds__(kThreads, 2)
     plain_forward(Pairs pairs, Divisor divisor, ForwardOutputs outputs, Partial* partials, int64_t blocks) {
-  constexpr int kPairs = kGroupsAThread * kGroup<Stored>;  // a thread's, of one chunk
   for_parts(pairs.rows, blocks, [&](int64_t row, int64_t block) {
     Partial partial = Partial::zero();
     PairLossSum sum;
     int added = 0;
-#pragma unroll 1
-    for (int64_t chunk = block; chunk * kChunk<Stored> < pairs.count; chunk += blocks) {
-      if (added + kPairs > PairLossSum::kMost) {
+    for_groups<Stored>(pairs, row, block, blocks, [&](int64_t, int count, const auto& chosen, const auto& rejected) {
+      if (added + kGroup<Stored> > PairLossSum::kMost) {
         partial.terms += sum.value();
         sum = PairLossSum();
         added = 0;
       }
-      for_groups<Stored>(pairs, row, chunk, [&](int64_t, int count, const auto& chosen, const auto& rejected) {
-#pragma unroll
-        for (int i = 0; i < kGroup<Stored>; i++) {
-          if (i < count) sum.add(chosen[i] - rejected[i]);
-        }
-      });
-      added += kPairs;
-    }
+      add_losses(count, chosen, rejected, sum);
+      added += kGroup<Stored>;
+    });
     partial.terms += sum.value();
-    finish_block<RealOf<Stored>, false>(partial, divisor, outputs, partials, row, block, blocks);
+    const int warps = warps_with_pairs(pairs, block * kChunk<Stored>, kGroup<Stored>);
+    finish_block<RealOf<Stored>, false>(partial, divisor, outputs, partials, row, block, blocks, warps);
   });
 }
 
+// What options all pairs have is the same for all threads, so to ask for it costs next to nothing; what is not asked
+// for is not computed.
 template <typename Stored>
 __global__ void __launch_bounds__(kThreads, 2)
     general_forward(Pairs pairs, Divisor divisor, ForwardOutputs outputs, Partial* partials, int64_t blocks) {
@@ -120,28 +64,40 @@ __global__ void __launch_bounds__(kThreads, 2)
   const Formula<Real> formula(pairs);
   for_parts(pairs.rows, blocks, [&](int64_t row, int64_t block) {
     Partial partial = Partial::zero();
-#pragma unroll 1
-    for (int64_t begin = block * kStep; begin < pairs.count; begin += blocks * kStep) {
-      with_group<Stored, kSize>(
-          pairs, row, begin, [&](int64_t index, int count, const auto& chosen, const auto& rejected) {
-            Real margin[kSize], weight[kSize], target[kSize], terms[kSize];
-            load_optional<Stored>(pairs.margin, pairs.options.margin, row, index, count, margin);
-            load_optional<Stored>(pairs.weight, 1, row, index, count, weight);
-            load_optional<Stored>(pairs.target, pairs.options.target, row, index, count, target);
+    const auto add = [&](int64_t index, int count, const auto& chosen, const auto& rejected) {
+      Real margin[kSize], weight[kSize], target[kSize], terms[kSize];
+      load_optional<Stored>(pairs.margin, pairs.options.margin, row, index, count, margin);
+      load_optional<Stored>(pairs.weight, 1, row, index, count, weight);
+      load_optional<Stored>(pairs.target, pairs.options.target, row, index, count, target);
+      if (formula.all_are_right()) {
 #pragma unroll
-            for (int i = 0; i < kSize; i++) {
-              const Real loss = formula.loss(chosen[i], rejected[i], margin[i], target[i]);
-              const double term = Formula<Real>::weighted(weight[i], formula.centered(loss, chosen[i], rejected[i]));
-              terms[i] = static_cast<Real>(term);
-              if (i < count) {
-                partial.terms += term;
-                partial.weight += static_cast<double>(weight[i]);
-              }
-            }
-            if (outputs.terms) store_as<Real>(outputs.terms, row, index, count, terms);
-          });
-    }
-    finish_block<Real, false>(partial, divisor, outputs, partials, row, block, blocks);
+        for (int i = 0; i < kSize; i++) terms[i] = pair_loss(formula.logit(chosen[i], rejected[i], margin[i]));
+      } else {
+#pragma unroll
+        for (int i = 0; i < kSize; i++) terms[i] = formula.loss(chosen[i], rejected[i], margin[i], target[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < kSize; i++) terms[i] = formula.centered(terms[i], chosen[i], rejected[i]);
+      if (pairs.weight) {
+#pragma unroll
+        for (int i = 0; i < kSize; i++) {
+          if (i < count) {
+            partial.terms += Formula<Real>::weighted(weight[i], terms[i]);
+            partial.weight += static_cast<double>(weight[i]);
+          }
+          terms[i] = weight[i] == 0 ? Real(0) : weight[i] * terms[i];
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < kSize; i++) partial.terms += i < count ? static_cast<double>(terms[i]) : 0.0;
+      }
+      if (outputs.terms) store_as<Real>(outputs.terms, row, index, count, terms);
+    };
+#pragma unroll 1
+    for (int64_t begin = block * kStep; begin < pairs.count; begin += blocks * kStep)
+      with_group<Stored, kSize>(pairs, row, begin, add);
+    const int warps = warps_with_pairs(pairs, block * kStep, kSize);
+    finish_block<Real, false>(partial, divisor, outputs, partials, row, block, blocks, warps);
   });
 }
 
@@ -165,9 +121,15 @@ __global__ void __launch_bounds__(kThreads, kWeighted ? 1 : 2)
             load_optional<Stored>(pairs.margin, pairs.options.margin, row, index, count, margin);
             load_optional<Stored>(kWeighted ? pairs.weight : Column(), 1, row, index, count, weight);
             load_optional<Stored>(pairs.target, pairs.options.target, row, index, count, target);
+            if (formula.all_are_right()) {
 #pragma unroll
-            for (int i = 0; i < kSize; i++)
-              loss[i] = formula.loss_and_remainder(chosen[i], rejected[i], margin[i], target[i]);
+              for (int i = 0; i < kSize; i++)
+                loss[i] = pair_loss_and_remainder(formula.logit(chosen[i], rejected[i], margin[i]));
+            } else {
+#pragma unroll
+              for (int i = 0; i < kSize; i++)
+                loss[i] = formula.loss_and_remainder(chosen[i], rejected[i], margin[i], target[i]);
+            }
             sums.add_group(count, chosen, rejected, weight, loss);
             if (formula.center == 0 && !outputs.terms) return;
 #pragma unroll
@@ -182,61 +144,107 @@ __global__ void __launch_bounds__(kThreads, kWeighted ? 1 : 2)
     }
     Partial partial = sums.total();
     partial.terms = formula.center == 0 ? partial.sums[kWeightedLoss] : terms_total;
-    const int64_t groups = (pairs.count - block * kStep + kSize - 1) / kSize;
-    finish_block<Real, true>(partial, divisor, outputs, partials, row, block, blocks, warps_of(groups));
+    const int warps = warps_with_pairs(pairs, block * kStep, kSize);
+    finish_block<Real, true>(partial, divisor, outputs, partials, row, block, blocks, warps);
   });
+}
+
+// The number that a row's gradients are multiplied by.
+template <typename Real>
+struct RowScale {
+  Scale<Real> scale;
+  float number;
+  bool is_ordinary;  // a float that keeps all digits
+
+  __device__ __forceinline__ static RowScale of(double number) {
+    const double magnitude = absolute(number);
+    return {Scale<Real>::of(number), static_cast<float>(number), magnitude >= 0x1p-126 && magnitude < 0x1p127};
+  }
+};
+
+// The default loss's gradients of chosen. Half precision has no room for the digits of the long way, which is right for
+// any number. Each pair's own z decides between the two, so that its gradient does not depend on its neighbours.
+template <typename Stored, int kSize>
+__device__ __forceinline__ void to_gradients(const RowScale<RealOf<Stored>>& by, const RealOf<Stored> (&chosen)[kSize],
+                                             const RealOf<Stored> (&rejected)[kSize],
+                                             RealOf<Stored> (&gradients)[kSize]) {
+  using Real = RealOf<Stored>;
+  if constexpr (sizeof(Stored) == 2) {
+    bool are_moderate = by.is_ordinary;
+#pragma unroll
+    for (int i = 0; i < kSize; i++) {
+      const float z = chosen[i] - rejected[i];
+      gradients[i] = moderate_slope(z, by.number);
+      are_moderate &= absolute(z) <= kModerate;
+    }
+    if (are_moderate) return;
+  }
+#pragma unroll
+  for (int i = 0; i < kSize; i++) {
+    const Real z = chosen[i] - rejected[i];
+    if (sizeof(Stored) != 2 || !by.is_ordinary || !(absolute(z) <= kModerate))
+      gradients[i] = by.scale.times(Real(1), pair_slope(z));
+  }
 }
 
 template <typename Stored>
 __global__ void __launch_bounds__(kThreads, 2)
-    plain_backward(Pairs pairs, Divisor divisor, Column upstream, Gradients gradients, int64_t chunks) {
+    plain_backward(Pairs pairs, Divisor divisor, Column upstream, Gradients gradients) {
   using Real = RealOf<Stored>;
   constexpr int kSize = kGroup<Stored>;
-  for_parts(pairs.rows, chunks, [&](int64_t row, int64_t chunk) {
-    const auto scale = Scale<Real>::of(row_scale<Real>(upstream, divisor, row));
-    for_groups<Stored>(pairs, row, chunk, [&](int64_t index, int count, const auto& chosen, const auto& rejected) {
+  for_rows(pairs.rows, [&](int64_t row) {
+    const auto by = RowScale<Real>::of(row_scale<Real>(upstream, divisor, row));
+    const auto write = [&](int64_t index, int count, const auto& chosen, const auto& rejected) {
       Real grad_chosen[kSize], grad_rejected[kSize];
+      to_gradients<Stored>(by, chosen, rejected, grad_chosen);
 #pragma unroll
-      for (int i = 0; i < kSize; i++) {
-        grad_chosen[i] = scale.times(Real(1), pair_slope(chosen[i] - rejected[i]));
-        grad_rejected[i] = -grad_chosen[i];
-      }
+      for (int i = 0; i < kSize; i++) grad_rejected[i] = -grad_chosen[i];
       if (gradients.chosen) store_as<Stored>(gradients.chosen, row, index, count, grad_chosen);
       if (gradients.rejected) store_as<Stored>(gradients.rejected, row, index, count, grad_rejected);
-    });
+    };
+    for_groups<Stored>(pairs, row, blockIdx.x, gridDim.x, write);
   });
 }
 
 template <typename Stored>
 __global__ void __launch_bounds__(kThreads, 2)
-    general_backward(Pairs pairs, Divisor divisor, Column upstream, Gradients gradients, int64_t steps) {
+    general_backward(Pairs pairs, Divisor divisor, Column upstream, Gradients gradients) {
   using Real = RealOf<Stored>;
   constexpr int kSize = kSmallGroup<Stored>, kStep = kThreads * kSize;
   const Formula<Real> formula(pairs);
   const bool one_a_row = upstream.stride == 0;
   const Column factors = one_a_row ? Column() : upstream;
-  for_parts(pairs.rows, steps, [&](int64_t row, int64_t step) {
+  for_rows(pairs.rows, [&](int64_t row) {
     const auto scale = Scale<Real>::of(one_a_row ? row_scale<Real>(upstream, divisor, row) : 1.0);
-    with_group<Stored, kSize>(
-        pairs, row, step * kStep, [&](int64_t index, int count, const auto& chosen, const auto& rejected) {
-          Real margin[kSize], weight[kSize], target[kSize], factor[kSize];
-          Real grad_chosen[kSize], grad_rejected[kSize], grad_margin[kSize];
-          load_optional<Stored>(pairs.margin, pairs.options.margin, row, index, count, margin);
-          load_optional<Stored>(pairs.weight, 1, row, index, count, weight);
-          load_optional<Stored>(pairs.target, pairs.options.target, row, index, count, target);
-          load_optional<Stored>(factors, static_cast<double>(scale.second), row, index, count, factor);
+    for_parts((pairs.count + kStep - 1) / kStep, [&](int64_t step) {
+      with_group<Stored, kSize>(
+          pairs, row, step * kStep, [&](int64_t index, int count, const auto& chosen, const auto& rejected) {
+            Real margin[kSize], weight[kSize], target[kSize], factor[kSize];
+            Real slope[kSize], grad_chosen[kSize], grad_rejected[kSize], grad_margin[kSize];
+            load_optional<Stored>(pairs.margin, pairs.options.margin, row, index, count, margin);
+            load_optional<Stored>(pairs.weight, 1, row, index, count, weight);
+            load_optional<Stored>(pairs.target, pairs.options.target, row, index, count, target);
+            load_optional<Stored>(factors, static_cast<double>(scale.second), row, index, count, factor);
+            if (formula.all_are_right()) {
 #pragma unroll
-          for (int i = 0; i < kSize; i++) {
-            const PairGradient<Real> gradient =
-                formula.gradient(chosen[i], rejected[i], margin[i], weight[i], target[i], {scale.first, factor[i]});
-            grad_chosen[i] = gradient.chosen;
-            grad_rejected[i] = gradient.rejected;
-            grad_margin[i] = gradient.margin;
-          }
-          if (gradients.chosen) store_as<Stored>(gradients.chosen, row, index, count, grad_chosen);
-          if (gradients.rejected) store_as<Stored>(gradients.rejected, row, index, count, grad_rejected);
-          store_optional<Stored>(gradients.margin, row, index, count, grad_margin);
-        });
+              for (int i = 0; i < kSize; i++) slope[i] = pair_slope(formula.logit(chosen[i], rejected[i], margin[i]));
+            } else {
+#pragma unroll
+              for (int i = 0; i < kSize; i++) slope[i] = formula.slope(chosen[i], rejected[i], margin[i], target[i]);
+            }
+#pragma unroll
+            for (int i = 0; i < kSize; i++) {
+              const PairGradient<Real> gradient =
+                  formula.gradient(slope[i], chosen[i], rejected[i], weight[i], {scale.first, factor[i]});
+              grad_chosen[i] = gradient.chosen;
+              grad_rejected[i] = gradient.rejected;
+              grad_margin[i] = gradient.margin;
+            }
+            if (gradients.chosen) store_as<Stored>(gradients.chosen, row, index, count, grad_chosen);
+            if (gradients.rejected) store_as<Stored>(gradients.rejected, row, index, count, grad_rejected);
+            store_optional<Stored>(gradients.margin, row, index, count, grad_margin);
+          });
+    });
   });
 }
 
@@ -292,37 +300,39 @@ __global__ void __launch_bounds__(kThreads, sizeof(Stored) == 8 ? 1 : 2)
 
 template <typename Stored>
 cudaError_t forward(const Pairs& pairs, const Divisor& divisor, const ForwardOutputs& outputs, const Launch& where) {
-  const int64_t blocks =
-      outputs.statistics ? statistics_blocks<Stored>(pairs.count) : summing_blocks<Stored>(pairs.count);
   auto* const partials = reinterpret_cast<Partial*>(where.scratch);
-  const bool is_plain = pairs.plain() && !outputs.terms;
-  const auto kernel = outputs.statistics
-                          ? pairs.weight ? statistics_forward<Stored, true> : statistics_forward<Stored, false>
-                      : is_plain ? plain_forward<Stored>
-                                 : general_forward<Stored>;
-  const cudaError_t status = launch(kernel, pairs.rows * blocks, where, pairs, divisor, outputs, partials, blocks);
-  return finish<RealOf<Stored>>(status, pairs.rows, blocks, divisor, outputs, where);
+  const auto run = [&](const auto kernel, int64_t blocks) {
+    const cudaError_t status =
+        launch_rows(kernel, pairs.rows, blocks, where, pairs, divisor, outputs, partials, blocks);
+    return finish<RealOf<Stored>>(status, pairs.rows, blocks, divisor, outputs, where);
+  };
+  if (outputs.statistics)
+    return run(pairs.weight ? statistics_forward<Stored, true> : statistics_forward<Stored, false>,
+               statistics_blocks<Stored>(pairs.count));
+  if (pairs.plain() && !outputs.terms) return run(plain_forward<Stored>, plain_blocks<Stored>(pairs.count));
+  return run(general_forward<Stored>, general_blocks<Stored>(pairs.count));
 }
 
+// A gradient's blocks take several parts each, where there are more than any GPU runs at once.
 template <typename Stored>
 cudaError_t backward(const Pairs& pairs, const Divisor& divisor, const Column& upstream, const Gradients& gradients,
                      const Launch& where) {
   const bool is_plain = pairs.plain() && upstream.stride == 0 && !gradients.margin;
   const int64_t size = is_plain ? kChunk<Stored> : kThreads * kSmallGroup<Stored>;
   const int64_t parts = (pairs.count + size - 1) / size;
-  return launch(is_plain ? plain_backward<Stored> : general_backward<Stored>, pairs.rows * parts, where, pairs, divisor,
-                upstream, gradients, parts);
+  return launch_rows(is_plain ? plain_backward<Stored> : general_backward<Stored>, pairs.rows,
+                     std::min(parts, kMostBlocks), where, pairs, divisor, upstream, gradients);
 }
 
 template <typename Stored>
 cudaError_t second(const Pairs& pairs, const Divisor& divisor, const Column& upstream, const Gradients& directions,
                    const Column& upstream_gradient, const Gradients& gradients, const Launch& where) {
-  const int64_t blocks = summing_blocks<Stored>(pairs.count);
+  const int64_t blocks = general_blocks<Stored>(pairs.count);
   auto* const partials = reinterpret_cast<Partial*>(where.scratch);
   ForwardOutputs outputs;
   if (upstream_gradient.stride == 0) outputs.loss = upstream_gradient.data;
-  const cudaError_t status = launch(double_backward<Stored>, pairs.rows * blocks, where, pairs, divisor, upstream,
-                                    directions, upstream_gradient, gradients, outputs, partials, blocks);
+  const cudaError_t status = launch_rows(double_backward<Stored>, pairs.rows, blocks, where, pairs, divisor, upstream,
+                                         directions, upstream_gradient, gradients, outputs, partials, blocks);
   return finish<RealOf<Stored>>(status, pairs.rows, blocks, Divisor(), outputs, where);
 }
 
@@ -349,8 +359,12 @@ using Pointee = std::remove_pointer_t<Pointer>;
 int64_t scratch_size(Dtype rewards, int64_t rows, int64_t count) {
   return with_stored(rewards, [&](auto* stored) {
     using Stored = Pointee<decltype(stored)>;
-    const int64_t blocks = std::max(summing_blocks<Stored>(count), statistics_blocks<Stored>(count));
-    return blocks == 1 ? int64_t{0} : rows * blocks * static_cast<int64_t>(sizeof(Partial) / sizeof(double));
+    const auto memory = [](int64_t blocks, size_t bytes) {
+      return blocks == 1 ? int64_t{0} : blocks * static_cast<int64_t>(bytes / sizeof(double));
+    };
+    return rows * std::max({memory(plain_blocks<Stored>(count), sizeof(Terms)),
+                            memory(general_blocks<Stored>(count), sizeof(Terms)),
+                            memory(statistics_blocks<Stored>(count), sizeof(Partial))});
   });
 }
 
