@@ -201,7 +201,7 @@ class Bounds:
         """How far the sums over units may be off: their weights are positive, and their mean losses off by `error`."""
         v, loss = weight / (expected[Sum.WEIGHT_SCALE] or 1.0), _finite(loss)
         for power, which in enumerate((Sum.WEIGHT_SQUARED, Sum.WEIGHT_CUBED, Sum.WEIGHT_FOURTH, Sum.WEIGHT_FIFTH), 2):
-            tolerance[which] = rounding * np.sum(v**power)
+            tolerance[which] = power * rounding * np.sum(v**power)  # v is a sum too, and its power errs by so much more
         total = np.sum(v**2) or 1.0
         tolerance[Sum.SQUARED_WEIGHT_LOSS] = np.sum(v**2 * (rounding * loss + error))
         # A loss's distance from the mean errs by what both are off by; and a power of it by so much more, sum by sum.

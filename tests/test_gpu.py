@@ -169,7 +169,7 @@ def test_a_step_over_items_is_captured_in_a_graph_and_replayed(layout, options):
 
     def step():
         loss = function(given, denominator=denominator, **options)
-        return [loss, *torch.autograd.grad(loss, given)]
+        return [loss.detach(), *torch.autograd.grad(loss, given)]  # a graph kept alive belongs to its stream
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -284,7 +284,7 @@ def test_a_whole_step_is_captured_in_a_graph_and_replayed(size, with_options):
 
     def step():
         loss = prefloss.bradley_terry_loss(*pair, **options)
-        return [loss, *torch.autograd.grad(loss, pair)]
+        return [loss.detach(), *torch.autograd.grad(loss, pair)]
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -353,7 +353,7 @@ def test_a_step_needs_the_memory_of_its_gradients():
 
 @pytest.mark.parametrize("name", ["margin", "weight", "target"])
 def test_an_option_on_the_cpu_is_refused(name):
-    with pytest.raises(ValueError, match=rf"{name} must be on the rewards' device, cuda:0, got cpu"):
+    with pytest.raises(ValueError, match=rf"{name} must be on the same device as the rewards, cuda:0, got cpu"):
         prefloss.bradley_terry_loss(*drawn(5), **{name: torch.ones(5)})
 
 

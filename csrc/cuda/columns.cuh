@@ -142,5 +142,23 @@ __device__ __forceinline__ void store_optional(const Column& column, int64_t row
     store_as<Stored>(column, row, index, count, values);
 }
 
+// Calls call(a null pointer of the type that the rewards are stored in).
+template <typename Call>
+auto with_stored(Dtype rewards, const Call& call) {
+  switch (rewards) {
+    case Dtype::kFloat64:
+      return call(static_cast<double*>(nullptr));
+    case Dtype::kBFloat16:
+      return call(static_cast<BFloat16*>(nullptr));
+    case Dtype::kFloat16:
+      return call(static_cast<Float16*>(nullptr));
+    default:
+      return call(static_cast<float*>(nullptr));
+  }
+}
+
+template <typename Pointer>
+using Pointee = std::remove_pointer_t<Pointer>;
+
 }  // namespace
 }  // namespace prefloss::cuda

@@ -8,29 +8,13 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../pair_math.h"
-#include "blocks.cuh"
-#include "columns.cuh"
+#include "pair_groups.cuh"
 
 #undef NDEBUG  // what tells of an index out of range
 #include <cassert>
 
 namespace prefloss::cuda {
 namespace {
-
-constexpr int kGroupsAThread = 4;  // as in paired.cu, like the next three
-
-template <typename Real>
-constexpr int kSize = kGroup<Real>;
-template <typename Real>
-constexpr int kStep = kThreads * kSize<Real>;
-template <typename Real>
-constexpr int kChunk = kStep<Real> * kGroupsAThread;
-
-template <typename Real>
-int64_t summing_blocks(int64_t count) {
-  return std::min(std::max<int64_t>((count + kChunk<Real> - 1) / kChunk<Real>, 1), kMostBlocks);
-}
 
 // ---- Exact sums ----
 
@@ -175,7 +159,7 @@ __device__ __forceinline__ void load_indices(const Column& column, int64_t index
 template <typename Stored>
 struct Compared {
   using Real = RealOf<Stored>;
-  static constexpr int kCount = kSize<Real>;
+  static constexpr int kCount = kGroup<Real>;
   int64_t index, first[kCount], second[kCount];
   int count;
   Real chosen[kCount], rejected[kCount];
@@ -210,7 +194,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     plain_indexed(Comparisons comparisons, int64_t count, Divisor divisor, ForwardOutputs outputs, Partial* partials,
                   int64_t blocks, Bins bins) {
   using Real = RealOf<Stored>;
-  constexpr int kPairs = kGroupsAThread * kSize<Real>;  // a thread's, of one chunk
+  constexpr int kSize = kGroup<Real>, kStep = kThreads * kSize;
   unsigned long long* const words = words_of(bins);
   for_parts(1, blocks, [&](int64_t row, int64_t block) {
     Partial partial = Partial::zero();
@@ -218,27 +202,26 @@ __global__ void __launch_bounds__(kThreads, 2)
     int added = 0;
 #pragma unroll 1
     for (int64_t chunk = block; chunk * kChunk<Real> < count; chunk += blocks) {
-      if (added + kPairs > PairLossSum::kMost) {
-        partial.terms += sum.value();
-        sum = PairLossSum();
-        added = 0;
-      }
 #pragma unroll 1
-      for (int g = 0; g < kGroupsAThread; g++) {
-        const Compared<Stored> pairs(comparisons, chunk * kChunk<Real> + g * kStep<Real>, count);
+      for (int g = 0; g < kAhead; g++) {
+        const Compared<Stored> pairs(comparisons, chunk * kChunk<Real> + g * kStep, count);
+        if (pairs.count == 0) continue;
+        if (added + kSize > PairLossSum::kMost) {
+          partial.terms += sum.value();
+          sum = PairLossSum();
+          added = 0;
+        }
+        add_losses(pairs.count, pairs.chosen, pairs.rejected, sum);
+        added += kSize;
+        if (bins.words == nullptr) continue;
 #pragma unroll
-        for (int i = 0; i < kSize<Real>; i++) {
+        for (int i = 0; i < kSize; i++) {
           if (i >= pairs.count) break;
-          const Real z = pairs.chosen[i] - pairs.rejected[i];
-          const Rounded<Real> e = exp_negative(absolute(z));
-          sum.add(z, e);
-          if (bins.words == nullptr) continue;
-          const double slope = static_cast<double>(-sigmoid(-z, e));
+          const double slope = static_cast<double>(pair_slope(pairs.chosen[i] - pairs.rejected[i]));
           add<Real>(bins, words, pairs.first[i], slope);
           add<Real>(bins, words, pairs.second[i], -slope);
         }
       }
-      added += kPairs;
     }
     partial.terms += sum.value();
     finish_block<Real, false>(partial, divisor, outputs, partials, row, block, blocks);
@@ -250,13 +233,13 @@ __global__ void __launch_bounds__(kThreads, 2)
     general_indexed(Comparisons comparisons, Pairs options, Divisor divisor, ForwardOutputs outputs, Partial* partials,
                     int64_t blocks, Bins bins) {
   using Real = RealOf<Stored>;
-  constexpr int kCount = kSize<Real>;
+  constexpr int kCount = kGroup<Real>, kStep = kThreads * kCount;
   const Formula<Real> formula(options);
   unsigned long long* const words = words_of(bins);
   for_parts(1, blocks, [&](int64_t row, int64_t block) {
     Partial partial = Partial::zero();
 #pragma unroll 1
-    for (int64_t begin = block * kStep<Real>; begin < options.count; begin += blocks * kStep<Real>) {
+    for (int64_t begin = block * kStep; begin < options.count; begin += blocks * kStep) {
       const Compared<Stored> pairs(comparisons, begin, options.count);
       if (pairs.count == 0) continue;
       Real margin[kCount], weight[kCount], target[kCount];
@@ -290,14 +273,20 @@ __global__ void __launch_bounds__(kThreads, 2) divide_items(Bins bins, Divisor d
     slopes[item] = static_cast<Real>(sum_of(bins, item) / divisor.of_row(0));
 }
 
+// As many as the loss of gathered scores has, so that it has the same bits.
+template <typename Real>
+int64_t blocks_of(const Pairs& pairs) {
+  return pairs.plain() ? plain_blocks<Real>(pairs.count) : general_blocks<Real>(pairs.count);
+}
+
 // What the scratch memory holds, in float64: sums of blocks, the row's sums where they are divided by, the words.
 struct Scratch {
   int64_t partials, sums, words;
 
   template <typename Real>
   static Scratch of(const Pairs& pairs, const Bins& bins, bool slopes) {
-    const int64_t blocks = summing_blocks<Real>(pairs.count);
-    return {blocks == 1 ? 0 : blocks * static_cast<int64_t>(sizeof(Partial) / sizeof(double)),
+    const int64_t blocks = blocks_of<Real>(pairs);
+    return {blocks == 1 ? 0 : blocks * static_cast<int64_t>(sizeof(Terms) / sizeof(double)),
             slopes && pairs.weight ? kSums : 0, slopes ? bins.copies * bins.of_copy() : 0};
   }
   int64_t size() const { return partials + sums + words; }
@@ -317,7 +306,7 @@ cudaError_t forward(const Comparisons& comparisons, const Pairs& pairs, const Di
                                                static_cast<cudaStream_t>(where.stream));
     if (status != cudaSuccess) return status;
   }
-  const int64_t blocks = summing_blocks<Real>(pairs.count);
+  const int64_t blocks = blocks_of<Real>(pairs);
   cudaError_t status = pairs.plain() ? launch(plain_indexed<Stored>, blocks, where, comparisons, pairs.count, divisor,
                                               outputs, partials, blocks, bins)
                                      : launch(general_indexed<Stored>, blocks, where, comparisons, pairs, divisor,
@@ -327,21 +316,6 @@ cudaError_t forward(const Comparisons& comparisons, const Pairs& pairs, const Di
   const Divisor by = divisor.total_weight ? Divisor{1, outputs.sums + kWeight, 0, true} : divisor;
   return launch(divide_items<Real>, (bins.items + kThreads - 1) / kThreads, where, bins, by,
                 static_cast<Real*>(slopes));
-}
-
-// Calls call(a null pointer of the type that the scores are stored in).
-template <typename Call>
-auto with_stored(Dtype scores, const Call& call) {
-  switch (scores) {
-    case Dtype::kFloat64:
-      return call(static_cast<double*>(nullptr));
-    case Dtype::kBFloat16:
-      return call(static_cast<BFloat16*>(nullptr));
-    case Dtype::kFloat16:
-      return call(static_cast<Float16*>(nullptr));
-    default:
-      return call(static_cast<float*>(nullptr));
-  }
 }
 
 template <typename Real>
@@ -360,8 +334,7 @@ int64_t indexed_scratch_size(const Comparisons& comparisons, const Pairs& pairs,
 int indexed_forward(const Comparisons& comparisons, const Pairs& pairs, const Divisor& divisor,
                     const ForwardOutputs& outputs, void* slopes, const Launch& where) {
   return with_stored(comparisons.scores.dtype, [&](auto* stored) {
-    using Stored = std::remove_pointer_t<decltype(stored)>;
-    return forward<Stored>(comparisons, pairs, divisor, outputs, slopes, where);
+    return forward<Pointee<decltype(stored)>>(comparisons, pairs, divisor, outputs, slopes, where);
   });
 }
 

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "../pair_math.h"
 #include "blocks.cuh"
 #include "columns.cuh"
 
@@ -93,6 +94,30 @@ __device__ __forceinline__ void for_groups(const Pairs& pairs, int64_t row, int6
   for (; chunk * kChunk<Stored> < pairs.count; chunk += by) {
 #pragma unroll 1
     for (int g = 0; g < kAhead; g++) with_group<Stored, kSize>(pairs, row, chunk * kChunk<Stored> + g * kStep, body);
+  }
+}
+
+// Adds the losses of the first `count` pairs of a group.
+template <int kSize>
+__device__ __forceinline__ void add_losses(int count, const double (&chosen)[kSize], const double (&rejected)[kSize],
+                                           PairLossSum& sum) {
+#pragma unroll
+  for (int i = 0; i < kSize; i++) {
+    if (i < count) sum.add(chosen[i] - rejected[i]);
+  }
+}
+
+template <int kSize>
+__device__ __forceinline__ void add_losses(int count, const float (&chosen)[kSize], const float (&rejected)[kSize],
+                                           PairLossSum& sum) {
+#pragma unroll
+  for (int first = 0; first < kSize; first += FewLosses::kMost) {
+    FewLosses few;
+#pragma unroll
+    for (int i = first; i < first + FewLosses::kMost; i++) {
+      if (i < count) few.add(chosen[i] - rejected[i]);
+    }
+    few.add_to(sum);
   }
 }
 

@@ -8,30 +8,6 @@
 namespace prefloss::cuda {
 namespace {
 
-// Adds the losses of the first `count` pairs of a group.
-template <int kSize>
-__device__ __forceinline__ void add_losses(int count, const double (&chosen)[kSize], const double (&rejected)[kSize],
-                                           PairLossSum& sum) {
-#pragma unroll
-  for (int i = 0; i < kSize; i++) {
-    if (i < count) sum.add(chosen[i] - rejected[i]);
-  }
-}
-
-template <int kSize>
-__device__ __forceinline__ void add_losses(int count, const float (&chosen)[kSize], const float (&rejected)[kSize],
-                                           PairLossSum& sum) {
-#pragma unroll
-  for (int first = 0; first < kSize; first += FewLosses::kMost) {
-    FewLosses few;
-#pragma unroll
-    for (int i = first; i < first + FewLosses::kMost; i++) {
-      if (i < count) few.add(chosen[i] - rejected[i]);
-    }
-    few.add_to(sum);
-  }
-}
-
 template <typename Stored>
 __global__ void __launch_bounds__(kThreads, 2)
     plain_forward(Pairs pairs, Divisor divisor, ForwardOutputs outputs, Partial* partials, int64_t blocks) {
@@ -335,24 +311,6 @@ cudaError_t second(const Pairs& pairs, const Divisor& divisor, const Column& ups
                                          directions, upstream_gradient, gradients, outputs, partials, blocks);
   return finish<RealOf<Stored>>(status, pairs.rows, blocks, Divisor(), outputs, where);
 }
-
-// Calls call(a null pointer of the type that the rewards are stored in).
-template <typename Call>
-auto with_stored(Dtype rewards, const Call& call) {
-  switch (rewards) {
-    case Dtype::kFloat64:
-      return call(static_cast<double*>(nullptr));
-    case Dtype::kBFloat16:
-      return call(static_cast<BFloat16*>(nullptr));
-    case Dtype::kFloat16:
-      return call(static_cast<Float16*>(nullptr));
-    default:
-      return call(static_cast<float*>(nullptr));
-  }
-}
-
-template <typename Pointer>
-using Pointee = std::remove_pointer_t<Pointer>;
 
 }  // namespace
 

@@ -16,7 +16,7 @@ from . import _core
 from ._core import DEFAULT_CALL
 from .arguments import REWARD_DTYPES
 from .operators.grouped import KEYS_ALONE, GroupOptions, Groups, check_ranks, grouped_loss, order_keys
-from .operators.indexed import check_indices, indexed_loss
+from .operators.indexed import check_indices, check_memory, indexed_loss
 from .operators.paired import as_tensor, paired_backward
 from .pairs import NONE, PAIRED, Numbers, Pairs, accumulation_dtype, stack, unstack
 from .stats import Sum
@@ -200,12 +200,20 @@ class GroupedLoss(Function):
                 f"rewards had shape {tuple(ctx.shape)} and have {tuple(rewards.shape)} now: were they changed between forward "
                 f"and backward?"
             )
+        _check_saved({"rewards": rewards, "ranks": ranks, "weight": weight})
         options = GroupOptions(Numbers(*call.numbers), call.half_ties, call.over_pairs, call.reduction, call.statistics)
         with torch.enable_grad():
             denominator = call.denominator if by is None else by
             loss, _ = grouped_loss(Groups(rewards, ranks, sizes, weight), options, denominator)
             (result,) = torch.autograd.grad(loss, rewards, grad, create_graph=True)
         return result, None, None, None, None
+
+
+def _check_saved(tensors: dict[str, Tensor | None]) -> None:
+    """Before torch converts one: it would read a tensor without memory, which on a GPU ends the process's use of it."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not is_watched():
+            check_memory(name, tensor)
 
 
 def _for_cuda(rewards: Tensor, ranks: Tensor, sizes: Tensor | None, weight: Tensor | None) -> Groups:
@@ -280,6 +288,7 @@ class IndexedLoss(Function):
                 f"scores had shape {tuple(ctx.shape)} and have {tuple(scores.shape)} now: were they changed between forward "
                 f"and backward?"
             )
+        _check_saved({"scores": scores, **dict(zip(("margin", "weight", "target"), options, strict=True))})
         with torch.enable_grad():
             pairs, numbers = Pairs(scores, None, *options), Numbers(*call.numbers)
             denominator = call.denominator if by is None else by

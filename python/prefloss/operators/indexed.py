@@ -33,7 +33,7 @@ def check_indices(name: str, index: Tensor, items: int) -> None:
         )
 
 
-def _check_memory(name: str, tensor: Tensor) -> None:
+def check_memory(name: str, tensor: Tensor) -> None:
     """torch itself would read through a null pointer."""
     if tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0:
         raise ValueError(f"{name} has no memory (a null pointer); a plain dense tensor is needed")
@@ -45,18 +45,18 @@ def _over_rows(index: Tensor, rows: torch.Size) -> Tensor:
     return index.long().reshape(*index.shape[:-1], *(1,) * missing, index.shape[-1]).expand(*rows, index.shape[-1])
 
 
-def _take_kernel(items: Tensor, index: Tensor, name: str) -> Tensor:
+def _take_kernel(items: Tensor, index: Tensor, name: str, count: int) -> Tensor:
     """(..., items) and (..., P): (..., P)."""
-    _check_memory("scores", items)
-    _check_memory(name, index)
+    check_memory("scores", items)
+    check_memory(name, index)
     check_indices(name, index, items.shape[-1])
     return items.gather(-1, _over_rows(index, items.shape[:-1]))
 
 
 def _accumulate_kernel(values: Tensor, index: Tensor, items: int) -> Tensor:
     """(..., P) and the index as above: (..., items)."""
-    _check_memory("the gradient of the scores", values)
-    _check_memory("an index", index)
+    check_memory("the gradient of the scores", values)
+    check_memory("an index", index)
     rows = values.shape[:-1].numel()
     first = torch.arange(rows, device=index.device).mul(items).unsqueeze(1)
     flat = (_over_rows(index, values.shape[:-1]).reshape(rows, values.shape[-1]) + first).flatten()
@@ -69,17 +69,19 @@ def _accumulate_kernel(values: Tensor, index: Tensor, items: int) -> Tensor:
 
 
 take = Operator(
-    "take(Tensor items, Tensor index, str name) -> Tensor",
+    "take(Tensor items, Tensor index, str name, SymInt count) -> Tensor",
     kernel=_take_kernel,
-    fake=lambda items, index, name: items.new_empty((*items.shape[:-1], index.shape[-1])),
-    save=lambda tensors, options, output: tensors,
+    fake=lambda items, index, name, count: items.new_empty((*items.shape[:-1], index.shape[-1])),
+    save=lambda tensors, options, output: tensors[
+        1:
+    ],  # not the items, of which another number may be there in backward
     derivative=lambda ctx, grad: _take_derivative(ctx, grad),
 )
 
 
 def _take_derivative(ctx: Any, grad: Tensor | None) -> Sequence[Tensor | None]:
-    items, index = ctx.saved_tensors
-    return (None if grad is None else cast(Tensor, accumulate(grad, index, items.shape[-1])),)
+    (index,), (_, count) = ctx.saved_tensors, ctx.options
+    return (None if grad is None else cast(Tensor, accumulate(grad, index, count)),)
 
 
 accumulate = Operator(
@@ -87,14 +89,18 @@ accumulate = Operator(
     kernel=_accumulate_kernel,
     fake=lambda values, index, items: values.new_empty((*values.shape[:-1], items)),
     save=lambda tensors, options, output: tensors,
-    derivative=lambda ctx, grad: (None if grad is None else take(grad, ctx.saved_tensors[1], "index"),),
+    derivative=lambda ctx, grad: (None if grad is None else take(grad, ctx.saved_tensors[1], "index", grad.shape[-1]),),
 )
 
 
 def _gathered(pairs: Pairs, chosen_index: Tensor, rejected_index: Tensor) -> Pairs:
     """The compared items' scores. Halves become wide first, so that an item's slopes are rounded once, when they are added up."""
     wide = pairs.chosen.to(accumulation_dtype(pairs.chosen.dtype))
-    chosen, rejected = take(wide, chosen_index, "chosen_index"), take(wide, rejected_index, "rejected_index")
+    count = wide.shape[-1]
+    chosen, rejected = (
+        take(wide, index, name, count)
+        for index, name in ((chosen_index, "chosen_index"), (rejected_index, "rejected_index"))
+    )
     options = (
         option if option is None or not option.is_floating_point() else option.to(accumulation_dtype(option.dtype))
         for option in pairs[2:]
