@@ -165,7 +165,13 @@ def test_every_option_agrees_with_the_reference(name, ties, average, dtype):
 
 
 @over_dtypes
-@pytest.mark.parametrize("size", [0, 1, 2, 3, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 511, 512, 513])
+@pytest.mark.parametrize(
+    "size",
+    [
+        *(0, 1, 2, 3, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 513),
+        *(pytest.param(size, marks=pytest.mark.slow) for size in (511, 512)),
+    ],
+)
 def test_every_size_of_groups_agrees_with_the_reference(size, dtype):
     """Several at a time in lanes, and one at a time in tiles."""
     random = np.random.default_rng(size)

@@ -292,8 +292,8 @@ def test_an_index_out_of_range_is_an_error_in_a_compiled_call_too():
 @pytest.mark.parametrize("shape", [(6,), (2, 6)], ids=str)
 def test_the_operators_are_registered_right(operator, shape):
     index = torch.tensor([0, 5, 5, 2, 1, 0])
-    last = "index" if operator is take.operator else 6
-    torch.library.opcheck(operator, (torch.randn(shape, requires_grad=True), index, last))
+    rest = ("index", 6) if operator is take.operator else (6,)
+    torch.library.opcheck(operator, (torch.randn(shape, requires_grad=True), index, *rest))
 
 
 def test_half_precision_is_rounded_once_an_item():
@@ -401,6 +401,7 @@ def test_merging_keeps_the_loss_whatever_the_weights_are(options):
     torch.testing.assert_close(after, before, rtol=1e-6, atol=2**-22)
 
 
+@pytest.mark.slow  # sixteen million comparisons
 def test_more_comparisons_of_two_items_than_float32_counts_are_merged():
     """2^24 + 1 against one of the other kind."""
     count = 2**24 + 1
