@@ -67,7 +67,7 @@ def rows_of(path: Path) -> int | None:
 
 
 def _parquet(path: Path, columns: dict[str, str]) -> Iterator[pa.Table]:
-    with pa.parquet.ParquetFile(path, memory_map=True) as file:
+    with pa.parquet.ParquetFile(path, pre_buffer=False) as file:  # or pyarrow reads ahead, and keeps, all of the file
         names = _present(path, columns, file.schema_arrow.names)
         for batch in file.iter_batches(BATCH, columns=names):
             yield pa.Table.from_batches([batch])
