@@ -37,47 +37,51 @@ SLOPE = 2.0**-17
 
 @over_half_precision
 @pytest.mark.parametrize("upstream", [1.0, -(2.0**-20)])
-def test_the_gradient_at_every_half_precision_z_is_rounded_once(dtype, upstream):
+def test_the_gradient_at_every_half_precision_z_is_rounded_once(dtype, upstream, device):
     """Within 1/2 + 2^-6 ulp of float16, 1/2 + 2^-9 ulp of bfloat16."""
     z = every_value(dtype)
-    chosen, rejected = z.clone().requires_grad_(), torch.zeros_like(z).requires_grad_()
+    chosen, rejected = (tensor.to(device).requires_grad_() for tensor in (z.clone(), torch.zeros_like(z)))
     loss = prefloss.bradley_terry_loss(chosen, rejected, reduction="sum")
-    gradients = torch.autograd.grad(loss, (chosen, rejected), torch.tensor(upstream))
+    gradients = torch.autograd.grad(loss, (chosen, rejected), torch.tensor(upstream, device=device))
     exact = -upstream * torch.sigmoid(-z.double())
     for gradient, its in zip(gradients, (exact, -exact), strict=True):
-        assert_rounded_once(gradient, its, SLOPE)
+        assert_rounded_once(gradient.cpu(), its, SLOPE)
 
 
 @over_half_precision
 @pytest.mark.parametrize("count", [1, 2, 511, 513, 1023])
-def test_each_gradient_goes_to_its_own_pair(dtype, count):
+def test_each_gradient_goes_to_its_own_pair(dtype, count, device):
     """bfloat16 is computed two neighbours at a time: odd counts, and a beginning that no word has."""
     random = torch.Generator().manual_seed(count)
     for start in (0, 1):
         chosen, rejected = (
-            torch.randn(count + 1, generator=random).to(dtype)[start : start + count].requires_grad_() for _ in range(2)
+            torch.randn(count + 1, generator=random).to(device, dtype)[start : start + count].requires_grad_()
+            for _ in range(2)
         )
         loss = prefloss.bradley_terry_loss(chosen, rejected, reduction="sum")
-        exact = -torch.sigmoid((rejected.float() - chosen.float()).detach().double())
+        exact = -torch.sigmoid((rejected.float() - chosen.float()).detach().double()).cpu()
         for gradient, its in zip(torch.autograd.grad(loss, (chosen, rejected)), (exact, -exact), strict=True):
-            assert_rounded_once(gradient, its, SLOPE)
+            assert_rounded_once(gradient.cpu(), its, SLOPE)
 
 
 @over_half_precision
 @pytest.mark.parametrize("upstream", [1.0, -3e-5, 1e30], ids=["ordinary", "subnormal", "overflowing"])
 @pytest.mark.parametrize("layout", ["contiguous", "every_other"])
-def test_every_half_precision_value_is_converted_exactly(dtype, layout, upstream):
+def test_every_half_precision_value_is_converted_exactly(dtype, layout, upstream, device):
     """As rewards: the losses of the same values in float32, to the last bit; and the gradients, rounded once more."""
     every = every_value(dtype)
     losses, gradients = [], []
     for kind in (dtype, torch.float32):
-        pair = [laid_out(tensor.to(kind), layout).detach().requires_grad_() for tensor in (every, every.roll(12_345))]
+        pair = [
+            laid_out(tensor.to(device, kind), layout).detach().requires_grad_()
+            for tensor in (every, every.roll(12_345))
+        ]
         losses.append(prefloss.bradley_terry_loss(*pair, reduction="none"))
         total = prefloss.bradley_terry_loss(*pair, reduction="sum")
-        gradients.append(torch.autograd.grad(total, pair, torch.tensor(upstream)))
+        gradients.append(torch.autograd.grad(total, pair, torch.tensor(upstream, device=device)))
     assert_same_bits(losses[:1], losses[1:])
     for half, single in zip(*gradients, strict=True):
-        assert_rounded_once(half, single, SLOPE + 2.0**-22)  # and of float32, 1.5 ulp and a product
+        assert_rounded_once(half.cpu(), single.cpu(), SLOPE + 2.0**-22)  # and of float32, 1.5 ulp and a product
 
 
 @over_half_precision
