@@ -205,6 +205,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   constexpr int kSize = kPairs<Stored, kOptional>;
   const Formula<Real> formula(pairs);
   const bool one_a_row = upstream.stride == 0;
+  // Centring may cancel what a slope has in its first digits.
+  const bool is_rounded = formula.center == 0 && !(gradients.margin && gradients.margin.dtype == Dtype::kFloat32);
   for_rows(pairs.rows, [&](int64_t row) {
     const auto scale = Scale<Real>::of(one_a_row ? row_scale<Real>(upstream, divisor, row) : 1.0);
     const Columns<Stored, kOptional> columns{pairs, row, one_a_row ? Column() : upstream, scale.second};
@@ -212,8 +214,10 @@ __global__ void __launch_bounds__(kThreads, 2)
       const auto &chosen = group.chosen, &rejected = group.rejected;
       Real slope[kSize], grad_chosen[kSize], grad_rejected[kSize], grad_margin[kSize];
       if (formula.all_are_right()) {
+        Real z[kSize];
 #pragma unroll
-        for (int i = 0; i < kSize; i++) slope[i] = pair_slope(formula.logit(chosen[i], rejected[i], group.margin[i]));
+        for (int i = 0; i < kSize; i++) z[i] = formula.logit(chosen[i], rejected[i], group.margin[i]);
+        to_slopes<Stored>(z, is_rounded, 1.0f, [](Real logit) { return pair_slope(logit); }, slope);
       } else {
 #pragma unroll
         for (int i = 0; i < kSize; i++)
