@@ -38,9 +38,11 @@ struct Pairs {
   int64_t rows = 1, count = 0;
   Options options;
 
+  PREFLOSS_HOST_DEVICE bool has_columns() const { return margin || weight || target; }
+
   // Nothing but chosen and rejected: the default call.
   PREFLOSS_HOST_DEVICE bool plain() const {
-    return !margin && !weight && !target && options.beta == 1 && options.margin == 0 && options.target == 1 &&
+    return !has_columns() && options.beta == 1 && options.margin == 0 && options.target == 1 &&
            options.label_smoothing == 0 && options.center_rewards_coefficient == 0;
   }
 };

@@ -67,7 +67,7 @@ def test_sizes_around_every_boundary_agree_with_the_reference(name, layout, dtyp
 
 @over_dtypes
 def test_columns_of_different_alignment_agree_with_the_reference(dtype):
-    """Each column is vectorised, or not, by itself."""
+    """Whole chunks are vectorised where every column can be; else each column is, or not, by itself."""
     random = np.random.default_rng(6)
     size = THREADS * GROUPS * group_of(dtype) + 3
     for which in ("chosen", "rejected", "margin", "weight", "target"):

@@ -115,7 +115,18 @@ __device__ __forceinline__ void store_as(const Column& column, int64_t row, int6
   }
 }
 
-// An optional column has float32 entries, the rewards' dtype, or is a mask; a number stands for one that is not given.
+// An optional column has float32 entries, the rewards' dtype, or is a mask. Calls call(a null pointer of that type).
+template <typename Stored, typename Call>
+__device__ __forceinline__ auto with_optional(const Column& column, const Call& call) {
+  if (column.dtype == Dtype::kFloat32) return call(static_cast<float*>(nullptr));
+  if (column.dtype == Dtype::kBool) return call(static_cast<bool*>(nullptr));
+  return call(static_cast<Stored*>(nullptr));
+}
+
+template <typename Pointer>
+using Pointee = std::remove_pointer_t<Pointer>;
+
+// A number stands for a column that is not given.
 template <typename Stored, int kCount>
 __device__ __forceinline__ void load_optional(const Column& column, double number, int64_t row, int64_t index,
                                               int count, RealOf<Stored> (&values)[kCount]) {
@@ -123,12 +134,9 @@ __device__ __forceinline__ void load_optional(const Column& column, double numbe
   if (!column) {
 #pragma unroll
     for (int i = 0; i < kCount; i++) values[i] = static_cast<Real>(number);
-  } else if (column.dtype == Dtype::kFloat32) {
-    load_as<float>(column, row, index, count, values);
-  } else if (column.dtype == Dtype::kBool) {
-    load_as<bool>(column, row, index, count, values);
   } else {
-    load_as<Stored>(column, row, index, count, values);
+    with_optional<Stored>(column,
+                          [&](auto* entry) { load_as<Pointee<decltype(entry)>>(column, row, index, count, values); });
   }
 }
 
@@ -156,9 +164,6 @@ auto with_stored(Dtype rewards, const Call& call) {
       return call(static_cast<float*>(nullptr));
   }
 }
-
-template <typename Pointer>
-using Pointee = std::remove_pointer_t<Pointer>;
 
 }  // namespace
 }  // namespace prefloss::cuda

@@ -189,41 +189,46 @@ __device__ __forceinline__ unsigned long long* words_of(const Bins& bins) {
   return bins.words + blockIdx.x % static_cast<unsigned>(bins.copies) * bins.of_copy();
 }
 
+// Calls body(pairs) for this thread's comparisons of every `by`-th chunk from `chunk` on.
+template <typename Stored, typename Body>
+__device__ __forceinline__ void for_compared(const Comparisons& comparisons, int64_t count, int64_t chunk, int64_t by,
+                                             const Body& body) {
+  using Real = RealOf<Stored>;
+#pragma unroll 1
+  for (; chunk * kChunk<Real> < count; chunk += by) {
+#pragma unroll 1
+    for (int g = 0; g < kAhead; g++) {
+      const Compared<Stored> pairs(comparisons, chunk * kChunk<Real> + g * kThreads * kGroup<Real>, count);
+      if (pairs.count > 0) body(pairs);
+    }
+  }
+}
+
 template <typename Stored>
 __global__ void __launch_bounds__(kThreads, 2)
     plain_indexed(Comparisons comparisons, int64_t count, Divisor divisor, ForwardOutputs outputs, Partial* partials,
                   int64_t blocks, Bins bins) {
   using Real = RealOf<Stored>;
-  constexpr int kSize = kGroup<Real>, kStep = kThreads * kSize;
+  constexpr int kSize = kGroup<Real>;
   unsigned long long* const words = words_of(bins);
   for_parts(1, blocks, [&](int64_t row, int64_t block) {
     Partial partial = Partial::zero();
-    PairLossSum sum;
-    int added = 0;
-#pragma unroll 1
-    for (int64_t chunk = block; chunk * kChunk<Real> < count; chunk += blocks) {
-#pragma unroll 1
-      for (int g = 0; g < kAhead; g++) {
-        const Compared<Stored> pairs(comparisons, chunk * kChunk<Real> + g * kStep, count);
-        if (pairs.count == 0) continue;
-        if (added + kSize > PairLossSum::kMost) {
-          partial.terms += sum.value();
-          sum = PairLossSum();
-          added = 0;
-        }
-        add_losses(pairs.count, pairs.chosen, pairs.rejected, sum);
-        added += kSize;
-        if (bins.words == nullptr) continue;
+    ManyLosses losses;
+    for_compared<Stored>(comparisons, count, block, blocks, [&](const Compared<Stored>& pairs) {
+      Real z[kSize];
 #pragma unroll
-        for (int i = 0; i < kSize; i++) {
-          if (i >= pairs.count) break;
-          const double slope = static_cast<double>(pair_slope(pairs.chosen[i] - pairs.rejected[i]));
-          add<Real>(bins, words, pairs.first[i], slope);
-          add<Real>(bins, words, pairs.second[i], -slope);
-        }
+      for (int i = 0; i < kSize; i++) z[i] = pairs.chosen[i] - pairs.rejected[i];
+      losses.add(pairs.count, z);
+      if (bins.words == nullptr) return;
+#pragma unroll
+      for (int i = 0; i < kSize; i++) {
+        if (i >= pairs.count) break;
+        const double slope = static_cast<double>(pair_slope(z[i]));
+        add<Real>(bins, words, pairs.first[i], slope);
+        add<Real>(bins, words, pairs.second[i], -slope);
       }
-    }
-    partial.terms += sum.value();
+    });
+    partial.terms = losses.value();
     finish_block<Real, false>(partial, divisor, outputs, partials, row, block, blocks);
   });
 }
@@ -233,33 +238,41 @@ __global__ void __launch_bounds__(kThreads, 2)
     general_indexed(Comparisons comparisons, Pairs options, Divisor divisor, ForwardOutputs outputs, Partial* partials,
                     int64_t blocks, Bins bins) {
   using Real = RealOf<Stored>;
-  constexpr int kCount = kGroup<Real>, kStep = kThreads * kCount;
+  constexpr int kSize = kGroup<Real>;
   const Formula<Real> formula(options);
+  const bool only_sum = is_sum_of_losses(formula, options);
   unsigned long long* const words = words_of(bins);
   for_parts(1, blocks, [&](int64_t row, int64_t block) {
     Partial partial = Partial::zero();
-#pragma unroll 1
-    for (int64_t begin = block * kStep; begin < options.count; begin += blocks * kStep) {
-      const Compared<Stored> pairs(comparisons, begin, options.count);
-      if (pairs.count == 0) continue;
-      Real margin[kCount], weight[kCount], target[kCount];
+    ManyLosses losses;
+    for_compared<Stored>(comparisons, options.count, block, blocks, [&](const Compared<Stored>& pairs) {
+      Real margin[kSize], weight[kSize], target[kSize];
       load_optional<Stored>(options.margin, options.options.margin, 0, pairs.index, pairs.count, margin);
       load_optional<Stored>(options.weight, 1, 0, pairs.index, pairs.count, weight);
       load_optional<Stored>(options.target, options.options.target, 0, pairs.index, pairs.count, target);
+      if (only_sum) {
+        Real z[kSize];
 #pragma unroll
-      for (int i = 0; i < kCount; i++) {
+        for (int i = 0; i < kSize; i++) z[i] = formula.logit(pairs.chosen[i], pairs.rejected[i], margin[i]);
+        losses.add(pairs.count, z);
+      }
+#pragma unroll
+      for (int i = 0; i < kSize; i++) {
         if (i >= pairs.count) break;
         const Real a = pairs.chosen[i], b = pairs.rejected[i];
-        partial.terms +=
-            Formula<Real>::weighted(weight[i], formula.centered(formula.loss(a, b, margin[i], target[i]), a, b));
-        partial.weight += static_cast<double>(weight[i]);
+        if (!only_sum) {
+          partial.terms +=
+              Formula<Real>::weighted(weight[i], formula.centered(formula.loss(a, b, margin[i], target[i]), a, b));
+          partial.weight += static_cast<double>(weight[i]);
+        }
         if (bins.words == nullptr || weight[i] == 0) continue;
         const PairGradient<Real> slope = formula.gradient(a, b, margin[i], Real(1), target[i], Scale<Real>());
         const double by = static_cast<double>(weight[i]);
         add<Real>(bins, words, pairs.first[i], by * static_cast<double>(slope.chosen));
         add<Real>(bins, words, pairs.second[i], by * static_cast<double>(slope.rejected));
       }
-    }
+    });
+    if (only_sum) partial.terms = losses.value();
     finish_block<Real, false>(partial, divisor, outputs, partials, row, block, blocks);
   });
 }
@@ -276,7 +289,7 @@ __global__ void __launch_bounds__(kThreads, 2) divide_items(Bins bins, Divisor d
 // As many as the loss of gathered scores has, so that it has the same bits.
 template <typename Real>
 int64_t blocks_of(const Pairs& pairs) {
-  return pairs.plain() ? plain_blocks<Real>(pairs.count) : general_blocks<Real>(pairs.count);
+  return chunk_blocks<Real, true>(pairs.count);
 }
 
 // What the scratch memory holds, in float64: sums of blocks, the row's sums where they are divided by, the words.

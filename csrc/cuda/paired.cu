@@ -8,53 +8,70 @@
 namespace prefloss::cuda {
 namespace {
 
-template <typename Stored>
-__global__ void __launch_bounds__(kThreads, 2)
-    plain_forward(Pairs pairs, Divisor divisor, ForwardOutputs outputs, Partial* partials, int64_t blocks) {
+// The sum of pair_loss(logit(chosen, rejected, margin)).
+template <typename Stored, bool kOptional, typename Logit>
+__device__ __forceinline__ void sum_losses(const Pairs& pairs, const Divisor& divisor, const ForwardOutputs& outputs,
+                                           Partial* partials, int64_t blocks, const Logit& logit) {
+  constexpr int kSize = kPairs<Stored, kOptional>;
   for_parts(pairs.rows, blocks, [&](int64_t row, int64_t block) {
     Partial partial = Partial::zero();
-    PairLossSum sum;
-    int added = 0;
-    for_groups<Stored>(pairs, row, block, blocks, [&](int64_t, int count, const auto& chosen, const auto& rejected) {
-      if (added + kGroup<Stored> > PairLossSum::kMost) {
-        partial.terms += sum.value();
-        sum = PairLossSum();
-        added = 0;
-      }
-      add_losses(count, chosen, rejected, sum);
-      added += kGroup<Stored>;
+    ManyLosses losses;
+    for_groups(Columns<Stored, kOptional>{pairs, row}, block, blocks, [&](int64_t, int count, const auto& group) {
+      RealOf<Stored> z[kSize];
+#pragma unroll
+      for (int i = 0; i < kSize; i++) z[i] = logit(group.chosen[i], group.rejected[i], group.margin[i]);
+      losses.add(count, z);
     });
-    partial.terms += sum.value();
-    const int warps = warps_with_pairs(pairs, block * kChunk<Stored>, kGroup<Stored>);
+    partial.terms = losses.value();
+    const int warps = warps_with_pairs(pairs, block * kChunk<Stored, kOptional>, kSize);
     finish_block<RealOf<Stored>, false>(partial, divisor, outputs, partials, row, block, blocks, warps);
   });
 }
 
+template <typename Stored>
+__global__ void __launch_bounds__(kThreads, 2)
+    plain_forward(Pairs pairs, Divisor divisor, ForwardOutputs outputs, Partial* partials, int64_t blocks) {
+  using Real = RealOf<Stored>;
+  sum_losses<Stored, false>(pairs, divisor, outputs, partials, blocks,
+                            [](Real chosen, Real rejected, Real) { return chosen - rejected; });
+}
+
+// With beta or a margin, and nothing else.
+template <typename Stored, bool kOptional>
+__global__ void __launch_bounds__(kThreads, 2)
+    logit_forward(Pairs pairs, Divisor divisor, ForwardOutputs outputs, Partial* partials, int64_t blocks) {
+  using Real = RealOf<Stored>;
+  const Formula<Real> formula(pairs);
+  pairs.weight = pairs.target = Column();  // as it is: the compiler leaves their loads out
+  sum_losses<Stored, kOptional>(
+      pairs, divisor, outputs, partials, blocks,
+      [&](Real chosen, Real rejected, Real margin) { return formula.logit(chosen, rejected, margin); });
+}
+
 // What options all pairs have is the same for all threads, so to ask for it costs next to nothing; what is not asked
 // for is not computed.
-template <typename Stored>
+template <typename Stored, bool kOptional>
 __global__ void __launch_bounds__(kThreads, 2)
     general_forward(Pairs pairs, Divisor divisor, ForwardOutputs outputs, Partial* partials, int64_t blocks) {
   using Real = RealOf<Stored>;
-  constexpr int kSize = kSmallGroup<Stored>, kStep = kThreads * kSize;
+  constexpr int kSize = kPairs<Stored, kOptional>;
   const Formula<Real> formula(pairs);
   for_parts(pairs.rows, blocks, [&](int64_t row, int64_t block) {
     Partial partial = Partial::zero();
-    const auto add = [&](int64_t index, int count, const auto& chosen, const auto& rejected) {
-      Real margin[kSize], weight[kSize], target[kSize], terms[kSize];
-      load_optional<Stored>(pairs.margin, pairs.options.margin, row, index, count, margin);
-      load_optional<Stored>(pairs.weight, 1, row, index, count, weight);
-      load_optional<Stored>(pairs.target, pairs.options.target, row, index, count, target);
+    const auto add = [&](int64_t index, int count, const auto& group) {
+      const auto &chosen = group.chosen, &rejected = group.rejected, &weight = group.weight;
+      Real terms[kSize];
       if (formula.all_are_right()) {
 #pragma unroll
-        for (int i = 0; i < kSize; i++) terms[i] = pair_loss(formula.logit(chosen[i], rejected[i], margin[i]));
+        for (int i = 0; i < kSize; i++) terms[i] = pair_loss(formula.logit(chosen[i], rejected[i], group.margin[i]));
       } else {
 #pragma unroll
-        for (int i = 0; i < kSize; i++) terms[i] = formula.loss(chosen[i], rejected[i], margin[i], target[i]);
+        for (int i = 0; i < kSize; i++)
+          terms[i] = formula.loss(chosen[i], rejected[i], group.margin[i], group.target[i]);
       }
 #pragma unroll
       for (int i = 0; i < kSize; i++) terms[i] = formula.centered(terms[i], chosen[i], rejected[i]);
-      if (pairs.weight) {
+      if (kOptional && pairs.weight) {
 #pragma unroll
         for (int i = 0; i < kSize; i++) {
           if (i < count) {
@@ -69,10 +86,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
       if (outputs.terms) store_as<Real>(outputs.terms, row, index, count, terms);
     };
-#pragma unroll 1
-    for (int64_t begin = block * kStep; begin < pairs.count; begin += blocks * kStep)
-      with_group<Stored, kSize>(pairs, row, begin, add);
-    const int warps = warps_with_pairs(pairs, block * kStep, kSize);
+    for_groups(Columns<Stored, kOptional>{pairs, row}, block, blocks, add);
+    const int warps = warps_with_pairs(pairs, block * kChunk<Stored, kOptional>, kSize);
     finish_block<Real, false>(partial, divisor, outputs, partials, row, block, blocks, warps);
   });
 }
@@ -138,28 +153,24 @@ struct RowScale {
   }
 };
 
-// The default loss's gradients of chosen. Half precision has no room for the digits of the long way, which is right for
-// any number. Each pair's own z decides between the two, so that its gradient does not depend on its neighbours.
-template <typename Stored, int kSize>
-__device__ __forceinline__ void to_gradients(const RowScale<RealOf<Stored>>& by, const RealOf<Stored> (&chosen)[kSize],
-                                             const RealOf<Stored> (&rejected)[kSize],
-                                             RealOf<Stored> (&gradients)[kSize]) {
-  using Real = RealOf<Stored>;
+// factor * pair_slope(z), which exact(z) returns to the last digit. Half precision, if `is_rounded` to it, has no room
+// for those digits. Each pair's own z decides between the two ways, so that its gradient does not depend on its
+// neighbours.
+template <typename Stored, int kSize, typename Exact>
+__device__ __forceinline__ void to_slopes(const RealOf<Stored> (&z)[kSize], bool is_rounded, float factor,
+                                          const Exact& exact, RealOf<Stored> (&slopes)[kSize]) {
   if constexpr (sizeof(Stored) == 2) {
-    bool are_moderate = by.is_ordinary;
+    bool are_moderate = is_rounded;
 #pragma unroll
     for (int i = 0; i < kSize; i++) {
-      const float z = chosen[i] - rejected[i];
-      gradients[i] = moderate_slope(z, by.number);
-      are_moderate &= absolute(z) <= kModerate;
+      slopes[i] = moderate_slope(z[i], factor);
+      are_moderate &= absolute(z[i]) <= kModerate;
     }
     if (are_moderate) return;
   }
 #pragma unroll
   for (int i = 0; i < kSize; i++) {
-    const Real z = chosen[i] - rejected[i];
-    if (sizeof(Stored) != 2 || !by.is_ordinary || !(absolute(z) <= kModerate))
-      gradients[i] = by.scale.times(Real(1), pair_slope(z));
+    if (sizeof(Stored) != 2 || !is_rounded || !(absolute(z[i]) <= kModerate)) slopes[i] = exact(z[i]);
   }
 }
 
@@ -170,56 +181,59 @@ __global__ void __launch_bounds__(kThreads, 2)
   constexpr int kSize = kGroup<Stored>;
   for_rows(pairs.rows, [&](int64_t row) {
     const auto by = RowScale<Real>::of(row_scale<Real>(upstream, divisor, row));
-    const auto write = [&](int64_t index, int count, const auto& chosen, const auto& rejected) {
-      Real grad_chosen[kSize], grad_rejected[kSize];
-      to_gradients<Stored>(by, chosen, rejected, grad_chosen);
+    const auto write = [&](int64_t index, int count, const auto& group) {
+      Real z[kSize], grad_chosen[kSize], grad_rejected[kSize];
+#pragma unroll
+      for (int i = 0; i < kSize; i++) z[i] = group.chosen[i] - group.rejected[i];
+      // The long way is right for any number.
+      to_slopes<Stored>(
+          z, by.is_ordinary, by.number, [&](Real gap) { return by.scale.times(Real(1), pair_slope(gap)); },
+          grad_chosen);
 #pragma unroll
       for (int i = 0; i < kSize; i++) grad_rejected[i] = -grad_chosen[i];
       if (gradients.chosen) store_as<Stored>(gradients.chosen, row, index, count, grad_chosen);
       if (gradients.rejected) store_as<Stored>(gradients.rejected, row, index, count, grad_rejected);
     };
-    for_groups<Stored>(pairs, row, blockIdx.x, gridDim.x, write);
+    for_groups(Columns<Stored, false>{pairs, row}, blockIdx.x, gridDim.x, write);
   });
 }
 
-template <typename Stored>
+template <typename Stored, bool kOptional>
 __global__ void __launch_bounds__(kThreads, 2)
     general_backward(Pairs pairs, Divisor divisor, Column upstream, Gradients gradients) {
   using Real = RealOf<Stored>;
-  constexpr int kSize = kSmallGroup<Stored>, kStep = kThreads * kSize;
+  constexpr int kSize = kPairs<Stored, kOptional>;
   const Formula<Real> formula(pairs);
   const bool one_a_row = upstream.stride == 0;
-  const Column factors = one_a_row ? Column() : upstream;
+  // Centring may cancel what a slope has in its first digits.
+  const bool is_rounded = formula.center == 0 && !(gradients.margin && gradients.margin.dtype == Dtype::kFloat32);
   for_rows(pairs.rows, [&](int64_t row) {
     const auto scale = Scale<Real>::of(one_a_row ? row_scale<Real>(upstream, divisor, row) : 1.0);
-    for_parts((pairs.count + kStep - 1) / kStep, [&](int64_t step) {
-      with_group<Stored, kSize>(
-          pairs, row, step * kStep, [&](int64_t index, int count, const auto& chosen, const auto& rejected) {
-            Real margin[kSize], weight[kSize], target[kSize], factor[kSize];
-            Real slope[kSize], grad_chosen[kSize], grad_rejected[kSize], grad_margin[kSize];
-            load_optional<Stored>(pairs.margin, pairs.options.margin, row, index, count, margin);
-            load_optional<Stored>(pairs.weight, 1, row, index, count, weight);
-            load_optional<Stored>(pairs.target, pairs.options.target, row, index, count, target);
-            load_optional<Stored>(factors, static_cast<double>(scale.second), row, index, count, factor);
-            if (formula.all_are_right()) {
+    const Columns<Stored, kOptional> columns{pairs, row, one_a_row ? Column() : upstream, scale.second};
+    for_groups(columns, blockIdx.x, gridDim.x, [&](int64_t index, int count, const auto& group) {
+      const auto &chosen = group.chosen, &rejected = group.rejected;
+      Real slope[kSize], grad_chosen[kSize], grad_rejected[kSize], grad_margin[kSize];
+      if (formula.all_are_right()) {
+        Real z[kSize];
 #pragma unroll
-              for (int i = 0; i < kSize; i++) slope[i] = pair_slope(formula.logit(chosen[i], rejected[i], margin[i]));
-            } else {
+        for (int i = 0; i < kSize; i++) z[i] = formula.logit(chosen[i], rejected[i], group.margin[i]);
+        to_slopes<Stored>(z, is_rounded, 1.0f, [](Real logit) { return pair_slope(logit); }, slope);
+      } else {
 #pragma unroll
-              for (int i = 0; i < kSize; i++) slope[i] = formula.slope(chosen[i], rejected[i], margin[i], target[i]);
-            }
+        for (int i = 0; i < kSize; i++)
+          slope[i] = formula.slope(chosen[i], rejected[i], group.margin[i], group.target[i]);
+      }
 #pragma unroll
-            for (int i = 0; i < kSize; i++) {
-              const PairGradient<Real> gradient =
-                  formula.gradient(slope[i], chosen[i], rejected[i], weight[i], {scale.first, factor[i]});
-              grad_chosen[i] = gradient.chosen;
-              grad_rejected[i] = gradient.rejected;
-              grad_margin[i] = gradient.margin;
-            }
-            if (gradients.chosen) store_as<Stored>(gradients.chosen, row, index, count, grad_chosen);
-            if (gradients.rejected) store_as<Stored>(gradients.rejected, row, index, count, grad_rejected);
-            store_optional<Stored>(gradients.margin, row, index, count, grad_margin);
-          });
+      for (int i = 0; i < kSize; i++) {
+        const PairGradient<Real> gradient =
+            formula.gradient(slope[i], chosen[i], rejected[i], group.weight[i], {scale.first, group.factor[i]});
+        grad_chosen[i] = gradient.chosen;
+        grad_rejected[i] = gradient.rejected;
+        grad_margin[i] = gradient.margin;
+      }
+      if (gradients.chosen) store_as<Stored>(gradients.chosen, row, index, count, grad_chosen);
+      if (gradients.rejected) store_as<Stored>(gradients.rejected, row, index, count, grad_rejected);
+      store_optional<Stored>(gradients.margin, row, index, count, grad_margin);
     });
   });
 }
@@ -285,25 +299,33 @@ cudaError_t forward(const Pairs& pairs, const Divisor& divisor, const ForwardOut
   if (outputs.statistics)
     return run(pairs.weight ? statistics_forward<Stored, true> : statistics_forward<Stored, false>,
                statistics_blocks<Stored>(pairs.count));
-  if (pairs.plain() && !outputs.terms) return run(plain_forward<Stored>, plain_blocks<Stored>(pairs.count));
-  return run(general_forward<Stored>, general_blocks<Stored>(pairs.count));
+  const bool sums_losses = is_sum_of_losses(Formula<RealOf<Stored>>(pairs), pairs) && !outputs.terms;
+  if (pairs.has_columns())
+    return run(sums_losses ? logit_forward<Stored, true> : general_forward<Stored, true>,
+               chunk_blocks<Stored, true>(pairs.count));
+  return run(!sums_losses    ? general_forward<Stored, false>
+             : pairs.plain() ? plain_forward<Stored>
+                             : logit_forward<Stored, false>,
+             chunk_blocks<Stored, false>(pairs.count));
 }
 
 // A gradient's blocks take several parts each, where there are more than any GPU runs at once.
 template <typename Stored>
 cudaError_t backward(const Pairs& pairs, const Divisor& divisor, const Column& upstream, const Gradients& gradients,
                      const Launch& where) {
-  const bool is_plain = pairs.plain() && upstream.stride == 0 && !gradients.margin;
-  const int64_t size = is_plain ? kChunk<Stored> : kThreads * kSmallGroup<Stored>;
+  const bool columns = pairs.has_columns() || upstream.stride != 0, is_plain = pairs.plain() && !gradients.margin;
+  const int64_t size = columns ? kChunk<Stored, true> : kChunk<Stored, false>;
   const int64_t parts = (pairs.count + size - 1) / size;
-  return launch_rows(is_plain ? plain_backward<Stored> : general_backward<Stored>, pairs.rows,
-                     std::min(parts, kMostBlocks), where, pairs, divisor, upstream, gradients);
+  const auto kernel = columns    ? general_backward<Stored, true>
+                      : is_plain ? plain_backward<Stored>
+                                 : general_backward<Stored, false>;
+  return launch_rows(kernel, pairs.rows, std::min(parts, kMostBlocks), where, pairs, divisor, upstream, gradients);
 }
 
 template <typename Stored>
 cudaError_t second(const Pairs& pairs, const Divisor& divisor, const Column& upstream, const Gradients& directions,
                    const Column& upstream_gradient, const Gradients& gradients, const Launch& where) {
-  const int64_t blocks = general_blocks<Stored>(pairs.count);
+  const int64_t blocks = second_blocks<Stored>(pairs.count);
   auto* const partials = reinterpret_cast<Partial*>(where.scratch);
   ForwardOutputs outputs;
   if (upstream_gradient.stride == 0) outputs.loss = upstream_gradient.data;
@@ -320,8 +342,9 @@ int64_t scratch_size(Dtype rewards, int64_t rows, int64_t count) {
     const auto memory = [](int64_t blocks, size_t bytes) {
       return blocks == 1 ? int64_t{0} : blocks * static_cast<int64_t>(bytes / sizeof(double));
     };
-    return rows * std::max({memory(plain_blocks<Stored>(count), sizeof(Terms)),
-                            memory(general_blocks<Stored>(count), sizeof(Terms)),
+    return rows * std::max({memory(chunk_blocks<Stored, false>(count), sizeof(Terms)),
+                            memory(chunk_blocks<Stored, true>(count), sizeof(Terms)),
+                            memory(second_blocks<Stored>(count), sizeof(Terms)),
                             memory(statistics_blocks<Stored>(count), sizeof(Partial))});
   });
 }
