@@ -39,7 +39,7 @@ def draw(results: dict[str, Any], folder: Path) -> None:
     steps = [row for row in float32 if row["kind"] in ("step", "graph replay")]
     lists = [row for row in float32 if row["kind"] == "list"]
     calls = [row for row in float32 if row["kind"].startswith("call ") and len(row["seconds"]) > 1]
-    kernels = [row for row in float32 if row["kind"].startswith(("forward", "backward"))]
+    kernels = [row for row in float32 if row["kind"].removesuffix(" kernel") in ("forward", "backward")]
     with plt.rc_context(
         {
             "figure.figsize": (7.2, 4.0),
@@ -159,7 +159,7 @@ def _line(axes: Axes, points: list[tuple[int, float]], label: str, colour: str, 
 def _finish(axes: Axes, where: str, what: str = "pairs", base: int = 2) -> None:
     axes.set_xscale("log", base=base)
     axes.set_xlabel(f"{what}\n{where}")
-    axes.legend(frameon=False)
+    axes.get_figure().legend(frameon=False, loc="outside lower center", ncols=3)  # type: ignore[union-attr]  # beside the lines
 
 
 if __name__ == "__main__":
