@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 template <typename Stored>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kBlocksOf<Stored>)
     general_indexed(Comparisons comparisons, Pairs options, Divisor divisor, ForwardOutputs outputs, Partial* partials,
                     int64_t blocks, Bins bins) {
   using Real = RealOf<Stored>;

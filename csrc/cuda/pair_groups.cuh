@@ -28,6 +28,10 @@ constexpr int kPairs = kOptional ? kSmallGroup<Stored> : kGroup<Stored>;
 template <typename Stored, bool kOptional = false>
 constexpr int kChunk = kThreads * kAhead * kPairs<Stored, kOptional>;
 
+// Blocks of a kernel with options that a multiprocessor runs at once. float64 would spill registers with two.
+template <typename Stored>
+constexpr int kBlocksOf = sizeof(Stored) == 8 ? 1 : 2;
+
 // Blocks a row of a kernel that adds up `size` pairs at a time. A row without pairs has a block too: its loss is 0.
 // What a block costs at its end is shared by several steps, where there are enough of them to keep a GPU busy.
 inline int64_t summing_blocks(int64_t count, int64_t size, int64_t few, int64_t most) {

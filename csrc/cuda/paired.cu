@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // With beta or a margin, and nothing else.
 template <typename Stored, bool kOptional>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kBlocksOf<Stored>)
     logit_forward(Pairs pairs, Divisor divisor, ForwardOutputs outputs, Partial* partials, int64_t blocks) {
   using Real = RealOf<Stored>;
   const Formula<Real> formula(pairs);
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 // What options all pairs have is the same for all threads, so to ask for it costs next to nothing; what is not asked
 // for is not computed.
 template <typename Stored, bool kOptional>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kBlocksOf<Stored>)
     general_forward(Pairs pairs, Divisor divisor, ForwardOutputs outputs, Partial* partials, int64_t blocks) {
   using Real = RealOf<Stored>;
   constexpr int kSize = kPairs<Stored, kOptional>;
@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 template <typename Stored, bool kOptional>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kBlocksOf<Stored>)
     general_backward(Pairs pairs, Divisor divisor, Column upstream, Gradients gradients) {
   using Real = RealOf<Stored>;
   constexpr int kSize = kPairs<Stored, kOptional>;
@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // The upstream gradient's derivative is one a pair, or a row's sum: the "loss" of `outputs`.
 template <typename Stored>
-__global__ void __launch_bounds__(kThreads, sizeof(Stored) == 8 ? 1 : 2)
+__global__ void __launch_bounds__(kThreads, kBlocksOf<Stored>)
     double_backward(Pairs pairs, Divisor divisor, Column upstream, Gradients directions, Column upstream_gradient,
                     Gradients gradients, ForwardOutputs outputs, Partial* partials, int64_t blocks) {
   using Real = RealOf<Stored>;
