@@ -38,7 +38,8 @@ struct Moment {
   int64_t statistic, weight_power, power;
 };
 
-constexpr int kEdges = 20;   // bins of |z|
+constexpr int kBins = 20;                   // of |z|, the last one without end
+constexpr int kSteps = 20, kLastEdge = 20;  // edges are multiples of 1 / kSteps, up to this one
 constexpr int kBinSums = 6;  // pairs, w, w |z|, w |z|^2, w |z|^3, w where the response of greater reward has won
 
 struct StatisticSums {
@@ -46,11 +47,11 @@ struct StatisticSums {
   int64_t columns = 0, unit_rows = 1;  // as many moments
   const double* shifts = nullptr;      // one a statistic
   double scale = 1;                    // weights are divided by it
-  const int64_t* bin_of = nullptr;     // of floor(20 |z|), up to 20 |z| = 400
+  const int64_t* bin_of = nullptr;     // of floor(kSteps |z|), up to that of kLastEdge
   // The row of `units` and of `bins` that each pair belongs to; null where there is one.
   const int64_t *rows = nullptr, *bin_rows = nullptr;
   double* units = nullptr;  // (columns, unit_rows)
-  double* bins = nullptr;   // (rows, kEdges, kBinSums)
+  double* bins = nullptr;   // (rows, kBins, kBinSums)
 };
 
 }  // namespace prefloss

@@ -69,7 +69,7 @@ void add_statistics(const py::tuple& columns, const py::tuple& numbers, py::hand
   sums.moments = static_cast<const Moment*>(output(moments, Dtype::kInt64, sums.columns * kMomentNumbers));
   sums.shifts = static_cast<const double*>(output(shifts, Dtype::kFloat64, given.statistics()));
   sums.scale = scale;
-  sums.bin_of = indices_of(bin_of, "bin_of", kEdges * kEdges + 1);
+  sums.bin_of = indices_of(bin_of, "bin_of", kSteps * kLastEdge + 1);
   sums.rows = indices_of(rows, "rows", given.pairs.count);
   sums.bin_rows = indices_of(bin_rows, "bin_rows", given.pairs.count);
   sums.units = static_cast<double*>(output(units, Dtype::kFloat64, entries_of(units)));

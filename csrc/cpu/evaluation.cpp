@@ -139,8 +139,9 @@ void add_to_bins(const Block& block, const double* weight, const StatisticSums& 
     if (block.labelled[i] == 0) continue;
     const double distance = block.distance[i], w = weight[i];
     // NaN, which no comparison is true of, lies in the last one.
-    const int64_t bin = sums.bin_of[distance < kEdges ? static_cast<int64_t>(kEdges * distance) : kEdges * kEdges];
-    double* const its = sums.bins + ((sums.bin_rows ? sums.bin_rows[begin + i] : 0) * kEdges + bin) * kBinSums;
+    const int64_t bin =
+        sums.bin_of[distance < kLastEdge ? static_cast<int64_t>(kSteps * distance) : kSteps * kLastEdge];
+    double* const its = sums.bins + ((sums.bin_rows ? sums.bin_rows[begin + i] : 0) * kBins + bin) * kBinSums;
     const double first = w * distance, second = first * distance;
     its[0] += 1;
     its[1] += w;

@@ -232,6 +232,17 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, const Launch& 
   return launch_rows(kernel, 1, blocks, where, arguments...);
 }
 
+// Calls body(index) for this thread's share of [0, count), in a grid of blocks_for(count).
+template <typename Body>
+__device__ __forceinline__ void for_each(int64_t count, const Body& body) {
+#pragma unroll 1
+  for (int64_t index = blockIdx.x * int64_t{kThreads} + threadIdx.x; index < count;
+       index += gridDim.x * int64_t{kThreads})
+    body(index);
+}
+
+inline int64_t blocks_for(int64_t count) { return (count + kThreads - 1) / kThreads; }
+
 // The second launch, where there are partial sums to add.
 template <typename Real>
 cudaError_t finish(cudaError_t status, int64_t rows, int64_t blocks, const Divisor& divisor,

@@ -30,17 +30,6 @@ int64_t summing_blocks(const Groups& groups) {
   return std::clamp<int64_t>((groups.groups + groups_a_block - 1) / groups_a_block, 1, kMostBlocks);
 }
 
-// Calls body(index) for this thread's share of [0, count).
-template <typename Body>
-__device__ __forceinline__ void for_each(int64_t count, const Body& body) {
-#pragma unroll 1
-  for (int64_t index = blockIdx.x * int64_t{kThreads} + threadIdx.x; index < count;
-       index += gridDim.x * int64_t{kThreads})
-    body(index);
-}
-
-int64_t blocks_for(int64_t count) { return (count + kThreads - 1) / kThreads; }
-
 __device__ __forceinline__ int64_t group_of(const Groups& groups, int64_t item) {
   if (!groups.offsets) return item / groups.size;
   int64_t low = 0, high = groups.count();  // the last group that begins at the item or before it

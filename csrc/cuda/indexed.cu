@@ -280,10 +280,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOf<Stored>)
 // Each item's slope: what its words add up to, divided, and rounded once.
 template <typename Real>
 __global__ void __launch_bounds__(kThreads, 2) divide_items(Bins bins, Divisor divisor, Real* slopes) {
-#pragma unroll 1
-  for (int64_t item = blockIdx.x * int64_t{kThreads} + threadIdx.x; item < bins.items;
-       item += gridDim.x * int64_t{kThreads})
-    slopes[item] = static_cast<Real>(sum_of(bins, item) / divisor.of_row(0));
+  for_each(bins.items, [&](int64_t item) { slopes[item] = static_cast<Real>(sum_of(bins, item) / divisor.of_row(0)); });
 }
 
 // As many as the loss of gathered scores has, so that it has the same bits.
@@ -327,8 +324,7 @@ cudaError_t forward(const Comparisons& comparisons, const Pairs& pairs, const Di
   status = finish<Real>(status, 1, blocks, divisor, outputs, where);
   if (status != cudaSuccess || slopes == nullptr) return status;
   const Divisor by = divisor.total_weight ? Divisor{1, outputs.sums + kWeight, 0, true} : divisor;
-  return launch(divide_items<Real>, (bins.items + kThreads - 1) / kThreads, where, bins, by,
-                static_cast<Real*>(slopes));
+  return launch(divide_items<Real>, blocks_for(bins.items), where, bins, by, static_cast<Real*>(slopes));
 }
 
 template <typename Real>
