@@ -334,7 +334,7 @@ def check_denominator(denominator: object, reduction: int, rewards: Tensor) -> f
         wide = accumulation_dtype(rewards.dtype)
         if isinstance(number, float) and not 1 / _GREATEST[wide] <= number <= _GREATEST[wide]:
             raise ValueError(
-                f"denominator must be finite, and its inverse too, in {_name(wide)}, in which the loss of {_dtype(rewards)} "
+                f"denominator must be finite, and its inverse too, in {dtype_name(wide)}, in which the loss of {_dtype(rewards)} "
                 f"rewards is computed, got {denominator!r}" + "; float64 rewards take it" * (wide is torch.float32)
             )
         return number
@@ -370,10 +370,10 @@ def _layout(tensor: Tensor) -> str:
 
 
 def _dtype(tensor: Tensor) -> str:
-    return _name(tensor.dtype)
+    return dtype_name(tensor.dtype)
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 

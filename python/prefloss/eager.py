@@ -195,12 +195,7 @@ class GroupedLoss(Function):
             result = rewards.new_empty(ctx.shape)
             if _core.scale_slopes(grad, slopes, sizes, call.reduction == NONE, result):
                 return result, None, None, None, None
-        if rewards.shape != ctx.shape:
-            raise ValueError(
-                f"rewards had shape {tuple(ctx.shape)} and have {tuple(rewards.shape)} now: were they changed between forward "
-                f"and backward?"
-            )
-        _check_saved({"rewards": rewards, "ranks": ranks, "weight": weight})
+        _check_saved(ctx.shape, rewards=rewards, ranks=ranks, weight=weight)
         options = GroupOptions(Numbers(*call.numbers), call.half_ties, call.over_pairs, call.reduction, call.statistics)
         with torch.enable_grad():
             denominator = call.denominator if by is None else by
@@ -209,11 +204,20 @@ class GroupedLoss(Function):
         return result, None, None, None, None
 
 
-def _check_saved(tensors: dict[str, Tensor | None]) -> None:
-    """Before torch converts one: it would read a tensor without memory, which on a GPU ends the process's use of it."""
-    for name, tensor in tensors.items():
+def _check_saved(shape: torch.Size, **tensors: Tensor | None) -> None:
+    """ValueError where the first of the saved tensors no longer has its shape, or one of them no memory.
+
+    On a GPU an index into what is no longer there is an assertion, and torch, where it converts a tensor without memory, reads it:
+    either ends the process's use of the GPU.
+    """
+    name, first = next(iter(tensors.items()))
+    if first is not None and first.shape != shape:
+        raise ValueError(
+            f"{name} had shape {tuple(shape)} and have {tuple(first.shape)} now: were they changed between forward and backward?"
+        )
+    for each, tensor in tensors.items():
         if tensor is not None and not is_watched():
-            check_memory(name, tensor)
+            check_memory(each, tensor)
 
 
 def _for_cuda(rewards: Tensor, ranks: Tensor, sizes: Tensor | None, weight: Tensor | None) -> Groups:
@@ -283,12 +287,8 @@ class IndexedLoss(Function):
             result = torch.empty_like(scores)
             if _core.scale_slopes(grad, slopes, None, False, result):
                 return result, None, None, None, None, None, None
-        if scores.shape != ctx.shape:  # before an index into what is no longer there, which on a GPU is an assertion
-            raise ValueError(
-                f"scores had shape {tuple(ctx.shape)} and have {tuple(scores.shape)} now: were they changed between forward "
-                f"and backward?"
-            )
-        _check_saved({"scores": scores, **dict(zip(("margin", "weight", "target"), options, strict=True))})
+        margin, weight, target = options
+        _check_saved(ctx.shape, scores=scores, margin=margin, weight=weight, target=target)
         with torch.enable_grad():
             pairs, numbers = Pairs(scores, None, *options), Numbers(*call.numbers)
             denominator = call.denominator if by is None else by

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .arguments import check_tensor
+from .arguments import check_tensor, dtype_name
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -38,7 +38,7 @@ def last_token(values: Tensor, *, attention_mask: Tensor | None = None, cu_seqle
     check_tensor("values", values, "a floating-point tensor")
     if not values.is_floating_point():
         raise TypeError(
-            f"values must be floating-point, got {_name(values.dtype)}; cast them, for example values.float()"
+            f"values must be floating-point, got {dtype_name(values.dtype)}; cast them, for example values.float()"
         )
     if (attention_mask is None) == (cu_seqlens is None):
         given = "neither" if cu_seqlens is None else "both"
@@ -103,8 +103,6 @@ def divergence_weight(chosen_ids: Tensor, rejected_ids: Tensor, pad_token_id: in
 
     Sources: Yao et al. 2023 (DeepSpeed-Chat, arXiv 2308.01320).
     """
-    check_tensor("chosen_ids", chosen_ids, "a tensor of integers")
-    check_tensor("rejected_ids", rejected_ids, "a tensor of integers")
     _check_integers("chosen_ids", chosen_ids, chosen_ids)
     _check_integers("rejected_ids", rejected_ids, chosen_ids)
     if chosen_ids.dim() != 2 or chosen_ids.shape != rejected_ids.shape:
@@ -125,7 +123,7 @@ def _check_integers(name: str, tensor: object, beside: Tensor, *, mask: bool = F
     accepted = "a tensor of bool or integers" if mask else "a tensor of integers"
     checked = check_tensor(name, tensor, accepted)
     if checked.dtype not in _INTEGERS and not (mask and checked.dtype is torch.bool):
-        raise TypeError(f"{name} must be {accepted}, got {_name(checked.dtype)}")
+        raise TypeError(f"{name} must be {accepted}, got {dtype_name(checked.dtype)}")
     if checked.device != beside.device:
         raise ValueError(f"{name} must be on the device {beside.device}, got {checked.device}; move it with .to()")
 
@@ -136,7 +134,3 @@ def _require(condition: Tensor, message: str) -> None:
         torch._assert_async(condition, message)
     elif not bool(condition):
         raise ValueError(message)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
