@@ -161,6 +161,20 @@ def test_losses_over_items_wait_for_nothing(layout):
         loss.backward()
 
 
+def in_a_graph(step):
+    """The CUDA graph of a step, and the tensors that its replays fill."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    return graph, captured
+
+
 @pytest.mark.parametrize("layout", ["groups", "indexed"])
 @pytest.mark.parametrize("options", [{}, {"beta": 0.5, "center_rewards_coefficient": 0.1}], ids=["default", "options"])
 def test_a_step_over_items_is_captured_in_a_graph_and_replayed(layout, options):
@@ -171,15 +185,7 @@ def test_a_step_over_items_is_captured_in_a_graph_and_replayed(layout, options):
         loss = function(given, denominator=denominator, **options)
         return [loss.detach(), *torch.autograd.grad(loss, given)]  # a graph kept alive belongs to its stream
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = in_a_graph(step)
     for number in (5, 6):
         given.data.mul_(0.5)
         denominator.fill_(number)
@@ -286,15 +292,7 @@ def test_a_whole_step_is_captured_in_a_graph_and_replayed(size, with_options):
         loss = prefloss.bradley_terry_loss(*pair, **options)
         return [loss.detach(), *torch.autograd.grad(loss, pair)]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = in_a_graph(step)
     for seed in (5, 6):
         for tensor, values in zip(pair, drawn(size, seed=seed), strict=True):
             tensor.data.copy_(values.detach())
