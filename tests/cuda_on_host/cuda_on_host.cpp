@@ -1,9 +1,5 @@
-// The scheduler of cuda_on_host.h, and the CUDA runtime that goes with it. Compiled without sanitizers: it tells them
-// what it does.
+// The scheduler of cuda_on_host.h. Compiled without sanitizers: it tells them what it does.
 #include "cuda_on_host.h"
-
-#include <link.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -15,50 +11,8 @@
 #include <string>
 #include <vector>
 
-#ifndef __x86_64__
-#error "cuda_on_host switches fibers in x86-64 assembler: see cuda_on_host_switch"
-#endif
-
-extern "C" {
-
-// The sanitizers' interfaces; null where no sanitizer is loaded.
-[[gnu::weak]] void __sanitizer_start_switch_fiber(void** fake_stack, const void* stack, size_t bytes);
-[[gnu::weak]] void __sanitizer_finish_switch_fiber(void* fake_stack, const void** stack, size_t* bytes);
-[[gnu::weak]] void __asan_unpoison_memory_region(const volatile void* address, size_t bytes);
-[[gnu::weak]] void* __tsan_get_current_fiber();
-[[gnu::weak]] void* __tsan_create_fiber(unsigned flags);
-[[gnu::weak]] void __tsan_destroy_fiber(void* fiber);
-[[gnu::weak]] void __tsan_switch_to_fiber(void* fiber, unsigned flags);
-[[gnu::weak]] void __tsan_acquire(void* clock);
-[[gnu::weak]] void __tsan_release(void* clock);
-
-// Saves the callee-saved registers and the stack pointer, and goes on where the other stack left off.
-[[gnu::visibility("hidden")]] void cuda_on_host_switch(void** saved_stack_pointer, void* other_stack_pointer);
-}
-
-asm(R"(
-.text
-.globl cuda_on_host_switch
-.hidden cuda_on_host_switch
-.type cuda_on_host_switch, @function
-cuda_on_host_switch:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-.size cuda_on_host_switch, . - cuda_on_host_switch
-)");
+#include "shared_memory.h"
+#include "stack.h"
 
 namespace cuda_on_host {
 
@@ -72,28 +26,14 @@ std::atomic<uint64_t> bytes_loaded, bytes_stored;
 
 namespace {
 
-constexpr int kWarpSize = 32;
 constexpr int kMaxThreads = 1024;
-constexpr size_t kSavedRegisters = 6;
-constexpr size_t kGuardBytes = 4096;
-// Generous, since a sanitizer writes its report on the stack of the fiber.
-constexpr size_t kStackBytes = 256 * 1024;
 
-// Per OS thread, as in CUDA. It also makes sure that this module has thread-local storage (SharedMemory).
+// Per OS thread, as in CUDA.
 thread_local cudaError_t last_error = cudaSuccess;
 
 cudaError_t remember(cudaError_t error) {
   if (error != cudaSuccess) last_error = error;
   return error;
-}
-
-// The thread sanitizer sees an order between two fibers only where one releases a clock that the other acquires.
-void release(char& clock) {
-  if (__tsan_release) __tsan_release(&clock);
-}
-
-void acquire(char& clock) {
-  if (__tsan_acquire) __tsan_acquire(&clock);
 }
 
 std::string format(SourceLine where) { return std::string(where.file) + ":" + std::to_string(where.line); }
@@ -107,43 +47,6 @@ std::string format_mask(unsigned mask) {
   std::snprintf(digits, sizeof digits, "0x%08x", mask);
   return digits;
 }
-
-// The kernels' __shared__ variables: thread-local storage of this module, as the launching thread has it. Variables of
-// other code in the module lie in between (pybind11 has some), so all of it is put back when the launch is over.
-class SharedMemory {
- public:
-  SharedMemory() {
-    // Taking the address of a variable makes the C library allocate the storage for this thread.
-    anchor_ = reinterpret_cast<char*>(&last_error);
-    dl_iterate_phdr(find, this);
-    saved_.assign(begin_, begin_ + bytes_);
-  }
-  ~SharedMemory() { std::copy(saved_.begin(), saved_.end(), begin_); }
-  SharedMemory(const SharedMemory&) = delete;
-  SharedMemory& operator=(const SharedMemory&) = delete;
-
-  // NaN in every floating-point type, and an index out of every range.
-  void poison() { std::fill_n(begin_, bytes_, static_cast<char>(0xff)); }
-
- private:
-  static int find(dl_phdr_info* module, size_t, void* shared_memory) {
-    auto* self = static_cast<SharedMemory*>(shared_memory);
-    auto* const begin = static_cast<char*>(module->dlpi_tls_data);
-    for (int i = 0; begin && i < module->dlpi_phnum; i++) {
-      const auto& segment = module->dlpi_phdr[i];
-      if (segment.p_type != PT_TLS || self->anchor_ < begin || self->anchor_ >= begin + segment.p_memsz) continue;
-      self->begin_ = begin;
-      self->bytes_ = segment.p_memsz;
-      return 1;
-    }
-    return 0;
-  }
-
-  char* anchor_ = nullptr;
-  char* begin_ = nullptr;
-  size_t bytes_ = 0;
-  std::vector<char> saved_;
-};
 
 enum class Order { kAscending, kDescending, kRandom };
 
@@ -171,10 +74,7 @@ class ReadyThreads {
 enum class State { kReady, kInWarpCall, kInBarrier, kReturned };
 
 struct Fiber {
-  char* stack = nullptr;
-  void* stack_pointer = nullptr;
-  void* fake_stack = nullptr;  // the address sanitizer's
-  void* tsan_fiber = nullptr;
+  Stack stack;
   uint3 index = {};
   State state = State::kReady;
   SourceLine where = {};  // the call in which it waits, and that call's arguments
@@ -187,7 +87,7 @@ struct Fiber {
 
 // Two clocks in turns: a thread may reach the next barrier before another has left this one.
 struct SyncWarpClocks {
-  char clocks[2];
+  Clock clocks[2];
   unsigned count = 0;
 };
 
@@ -242,41 +142,16 @@ class Scheduler {
   Order order_ = Order::kAscending;
   std::minstd_rand random_;
 
-  // The launching thread, while a fiber runs.
-  void* launcher_stack_pointer_ = nullptr;
-  void* launcher_fake_stack_ = nullptr;
-  void* launcher_tsan_fiber_ = nullptr;
-  const void* launcher_stack_ = nullptr;
-  size_t launcher_stack_bytes_ = 0;
-
-  char block_begins_ = 0, block_ends_ = 0, barrier_clocks_[2] = {};
+  Launcher launcher_;
+  Clock block_begins_, block_ends_, barrier_clocks_[2];
 };
 
 Scheduler scheduler;
 std::mutex launching;
 
-constexpr unsigned kTsanNoSync = 1, kTsanSync = 0;
-
-// A fiber that starts at fiber_main, on a stack that is as if cuda_on_host_switch had left it.
 void Scheduler::prepare(int thread) {
   Fiber& fiber = fibers_[thread];
-  if (!fiber.stack) {
-    void* const memory = mmap(nullptr, kGuardBytes + kStackBytes, PROT_READ | PROT_WRITE,
-                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED || mprotect(memory, kGuardBytes, PROT_NONE) != 0) {
-      std::perror("cuda_on_host: no memory for stacks");
-      std::abort();
-    }
-    fiber.stack = static_cast<char*>(memory) + kGuardBytes;
-    if (__tsan_create_fiber) fiber.tsan_fiber = __tsan_create_fiber(0);
-  }
-  // Two words on top: the address to go to, and the return address of fiber_main, which does not return.
-  auto* const top = reinterpret_cast<uintptr_t*>(fiber.stack + kStackBytes) - 2;
-  top[0] = reinterpret_cast<uintptr_t>(&fiber_main);
-  top[1] = 0;
-  fiber.stack_pointer = top - kSavedRegisters;
-  std::fill_n(top - kSavedRegisters, kSavedRegisters, 0);
-  fiber.fake_stack = nullptr;
+  fiber.stack.prepare(fiber_main);
   fiber.barriers = 0;
   const auto linear = static_cast<unsigned>(thread);
   const dim3& shape = block_shape;
@@ -285,33 +160,23 @@ void Scheduler::prepare(int thread) {
 
 // From the launching thread to a fiber, until that suspends itself.
 void Scheduler::resume(int thread) {
-  Fiber& fiber = fibers_[thread];
   running_ = thread;
-  thread_index = fiber.index;
-  if (__sanitizer_start_switch_fiber) __sanitizer_start_switch_fiber(&launcher_fake_stack_, fiber.stack, kStackBytes);
-  if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(fiber.tsan_fiber, kTsanNoSync);
-  cuda_on_host_switch(&launcher_stack_pointer_, fiber.stack_pointer);
-  if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(launcher_fake_stack_, nullptr, nullptr);
+  thread_index = fibers_[thread].index;
+  fibers_[thread].stack.resume(launcher_);
 }
 
 // From the running fiber to the launching thread. A fiber that has returned is not resumed.
 void Scheduler::suspend() {
   Fiber& fiber = fibers_[running_];
-  if (__sanitizer_start_switch_fiber)
-    __sanitizer_start_switch_fiber(fiber.state == State::kReturned ? nullptr : &fiber.fake_stack, launcher_stack_,
-                                   launcher_stack_bytes_);
-  if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(launcher_tsan_fiber_, kTsanNoSync);
-  cuda_on_host_switch(&fiber.stack_pointer, launcher_stack_pointer_);
-  if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(fiber.fake_stack, nullptr, nullptr);
+  fiber.stack.suspend(launcher_, fiber.state == State::kReturned);
 }
 
 void Scheduler::fiber_main() {
   Scheduler& self = scheduler;
-  if (__sanitizer_finish_switch_fiber)
-    __sanitizer_finish_switch_fiber(nullptr, &self.launcher_stack_, &self.launcher_stack_bytes_);
-  acquire(self.block_begins_);
+  self.fibers_[self.running_].stack.arrive(self.launcher_);
+  self.block_begins_.acquire();
   self.call_(self.kernel_, self.arguments_);
-  release(self.block_ends_);
+  self.block_ends_.release();
   self.finish_thread();
   self.suspend();
 }
@@ -346,11 +211,11 @@ uint64_t Scheduler::join_warp(WarpCall call, unsigned mask, uint64_t value, int 
   Fiber& fiber = fibers_[thread];
   Warp& warp = warps_[thread / kWarpSize];
   // Shuffles do not order memory accesses, __syncwarp does.
-  char* clock = nullptr;
-  if (call == WarpCall::kSync && __tsan_release) {
+  Clock* clock = nullptr;
+  if (call == WarpCall::kSync && has_thread_sanitizer()) {
     SyncWarpClocks& clocks = warp.clocks_of_mask[mask];
     clock = &clocks.clocks[clocks.count % 2];
-    release(*clock);
+    clock->release();
   }
   fiber.state = State::kInWarpCall;
   fiber.where = where;
@@ -361,7 +226,7 @@ uint64_t Scheduler::join_warp(WarpCall call, unsigned mask, uint64_t value, int 
   warp.waiting++;
   release_warp_if_complete(thread / kWarpSize, fiber);
   suspend();
-  if (clock) acquire(*clock);
+  if (clock) clock->acquire();
   return fiber.result;
 }
 
@@ -382,7 +247,7 @@ void Scheduler::release_warp_if_complete(int warp_number, const Fiber& caller) {
                same_line(lanes[i].where, where);
   });
   if (!complete) return;
-  if (call == WarpCall::kSync && __tsan_release) warp.clocks_of_mask[mask].count++;
+  if (call == WarpCall::kSync && has_thread_sanitizer()) warp.clocks_of_mask[mask].count++;
   if (call == WarpCall::kShuffle) {
     for_lanes([&](int i) {
       const int source = lanes[i].source_lane;
@@ -399,14 +264,14 @@ void Scheduler::release_warp_if_complete(int warp_number, const Fiber& caller) {
 
 void Scheduler::join_block(SourceLine where) {
   Fiber& fiber = fibers_[running_];
-  char& clock = barrier_clocks_[fiber.barriers++ % 2];
-  release(clock);
+  Clock& clock = barrier_clocks_[fiber.barriers++ % 2];
+  clock.release();
   fiber.state = State::kInBarrier;
   fiber.where = where;
   in_barrier_++;
   release_block_if_complete();
   suspend();
-  acquire(clock);
+  clock.acquire();
 }
 
 void Scheduler::release_block_if_complete() {
@@ -460,24 +325,16 @@ void Scheduler::run_block() {
     prepare(i);
     make_ready(i);
   }
-  release(block_begins_);
+  block_begins_.release();
   while (diagnosis_.empty() && !ready_.empty()) resume(ready_.take(order_, random_));
   if (diagnosis_.empty() && returned_ < threads_) report_deadlock();
-  acquire(block_ends_);
+  block_ends_.acquire();
 }
 
 // After a failure, as the kernel's frames are still on the stacks.
 void Scheduler::discard_fibers() {
   for (Fiber& fiber : fibers_) {
-    if (!fiber.stack) continue;
-    if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(fiber.stack, kStackBytes);
-    if (__tsan_switch_to_fiber) {
-      // What the fiber did comes before what the launching thread does from now on.
-      __tsan_switch_to_fiber(fiber.tsan_fiber, kTsanSync);
-      __tsan_switch_to_fiber(launcher_tsan_fiber_, kTsanSync);
-      __tsan_destroy_fiber(fiber.tsan_fiber);
-    }
-    munmap(fiber.stack - kGuardBytes, kGuardBytes + kStackBytes);
+    fiber.stack.discard(launcher_);
     fiber = Fiber();
   }
 }
@@ -500,7 +357,7 @@ cudaError_t Scheduler::launch(CallKernel call, AnyKernel kernel, void** argument
   std::iota(block_order.begin(), block_order.end(), 0);
   std::shuffle(block_order.begin(), block_order.end(), random_);
 
-  launcher_tsan_fiber_ = __tsan_get_current_fiber ? __tsan_get_current_fiber() : nullptr;
+  launcher_.begin();
   diagnosis_.clear();
   error_ = cudaErrorLaunchFailure;
   SharedMemory shared_memory;
@@ -548,6 +405,8 @@ void join_block(SourceLine where) { scheduler.join_block(where); }
 
 int lane() { return scheduler.lane(); }
 
+cudaError_t take_last_error() { return std::exchange(last_error, cudaSuccess); }
+
 void fail_misaligned(const volatile void* address, size_t bytes, SourceLine where) {
   char what[80];
   std::snprintf(what, sizeof what, "misaligned access of %zu bytes at 0x%zx", bytes,
@@ -565,61 +424,3 @@ void cuda_on_host_assert_fail(const char* assertion, const char* file, unsigned 
 uint64_t cuda_on_host_bytes_loaded() { return cuda_on_host::bytes_loaded; }
 uint64_t cuda_on_host_bytes_stored() { return cuda_on_host::bytes_stored; }
 void cuda_on_host_reset_counts() { cuda_on_host::bytes_loaded = cuda_on_host::bytes_stored = 0; }
-
-// The runtime's own functions, as far as the kernels' launchers call them.
-extern "C" {
-
-const int warpSize = cuda_on_host::kWarpSize;
-
-cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
-  std::memset(memory, value, bytes);
-  return cudaSuccess;
-}
-
-cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
-  return cudaSuccess;
-}
-
-cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
-  return cudaSuccess;
-}
-
-cudaError_t cudaRuntimeGetVersion(int* version) {
-  *version = CUDART_VERSION;
-  return cudaSuccess;
-}
-
-cudaError_t cudaGetLastError() { return std::exchange(cuda_on_host::last_error, cudaSuccess); }
-
-const char* cudaGetErrorName(cudaError_t error) {
-  switch (error) {
-    case cudaSuccess:
-      return "cudaSuccess";
-    case cudaErrorInvalidValue:
-      return "cudaErrorInvalidValue";
-    case cudaErrorInvalidConfiguration:
-      return "cudaErrorInvalidConfiguration";
-    case cudaErrorLaunchFailure:
-      return "cudaErrorLaunchFailure";
-    default:
-      return "unrecognized error code";
-  }
-}
-
-const char* cudaGetErrorString(cudaError_t error) {
-  switch (error) {
-    case cudaSuccess:
-      return "no error";
-    case cudaErrorInvalidValue:
-      return "invalid argument";
-    case cudaErrorInvalidConfiguration:
-      return "invalid configuration argument";
-    case cudaErrorLaunchFailure:
-      return "unspecified launch failure";
-    default:
-      return "unrecognized error code";
-  }
-}
-}

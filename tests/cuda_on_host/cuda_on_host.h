@@ -3,9 +3,9 @@
 // g++ compiles the kernels' .cu file with this header included first, against the toolkit's own headers:
 //
 //   g++ -std=c++17 -fPIC -fvisibility=hidden -x c++ -include cuda_on_host.h -isystem $CUDA_HOME/include -c kernels.cu
-//   g++ -std=c++17 -fPIC -fvisibility=hidden -isystem $CUDA_HOME/include -c cuda_on_host.cpp
+//   g++ -std=c++17 -fPIC -fvisibility=hidden -isystem $CUDA_HOME/include -c cuda_on_host.cpp stack.cpp runtime.cpp
 //
-// and both objects go into one module, in the place of libcudart. "Device" pointers are then those of ordinary arrays.
+// and all objects go into one module, in the place of libcudart. "Device" pointers are then those of ordinary arrays.
 // A launch returns when its grid is done: cuda_on_host.cpp runs one block at a time, every CUDA thread a fiber on the
 // launching OS thread. Any OS thread may launch; launches wait for each other.
 //
@@ -20,9 +20,9 @@
 //
 // CUDA_ON_HOST_SEED=n sets the order in which blocks and threads run (0: ascending, 1: descending, other: random order
 // n), which shows races inside a block: run 0, 1 and several others. -fsanitize=address or -fsanitize=thread on the .cu
-// file and for the linker, never on cuda_on_host.cpp, finds accesses out of bounds, or these races in any order, with
-// their lines. In shared memory only -fsanitize=undefined finds accesses out of bounds. Python then starts with
-// LD_PRELOAD=$(g++ -print-file-name=libtsan.so), or libasan.so and ASAN_OPTIONS=detect_leaks=0.
+// file and for the linker, never on the files beside this one, finds accesses out of bounds, or these races in any
+// order, with their lines. In shared memory only -fsanitize=undefined finds accesses out of bounds. Python then starts
+// with LD_PRELOAD=$(g++ -print-file-name=libtsan.so), or libasan.so and ASAN_OPTIONS=detect_leaks=0.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -62,6 +62,8 @@ struct SourceLine {
   }
 };
 
+constexpr int kWarpSize = 32;
+
 enum class WarpCall { kShuffle, kSync };
 
 // Waits for the other lanes of the mask. A shuffle returns the value of the source lane.
@@ -81,6 +83,9 @@ using CallKernel = void (*)(AnyKernel kernel, void** arguments);
 
 cudaError_t launch(CallKernel call, AnyKernel kernel, void** arguments, dim3 grid, dim3 block, size_t shared_bytes,
                    SourceLine where);
+
+// That of the last launch of this OS thread that failed, which is forgotten then.
+cudaError_t take_last_error();
 
 // Atomic, as threads other than the launching one may ask; only one launch at a time adds to them.
 extern std::atomic<uint64_t> bytes_loaded, bytes_stored;
