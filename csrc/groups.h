@@ -28,21 +28,31 @@ constexpr int64_t kLargeGroup = 1024;
 
 // Lower ranks are preferred. `rewards` and `ranks` have an entry an item, of `items` / `rows` a row. Group g has the
 // items offsets[g] ... offsets[g + 1] - 1, counted through all rows, at most `size` of them, or, where there are no
-// offsets, `size` items from g * size on. The CUDA kernels take contiguous rewards of the type that they are computed
-// in, and int64 ranks.
+// offsets, `size` items from g * size on; of these, where `filled` says how many, only the first are items, and the
+// rest is never read. The CUDA kernels take contiguous rewards of the type that they are computed in, and int64 ranks.
 struct Groups {
   Column rewards, ranks;
-  int64_t rows = 1, groups = 0, size = 0, items = 0;  // groups a row; of so many items each; items in all
-  const int64_t* offsets = nullptr;
-  Options options;         // target: of pairs of different rank
-  bool half_ties = false;  // pairs of equal rank count too, with target 1/2 and no margin
-  int64_t large = 0;       // groups of so many items take linear time on the CPU
+  int64_t rows = 1, groups = 0, size = 0, items = 0;    // groups a row; of so many items each; items in all
+  const int64_t *offsets = nullptr, *filled = nullptr;  // filled: one a group, counted through all rows
+  Options options;                                      // target: of pairs of different rank
+  bool half_ties = false;                               // pairs of equal rank count too, with target 1/2 and no margin
+  int64_t large = 0;                                    // groups of so many items take linear time on the CPU
 
   PREFLOSS_HOST_DEVICE bool in_float64() const { return rewards.dtype == Dtype::kFloat64; }
   PREFLOSS_HOST_DEVICE int64_t count() const { return rows * groups; }
   PREFLOSS_HOST_DEVICE int64_t begin(int64_t group) const { return offsets ? offsets[group] : group * size; }
-  PREFLOSS_HOST_DEVICE int64_t size_of(int64_t group) const {
+  // Items and places that are not filled.
+  PREFLOSS_HOST_DEVICE int64_t places_of(int64_t group) const {
     return offsets ? offsets[group + 1] - offsets[group] : size;
+  }
+  PREFLOSS_HOST_DEVICE int64_t size_of(int64_t group) const {
+    const int64_t places = places_of(group);
+    if (!filled) return places;
+    const int64_t items_there = filled[group];  // no number leads out of the group
+    return items_there < 0 ? 0 : items_there < places ? items_there : places;
+  }
+  PREFLOSS_HOST_DEVICE bool is_filled(int64_t item, int64_t group) const {
+    return !filled || item - begin(group) < size_of(group);
   }
   PREFLOSS_HOST_DEVICE int64_t row_of(int64_t group) const { return group / groups; }
   // An item counted through all rows, counted from the beginning of its row.

@@ -32,7 +32,7 @@ def made(examples: int, positives: float, generator: torch.Generator) -> tuple[T
 
 
 def all_pairs(scores: Tensor, labels: Tensor) -> Tensor:
-    return prefloss.bradley_terry_loss_grouped(scores[None], (~labels)[None])
+    return prefloss.bradley_terry_loss_grouped(scores[None], relevance=labels[None])
 
 
 def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def weighted_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
 
 def auc(scores: Tensor, labels: Tensor) -> float:
     """The accuracy of `PairStats` over all pairs, ties half."""
-    _, stats = prefloss.bradley_terry_loss_grouped(scores.detach()[None], (~labels)[None], return_stats=True)
+    _, stats = prefloss.bradley_terry_loss_grouped(scores.detach()[None], relevance=labels[None], return_stats=True)
     return stats.accuracy + stats.tie_rate / 2
 
 

@@ -30,11 +30,12 @@ FUNCTIONS = {
     "halves": prefloss.bradley_terry_loss_stacked,
     "interleaved": prefloss.bradley_terry_loss_stacked,
     "grouped": prefloss.bradley_terry_loss_grouped,
+    "masked": prefloss.bradley_terry_loss_grouped,
     "ragged": prefloss.bradley_terry_loss_grouped,
     "long": prefloss.bradley_terry_loss_grouped,
     "indexed": prefloss.bradley_terry_loss_indexed,
 }
-GROUPS = ("grouped", "ragged", "long")
+GROUPS = ("grouped", "masked", "ragged", "long")
 NUMBERS = {
     **{"default": {}, "beta": {"beta": 0.3}, "margin number": {"margin": 0.7}, "target number": {"target": 0.25}},
     **{"label smoothing": {"label_smoothing": 0.125}, "centring": {"center_rewards_coefficient": 0.01}},
@@ -108,8 +109,10 @@ class Call:
         return tensors
 
     def _own(self, name, shape, generator):
-        if name == "ranks":
+        if name in ("ranks", "relevance"):
             return torch.randint(0, 5, shape, generator=generator)
+        if name == "mask":
+            return draw(name, shape, generator)
         if name == "group_sizes":
             return torch.tensor([5, 0, 9, 1, 8]).repeat(shape[0] // 5)
         if name.endswith("_index"):
@@ -160,6 +163,7 @@ SHAPES = {
     "halves": ({"rewards": (4, 3, 4, 5)}, PAIRS),
     "interleaved": ({"rewards": (24,)}, (12,)),
     "grouped": ({"rewards": (6, 5), "ranks": (6, 5)}, (6,)),
+    "masked": ({"rewards": (6, 5), "relevance": (6, 5), "mask": (6, 5)}, (6,)),
     "ragged": ({"rewards": (23,), "ranks": (23,), "group_sizes": (5,)}, (5,)),
     "long": ({"rewards": (1, 1100), "ranks": (1, 1100)}, (1,)),
     "indexed": ({"scores": (9,), "chosen_index": (40,), "rejected_index": (40,)}, (40,)),
@@ -167,11 +171,12 @@ SHAPES = {
 LARGE = 1000  # times as many pairs, groups or comparisons: several threads
 OF_GROUPS = ("ties half", "average pairs")
 OF_PAIRS = ("target number", "target", "margin")
+OF_MASKED = ("default", "everything", "none", "ties half", "average pairs")  # other groups have the others
 ALL = [
     Call(layout, option)
     for layout in FUNCTIONS
     for option in dict.fromkeys((*NUMBERS, *TENSORS))
-    if option not in (OF_PAIRS if layout in GROUPS else OF_GROUPS)
+    if option not in (OF_PAIRS if layout in GROUPS else OF_GROUPS) and (layout != "masked" or option in OF_MASKED)
 ]
 # For tests that take long: each layout plain, with all options together, and without a reduction.
 FEW = [call for call in ALL if call.option in ("default", "everything", "none")]
@@ -179,7 +184,7 @@ FEW = [call for call in ALL if call.option in ("default", "everything", "none")]
 # For tests that compile one call each: every operator with all its options, and the plain call. The rest of the few is slow.
 COMPILED = [
     Call("paired", "default"),
-    *(Call(layout, "everything") for layout in ("paired", "halves", "grouped", "ragged", "indexed")),
+    *(Call(layout, "everything") for layout in ("paired", "halves", "grouped", "masked", "ragged", "indexed")),
 ]
 
 over_all = pytest.mark.parametrize("call", ALL, ids=str)

@@ -197,8 +197,10 @@ def test_eager_calls_do_without_the_operators(denominator):
     options = 0.5, 0.0, 0.0, 0.0, "mean", denominator, False
     calls = [
         _core.paired_call(values, values, 0, None, None, None, options, False),
-        _core.grouped_call(values.view(2, 3), index.view(2, 3), None, None, None, "groups", "skip", options, False),
-        _core.grouped_call(values, values, torch.tensor([2, 4]), None, None, "groups", "skip", options, False),
+        _core.grouped_call(
+            values.view(2, 3), index.view(2, 3), None, None, None, None, "groups", "skip", options, False
+        ),
+        _core.grouped_call(values, values, torch.tensor([2, 4]), None, None, None, "groups", "skip", options, False),
         _core.indexed_call(values, index, index, values, None, None, options, False),
     ]
     assert [call is not None and call.has_tensor_denominator for call in calls] == [denominator is not None] * 4

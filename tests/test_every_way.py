@@ -349,7 +349,8 @@ ASKING = [
     (call, place)
     for call in ALL
     for place in call.places
-    if place in ("weight", "target", "denominator", "ranks") and call.option not in ("mask", "integer denominator")
+    if place in ("weight", "target", "denominator", "ranks", "relevance")
+    and call.option not in ("mask", "integer denominator")
 ]
 
 

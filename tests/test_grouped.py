@@ -302,7 +302,7 @@ def test_nan_among_the_ranks_is_named():
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         ranks = torch.zeros(4, 9, dtype=dtype)
         ranks[2, 3] = math.nan
-        with pytest.raises(ValueError, match="ranks must be numbers"):
+        with pytest.raises(ValueError, match="ranks, or relevance, must be numbers"):
             prefloss.bradley_terry_loss_grouped(torch.zeros(4, 9), ranks)
 
 

@@ -49,8 +49,9 @@ def test_an_option_of_any_real_dtype_means_its_values(call, place, rewards_dtype
 def test_ranks_of_any_real_dtype_mean_their_values(layout, dtype, device):
     call = Call(layout, "ties half")
     tensors = call.drawn(device)
-    tensors["ranks"] = tensors["ranks"].clamp(max=1) if dtype is torch.bool else tensors["ranks"]
-    assert_same_bits(call.step({**tensors, "ranks": tensors["ranks"].to(dtype)}), call.step(tensors))
+    name = "relevance" if layout == "masked" else "ranks"
+    tensors[name] = tensors[name].clamp(max=1) if dtype is torch.bool else tensors[name]
+    assert_same_bits(call.step({**tensors, name: tensors[name].to(dtype)}), call.step(tensors))
 
 
 @pytest.mark.parametrize("worst", [5, 2**63 - 1, 2**63, 2**64 - 1])
@@ -64,8 +65,9 @@ def test_ranks_beyond_int64_are_compared_as_they_are(worst):
 def test_ranks_that_no_narrower_dtype_tells_apart_are_compared_as_they_are(layout):
     call = Call(layout, "default")
     tensors = call.drawn()
-    for ranks in ((2**52 + tensors["ranks"]).double(), 2**60 + tensors["ranks"], 2**30 + tensors["ranks"].int()):
-        assert_same_bits(call.step({**tensors, "ranks": ranks}), call.step(tensors))
+    name = "relevance" if layout == "masked" else "ranks"
+    for values in ((2**52 + tensors[name]).double(), 2**60 + tensors[name], 2**30 + tensors[name].int()):
+        assert_same_bits(call.step({**tensors, name: values}), call.step(tensors))
 
 
 # 0-d tensors, parameters and NumPy's numbers, where a number is taken.

@@ -52,12 +52,13 @@ int64_t largest_of(const std::vector<int64_t>& offsets) {
 
 struct EagerGroups {
   View rewards, group_sizes;
-  Column sizes, weight;
+  Column sizes, weight, filled;
   Groups groups;
   std::vector<int64_t> offsets;
   Tensor offsets_there;  // on a GPU
 
-  Fit read_from(py::handle given, py::handle ranks, py::handle its_sizes, py::handle its_weight) {
+  Fit read_from(py::handle given, py::handle ranks, py::handle its_sizes, py::handle its_weight,
+                py::handle its_filled) {
     if (!read(given, rewards) || !rewards.is_floating()) return Fit::kNo;
     Fit fit = as_column(rewards, 0, groups.rewards);
     groups.items = rewards.count();
@@ -77,7 +78,15 @@ struct EagerGroups {
     const auto is_weight = [&](const View& view) {
       return view.is_weight(rewards) && view.dimensions == 1 && view.count() == groups.groups;
     };
-    return both(fit, read_column(its_weight, rewards, is_weight, weight));
+    fit = both(fit, read_column(its_weight, rewards, is_weight, weight));
+    const auto is_filled = [&](const View& view) {
+      return view.dtype == Dtype::kInt64 && view.dimensions == 1 && view.count() == groups.groups && !sizes;
+    };
+    if (read_column(its_filled, rewards, is_filled, filled) == Fit::kNo ||
+        (filled && filled.stride != 1 && groups.groups > 1))
+      return Fit::kNo;
+    groups.filled = static_cast<const int64_t*>(filled.data);
+    return fit;
   }
 
   // Throws where the sizes do not add up.
@@ -100,11 +109,11 @@ struct EagerGroups {
 
 // None, where the operators must be asked, or Python's checks first.
 std::optional<GroupedCall> call_of(py::handle rewards, py::handle ranks, py::handle group_sizes, py::handle weight,
-                                   py::handle margin, py::handle average, py::handle ties, const py::tuple& options,
-                                   bool checked) {
+                                   py::handle filled, py::handle margin, py::handle average, py::handle ties,
+                                   const py::tuple& options, bool checked) {
   EagerGroups given;
   GroupedCall call;
-  const Fit fit = given.read_from(rewards, ranks, group_sizes, weight);
+  const Fit fit = given.read_from(rewards, ranks, group_sizes, weight, filled);
   const Dtype dtype = given.rewards.dtype;
   if (fit == Fit::kNo || !call.read(options, given.rewards, checked) ||
       !read_number(margin, dtype, -HUGE_VAL, HUGE_VAL, call.options.margin) ||
@@ -116,11 +125,12 @@ std::optional<GroupedCall> call_of(py::handle rewards, py::handle ranks, py::han
 }
 
 // False where a rank is NaN.
-bool forward(py::handle rewards, py::handle ranks, py::handle group_sizes, py::handle weight, py::handle denominator,
-             const GroupedCall& call, int64_t large, py::handle loss, py::handle slopes, py::handle sums) {
+bool forward(py::handle rewards, py::handle ranks, py::handle group_sizes, py::handle weight, py::handle filled,
+             py::handle denominator, const GroupedCall& call, int64_t large, py::handle loss, py::handle slopes,
+             py::handle sums) {
   EagerGroups given;
   Groups& groups = given.groups;
-  const Fit fit = given.read_from(rewards, ranks, group_sizes, weight);
+  const Fit fit = given.read_from(rewards, ranks, group_sizes, weight, filled);
   const bool on_cuda = runs_on_cuda(given.rewards.cuda);
   const double* by = nullptr;
   if (fit != Fit::kYes || (on_cuda && !given.is_ready_for_cuda()) || !call.read_tensor(denominator, given.rewards, by))
@@ -198,8 +208,8 @@ class GroupedOperator {
 
   explicit GroupedOperator(Arguments& arguments) {
     Tensor rewards = arguments.tensor(), ranks = arguments.tensor(), sizes = arguments.optional_tensor(),
-           weight = arguments.optional_tensor(), denominator = arguments.optional_tensor(),
-           numbers = arguments.optional_tensor();
+           weight = arguments.optional_tensor(), filled = arguments.optional_tensor(),
+           denominator = arguments.optional_tensor(), numbers = arguments.optional_tensor();
     groups.options = arguments.options(numbers);
     groups.half_ties = arguments.boolean();
     average.over_pairs = arguments.boolean();
@@ -234,6 +244,11 @@ class GroupedOperator {
                                     " entries, which are no groups of " + std::to_string(groups.size) +
                                     "; was it changed between forward and backward?");
       groups.groups = shape_.back() / groups.size;
+    }
+    if (filled && groups.offsets) throw std::invalid_argument("groups of group_sizes have no places to fill");
+    if (filled) {
+      columns_.check(filled, "filled", groups.count());
+      groups.filled = static_cast<const int64_t*>(columns_.keep(filled.contiguous(Dtype::kInt64)).data());
     }
     average.weight =
         columns_.of(std::move(weight), "weight", groups.count(), {rewards_->dtype(), Dtype::kFloat32, Dtype::kBool});
@@ -291,7 +306,8 @@ class GroupedOperator {
 };
 
 void check(GroupStatus status) {
-  if (status == GroupStatus::kNanRank) throw std::invalid_argument("ranks must be numbers, got nan among them");
+  if (status == GroupStatus::kNanRank)
+    throw std::invalid_argument("ranks, or relevance, must be numbers, got nan among them");
 }
 
 void forward_operator(Value* stack, uint64_t, uint64_t) {
@@ -345,10 +361,11 @@ void add_grouped(py::module_& module) {
   add_call_members(its);
   its.def_readonly("half_ties", &GroupedCall::half_ties).def_readonly("over_pairs", &GroupedCall::over_pairs);
   module.def("grouped_call", &call_of, py::arg("rewards"), py::arg("ranks"), py::arg("group_sizes"), py::arg("weight"),
-             py::arg("margin"), py::arg("average"), py::arg("ties"), py::arg("options"), py::arg("checked"));
+             py::arg("filled"), py::arg("margin"), py::arg("average"), py::arg("ties"), py::arg("options"),
+             py::arg("checked"));
   module.def("grouped_forward", &forward, py::arg("rewards"), py::arg("ranks"), py::arg("group_sizes"),
-             py::arg("weight"), py::arg("denominator"), py::arg("call"), py::arg("large"), py::arg("loss"),
-             py::arg("slopes"), py::arg("sums"));
+             py::arg("weight"), py::arg("filled"), py::arg("denominator"), py::arg("call"), py::arg("large"),
+             py::arg("loss"), py::arg("slopes"), py::arg("sums"));
   module.def("scale_slopes", &scale_slopes, py::arg("grad"), py::arg("slopes"), py::arg("group_sizes"),
              py::arg("per_group"), py::arg("result"));
 }

@@ -283,20 +283,23 @@ GroupStatus forward(const Groups& groups, const GroupAverage& average, const Gro
         std::fill(scaled + first, scaled + last, Real(0));
       else
         for (int64_t i = first; i < last; i++) scaled[i] = static_cast<Real>(factor * its[i]);
+      std::fill(scaled + last, scaled + first + groups.places_of(g), Real(0));
     }
   });
   return GroupStatus::kDone;
 }
 
-// Calls write(item, count, values) for the items of a group, a block at a time; value(i) is that of its item i.
+// Writes value(i) for each item i of a group, a block at a time, and 0 where there are no items.
 template <typename Real, typename Value>
 void write_group(const Groups& groups, int64_t group, const Column& result, const Value& value) {
   const int64_t row = groups.row_of(group), first = groups.in_row(groups.begin(group), row),
-                size = groups.size_of(group);
+                size = groups.size_of(group), places = groups.places_of(group);
   Buffer<Real> buffer;
-  for (int64_t begin = 0; begin < size; begin += kBlock) {
-    const int count = static_cast<int>(std::min<int64_t>(kBlock, size - begin));
-    for (int i = 0; i < count; i++) buffer.values[i] = static_cast<Real>(value(begin + i));
+  for (int64_t begin = 0; begin < places; begin += kBlock) {
+    const int count = static_cast<int>(std::min<int64_t>(kBlock, places - begin)),
+              there = static_cast<int>(std::clamp<int64_t>(size - begin, 0, count));
+    for (int i = 0; i < there; i++) buffer.values[i] = static_cast<Real>(value(begin + i));
+    std::fill(buffer.values + there, buffer.values + count, Real(0));
     write_entries(buffer.values, result, row, first + begin, count);
   }
 }

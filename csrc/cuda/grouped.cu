@@ -88,7 +88,8 @@ __device__ __forceinline__ void for_items(const Groups& groups, int threads, con
     double sums[kSums] = {};
     if (share.item < groups.items) {
       share.group = group_of(groups, share.item);
-      const int64_t begin = groups.begin(share.group), size = groups.size_of(share.group);
+      const int64_t begin = groups.begin(share.group);
+      const int64_t size = groups.is_filled(share.item, share.group) ? groups.size_of(share.group) : 0;
       const int64_t visits = (size + threads - 1) / threads, skipped = thread / items * visits;
       share.begin = begin + (skipped < size ? skipped : size);
       share.end = begin + (skipped + visits < size ? skipped + visits : size);
@@ -353,7 +354,8 @@ template <typename Real>
 __global__ void __launch_bounds__(kThreads, 2)
     scale_slopes(Groups groups, const double* slopes, const double* factors, Real* scaled) {
   for_each(groups.items, [&](int64_t index) {
-    const double factor = factors[group_of(groups, index)];
+    const int64_t group = group_of(groups, index);
+    const double factor = groups.is_filled(index, group) ? factors[group] : 0;
     scaled[index] = factor == 0 ? Real(0) : static_cast<Real>(factor * load_one(slopes + index));
   });
 }
@@ -409,7 +411,7 @@ __global__ void __launch_bounds__(kThreads, 2)
               .gradient;
       total += static_cast<double>(behind ? second.rejected : second.chosen);
     }
-    const double factor = factors[group];
+    const double factor = groups.is_filled(index, group) ? factors[group] : 0;
     store_entry<Real>(gradient, groups, group, index, factor == 0 ? 0 : factor * upstream.of(groups, group) * total);
   });
 }

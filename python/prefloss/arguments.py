@@ -167,8 +167,8 @@ def per_pair(
     return tensor.to(accumulation_dtype(rewards.dtype))
 
 
-def check_groups(rewards: object, ranks: object, group_sizes: object) -> tuple[Tensor, Tensor]:
-    """Rewards (B, K), or (N,) with sizes of groups, and ranks of the same shape on the same device."""
+def check_groups(rewards: object, ranks: object, group_sizes: object, name: str = "ranks") -> tuple[Tensor, Tensor]:
+    """Rewards (B, K), or (N,) with sizes of groups, and ranks, or what has this name, of the same shape on the same device."""
     rewards = check_rewards("rewards", rewards)
     dimensions = 2 if group_sizes is None else 1
     if rewards.dim() != dimensions:
@@ -176,12 +176,35 @@ def check_groups(rewards: object, ranks: object, group_sizes: object) -> tuple[T
         raise ValueError(f"rewards must have shape {shape}, got {_shape(rewards)}")
     if rewards.numel() >= 2**31:
         raise ValueError(f"rewards must have fewer than 2**31 entries, got {rewards.numel()}")
-    ranks = check_tensor("ranks", ranks, "a tensor of the rewards' shape")
-    if ranks.shape != rewards.shape:
-        raise ValueError(f"ranks must have the shape of rewards, {_shape(rewards)}, got {_shape(ranks)}")
-    _check_device("ranks", ranks, rewards, "the rewards")
-    check_no_gradient("ranks", ranks)
-    return rewards, ranks
+    return rewards, _per_item(name, ranks, rewards)
+
+
+def check_mask(mask: object, rewards: Tensor, group_sizes: object) -> Tensor:
+    """One entry an item of padded groups."""
+    if group_sizes is not None:
+        raise ValueError(
+            f"mask is for padded groups, rewards (B, K), and cannot be given with group_sizes, got {_given(mask)}; "
+            "leave the items out of rewards, and count them out of group_sizes"
+        )
+    return _per_item("mask", mask, rewards)
+
+
+def check_one_of(ranks: object, relevance: object) -> None:
+    """Exactly one of the two says which items are better."""
+    if (ranks is None) is (relevance is None):
+        given = "neither" if ranks is None else "both"
+        raise TypeError(
+            f"exactly one of ranks (lower is better) and relevance (higher is better) must be given, got {given}"
+        )
+
+
+def _per_item(name: str, value: object, rewards: Tensor) -> Tensor:
+    tensor = check_tensor(name, value, "a tensor of the rewards' shape")
+    if tensor.shape != rewards.shape:
+        raise ValueError(f"{name} must have the shape of rewards, {_shape(rewards)}, got {_shape(tensor)}")
+    _check_device(name, tensor, rewards, "the rewards")
+    check_no_gradient(name, tensor)
+    return tensor
 
 
 def as_group_sizes(group_sizes: object) -> Tensor | None:

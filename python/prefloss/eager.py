@@ -16,11 +16,11 @@ from . import _core
 from ._core import DEFAULT_CALL
 from .arguments import REWARD_DTYPES
 from .operators.grouped import KEYS_ALONE, GroupOptions, Groups, check_ranks, grouped_loss, order_keys
-from .operators.indexed import check_indices, check_memory, indexed_loss
+from .operators.indexed import check_indices, indexed_loss
 from .operators.paired import as_tensor, paired_backward
 from .pairs import NONE, PAIRED, Numbers, Pairs, accumulation_dtype, stack, unstack
 from .stats import Sum
-from .torch_internals import Function, called_directly, is_watched, real_tensors
+from .torch_internals import Function, called_directly, check_memory, is_watched, real_tensors
 
 # What a loss and the sums look like on the CPU: copying a likeness is the quickest way to allocate.
 with real_tensors():
@@ -160,7 +160,13 @@ class GroupedLoss(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rewards: Tensor, ranks: Tensor, sizes: Tensor | None, weight: Tensor | None, call: _core.GroupedCall
+        ctx: Any,
+        rewards: Tensor,
+        ranks: Tensor,
+        sizes: Tensor | None,
+        weight: Tensor | None,
+        filled: Tensor | None,
+        call: _core.GroupedCall,
     ) -> tuple[Tensor, Tensor | None]:
         if call.copied:
             rewards, ranks = rewards.contiguous(), ranks.contiguous()
@@ -174,14 +180,14 @@ class GroupedLoss(Function):
         if ctx.needs_input_grad[0]:
             slopes = torch.empty_like(rewards, dtype=loss.dtype, memory_format=torch.contiguous_format)
         sums = new_sums(rewards) if call.statistics else None
-        tensors = rewards, ranks, sizes, weight
+        tensors = Groups(rewards, ranks, sizes, weight, filled)
         if rewards.is_cuda or KEYS_ALONE:
             tensors = _for_cuda(*tensors)
         by = _tensor_denominator(call)
         if not _core.grouped_forward(*tensors, by, call, LARGE_GROUP, loss, slopes, sums):
-            check_ranks(ranks)
+            check_ranks(ranks, filled)
         # A copy of the sizes, whose buffer may be filled anew before backward.
-        ctx.save_for_backward(slopes, rewards, ranks, sizes if sizes is None else sizes.clone(), weight, by)
+        ctx.save_for_backward(slopes, rewards, ranks, sizes if sizes is None else sizes.clone(), weight, filled, by)
         ctx.call, ctx.shape = call, rewards.shape
         if sums is not None:
             ctx.mark_non_differentiable(sums)
@@ -189,19 +195,19 @@ class GroupedLoss(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: object) -> tuple[Tensor | None, ...]:
-        slopes, rewards, ranks, sizes, weight, by = ctx.saved_tensors
+        slopes, rewards, ranks, sizes, weight, filled, by = ctx.saved_tensors
         call = ctx.call
         if not torch.is_grad_enabled() and not is_watched():
             result = rewards.new_empty(ctx.shape)
             if _core.scale_slopes(grad, slopes, sizes, call.reduction == NONE, result):
-                return result, None, None, None, None
-        _check_saved(ctx.shape, rewards=rewards, ranks=ranks, weight=weight)
+                return result, None, None, None, None, None
+        _check_saved(ctx.shape, rewards=rewards, ranks=ranks, weight=weight, filled=filled)
         options = GroupOptions(Numbers(*call.numbers), call.half_ties, call.over_pairs, call.reduction, call.statistics)
         with torch.enable_grad():
             denominator = call.denominator if by is None else by
-            loss, _ = grouped_loss(Groups(rewards, ranks, sizes, weight), options, denominator)
+            loss, _ = grouped_loss(Groups(rewards, ranks, sizes, weight, filled), options, denominator)
             (result,) = torch.autograd.grad(loss, rewards, grad, create_graph=True)
-        return result, None, None, None, None
+        return result, None, None, None, None, None
 
 
 def _check_saved(shape: torch.Size, **tensors: Tensor | None) -> None:
@@ -220,12 +226,14 @@ def _check_saved(shape: torch.Size, **tensors: Tensor | None) -> None:
             check_memory(each, tensor)
 
 
-def _for_cuda(rewards: Tensor, ranks: Tensor, sizes: Tensor | None, weight: Tensor | None) -> Groups:
+def _for_cuda(
+    rewards: Tensor, ranks: Tensor, sizes: Tensor | None, weight: Tensor | None, filled: Tensor | None
+) -> Groups:
     """As CUDA kernels take groups: of the type that they are computed in, with integers in the order of the ranks."""
     wide = accumulation_dtype(rewards.dtype)
     if weight is not None and weight.dtype is rewards.dtype:
         weight = weight.to(wide)
-    return Groups(rewards.to(wide).contiguous(), order_keys(ranks).contiguous(), sizes, weight)
+    return Groups(rewards.to(wide).contiguous(), order_keys(ranks, filled).contiguous(), sizes, weight, filled)
 
 
 def new_losses(rewards: Tensor, layout: int) -> Tensor:

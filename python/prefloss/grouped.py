@@ -12,11 +12,11 @@ from torch.compiler import is_compiling
 from . import arguments
 from ._core import grouped_call
 from .eager import GroupedLoss
-from .operators.grouped import GroupOptions, Groups, grouped_loss
+from .operators.grouped import GroupOptions, Groups, grouped_loss, opposite_ranks, without_masked
 from .paired import Reduction, Result
 from .pairs import DEFAULTS
 from .stats import PairStats
-from .torch_internals import is_watched
+from .torch_internals import check_memory, is_watched
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -28,6 +28,8 @@ Ties = Literal["skip", "half"]
 class GroupedOptions(TypedDict, total=False):
     """The options of `bradley_terry_loss_grouped`, which documents them."""
 
+    relevance: Tensor | None
+    mask: Tensor | None
     group_sizes: Sequence[int] | Tensor | None
     average: Average
     ties: Ties
@@ -43,20 +45,26 @@ class GroupedOptions(TypedDict, total=False):
 
 @overload
 def bradley_terry_loss_grouped(
-    rewards: Tensor, ranks: Tensor, *, return_stats: Literal[False] = False, **options: Unpack[GroupedOptions]
+    rewards: Tensor,
+    ranks: Tensor | None = None,
+    *,
+    return_stats: Literal[False] = False,
+    **options: Unpack[GroupedOptions],
 ) -> Tensor: ...
 @overload
 def bradley_terry_loss_grouped(
-    rewards: Tensor, ranks: Tensor, *, return_stats: Literal[True], **options: Unpack[GroupedOptions]
+    rewards: Tensor, ranks: Tensor | None = None, *, return_stats: Literal[True], **options: Unpack[GroupedOptions]
 ) -> tuple[Tensor, PairStats]: ...
 @overload
 def bradley_terry_loss_grouped(
-    rewards: Tensor, ranks: Tensor, *, return_stats: bool, **options: Unpack[GroupedOptions]
+    rewards: Tensor, ranks: Tensor | None = None, *, return_stats: bool, **options: Unpack[GroupedOptions]
 ) -> Result: ...
 def bradley_terry_loss_grouped(
     rewards: Tensor,
-    ranks: Tensor,
+    ranks: Tensor | None = None,
     *,
+    relevance: Tensor | None = None,
+    mask: Tensor | None = None,
     group_sizes: Sequence[int] | Tensor | None = None,
     average: Average = "groups",
     ties: Ties = "skip",
@@ -72,16 +80,22 @@ def bradley_terry_loss_grouped(
 ) -> Result:
     """`bradley_terry_loss` over all pairs of each group, without a K by K matrix: InstructGPT's loss, RankNet's, AUC's surrogate.
 
-    In a group every item is preferred to every item of higher rank. Ranks are places, 0 for the best. **Labels (1 = relevant) are
-    not ranks: pass ``ranks=-labels``**, or the loss is upside down. Each pair (a preferred to b) has the term
+    In a group every item is preferred to every item of higher rank. Ranks are places, 0 for the best. **Labels (1 = relevant) and
+    scores are not ranks: pass them as ``relevance``**, of which the higher is better. Each pair (a preferred to b) has the term
     l(beta (a - b) - margin) + c (a + b)^2 of `bradley_terry_loss`. With two ranks only, positives and negatives, the mean over
     the pairs is the logistic surrogate of 1 - AUC.
 
     >>> import prefloss, torch
     >>> rewards, labels = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([[1, 0, 0]])
-    >>> prefloss.bradley_terry_loss_grouped(rewards, ranks=-labels)  # the first item is better than the two others
+    >>> prefloss.bradley_terry_loss_grouped(rewards, relevance=labels)  # the first item is better than the two others
     tensor(0.0878)
     >>> prefloss.bradley_terry_loss_grouped(rewards.flatten(), ranks=torch.tensor([0, 1, 0]), group_sizes=[2, 1])
+    tensor(0.1269)
+
+    Groups of unequal size that were padded to (B, K) have a mask. Masked items are in no pair, whatever stands in their places:
+
+    >>> rewards, relevance = torch.tensor([[2.0, 0.0, torch.nan]]), torch.tensor([[1, 0, 7]])
+    >>> prefloss.bradley_terry_loss_grouped(rewards, relevance=relevance, mask=torch.tensor([[1, 1, 0]]))
     tensor(0.1269)
 
     On the CPU a group of 1,024 items or more takes time and memory in proportion to its items, not to its pairs: their sum
@@ -91,6 +105,10 @@ def bradley_terry_loss_grouped(
     Args:
         rewards: (B, K), B groups of K items; or (N,) with ``group_sizes``. float64, float32, bfloat16 or float16.
         ranks: of the rewards' shape, on their device; any real dtype. Lower is better, equal is a tie; no NaN.
+        relevance: the same, but higher is better. Exactly one of ranks and relevance is given. The order is that of the numbers,
+            exactly, for integers of any width, signed or not, and bool.
+        mask: of the rewards' shape (B, K), bool or numbers: items where it is 0 take no part at all, as if they were left out of
+            their group. Their rewards and ranks may be NaN, their gradient is exactly 0. Not with ``group_sizes``.
         group_sizes: the groups' sizes, >= 0, which add up to N, for rewards (N,): a sequence of integers (NumPy's too), or a tensor
             (G,) of any integer dtype on the CPU.
         average: "groups" is the mean over a group's pairs, then over the groups that have at least one (Ouyang et al. 2022, eq.
@@ -117,9 +135,13 @@ def bradley_terry_loss_grouped(
     Sources: Ouyang et al. 2022 (arXiv 2203.02155) eq. 1; Burges et al. 2005 (RankNet); Gao & Zhou 2015 (AUC surrogates); for
     sums that factorise, Greengard & Rokhlin 1987 (the fast multipole method).
     """
-    groups = Groups(rewards, ranks, arguments.as_group_sizes(group_sizes), weight)
-    call = None
     eager = not is_compiling() and not is_watched()
+    if ranks is None or relevance is not None:
+        ranks = _opposite(rewards, ranks, relevance, group_sizes, eager)
+    groups = Groups(rewards, ranks, arguments.as_group_sizes(group_sizes), weight)
+    if mask is not None:
+        groups = _without_masked(groups, mask, eager)
+    call = None
     if eager:
         options = beta, label_smoothing, flip_rate, center_rewards_coefficient, reduction, denominator, return_stats
         call = grouped_call(*groups, margin, average, ties, options, False)
@@ -146,9 +168,31 @@ def bradley_terry_loss_grouped(
     return (loss, PairStats(sums.detach())) if return_stats else loss
 
 
+def _opposite(rewards: object, ranks: object, relevance: object, group_sizes: object, eager: bool) -> Tensor:
+    """Ranks in the opposite order of the relevance."""
+    arguments.check_one_of(ranks, relevance)
+    _, relevance = arguments.check_groups(rewards, relevance, group_sizes, "relevance")
+    _check_memory(eager, relevance=relevance)
+    return opposite_ranks(relevance)
+
+
+def _without_masked(groups: Groups, mask: object, eager: bool) -> Groups:
+    groups = _checked(groups)
+    mask = arguments.check_mask(mask, groups.rewards, groups.group_sizes)
+    _check_memory(eager, rewards=groups.rewards, ranks=groups.ranks, mask=mask)
+    return without_masked(groups.rewards, groups.ranks, mask, groups.weight)
+
+
+def _check_memory(eager: bool, **tensors: Tensor) -> None:
+    """Of what torch reads before the kernels do. Subclasses hold their memory as they like."""
+    for name, tensor in tensors.items():
+        if eager and type(tensor) in (Tensor, torch.nn.Parameter):
+            check_memory(name, tensor)
+
+
 def _checked(groups: Groups) -> Groups:
     rewards, ranks = arguments.check_groups(groups.rewards, groups.ranks, groups.group_sizes)
     count = rewards.shape[0] if groups.group_sizes is None else groups.group_sizes.shape[0]
     arguments.check_no_gradient("weight", groups.weight)
     weight = arguments.per_pair("weight", groups.weight, rewards, torch.Size((count,)), mask=True, entry="group")
-    return Groups(rewards, ranks, groups.group_sizes, weight)
+    return Groups(rewards, ranks, groups.group_sizes, weight, groups.filled)

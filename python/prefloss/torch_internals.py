@@ -60,6 +60,12 @@ def is_watched() -> bool:
     return in_functorch() or _dispatch_modes() > 0 or forward_ad._current_level >= 0
 
 
+def check_memory(name: str, tensor: Tensor) -> None:
+    """torch itself would read through a null pointer."""
+    if tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0:
+        raise ValueError(f"{name} has no memory (a null pointer); a plain dense tensor is needed")
+
+
 def requires_gradient(tensor: Tensor) -> bool:
     """Also of a tensor that `torch.vmap` has wrapped, which hides it."""
     while not is_compiling() and not tensor.requires_grad and torch._C._functorch.is_functorch_wrapped_tensor(tensor):

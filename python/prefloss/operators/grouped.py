@@ -19,9 +19,9 @@ from ..stats import Sum
 from .operator import Operator
 from .paired import as_tensor
 
-# Rewards are (..., items), ranks too, weight (..., groups): the first dimensions are those of a vmap.
+# Rewards are (..., items), ranks too, weight and filled (..., groups): the first dimensions are those of a vmap.
 _GROUPS = (
-    "Tensor rewards, Tensor ranks, Tensor? group_sizes, Tensor? weight, Tensor? denominator, Tensor? numbers, "
+    "Tensor rewards, Tensor ranks, Tensor? group_sizes, Tensor? weight, Tensor? filled, Tensor? denominator, Tensor? numbers, "
     "float beta, float margin, float target, float label_smoothing, float center_rewards_coefficient, "
     "bool half_ties, bool over_pairs, int reduction, bool return_stats, SymInt group_size"
 )
@@ -93,12 +93,16 @@ grouped_double_backward = Operator(
 
 
 class Groups(NamedTuple):
-    """The tensors of a call: rewards and ranks (B, K), or (N,) with the groups' sizes; a weight a group."""
+    """The tensors of a call: rewards and ranks (B, K), or (N,) with the groups' sizes; a weight a group.
+
+    `filled`, (B,) int64 beside the rewards: a group has as many items, in its first places, and the rest of its K are empty.
+    """
 
     rewards: Tensor
     ranks: Tensor
     group_sizes: Tensor | None = None
     weight: Tensor | None = None
+    filled: Tensor | None = None
 
 
 class GroupOptions(NamedTuple):
@@ -111,34 +115,68 @@ class GroupOptions(NamedTuple):
     return_stats: bool
 
 
-def order_keys(ranks: Tensor) -> Tensor:
+def order_keys(ranks: Tensor, filled: Tensor | None = None) -> Tensor:
     """int64 in the order of the ranks, equal where those are. NaN is an error, on a GPU an assertion there."""
     if not ranks.is_floating_point():
         if ranks.dtype is torch.uint64:  # the order of the bits as signed numbers, but for the first one
             return ranks.view(torch.int64) ^ torch.iinfo(torch.int64).min
         return ranks.to(torch.int64)
-    check_ranks(ranks)
+    check_ranks(ranks, filled)
     bits = (ranks.to(torch.float64) + 0.0).contiguous().view(torch.int64)  # -0 becomes 0
     return bits ^ ((bits >> 63) & 0x7FFF_FFFF_FFFF_FFFF)
 
 
-def check_ranks(ranks: Tensor) -> None:
+def check_ranks(ranks: Tensor, filled: Tensor | None = None) -> None:
     nan = ranks.isnan()
     if not ranks.is_cpu or is_compiling():
-        torch._assert_async(~nan.any(), "ranks must be numbers, got nan")
+        torch._assert_async(~nan.any(), "ranks, or relevance, must be numbers, got nan")
     elif bool(nan.any()):
-        raise ValueError(f"ranks must be numbers, got nan at position {tuple(nan.nonzero()[0].tolist())}")
+        place = tuple(nan.nonzero()[0].tolist())
+        where = f"at position {place}" if filled is None else f"in group {place[0]}"  # whose items have moved
+        raise ValueError(f"ranks, or relevance, must be numbers, got nan {where}")
+
+
+def opposite_ranks(relevance: Tensor) -> Tensor:
+    """Ranks in the opposite order: of integers all bits change, because the opposite of the least one does not fit."""
+    if relevance.is_floating_point():
+        return -_in_common_dtype(relevance)
+    return ~_in_common_dtype(relevance)
+
+
+def _in_common_dtype(ranks: Tensor) -> Tensor:
+    """In the same order, of a dtype that all of torch's operations take."""
+    if ranks.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        return order_keys(ranks)
+    return ranks.float() if ranks.is_floating_point() and ranks.element_size() == 1 else ranks
+
+
+def without_masked(rewards: Tensor, ranks: Tensor, mask: Tensor, weight: Tensor | None) -> Groups:
+    """The groups of the items whose mask is not 0: these take the first places of their rows, the others the last.
+
+    Shapes stay as they are, so that nothing waits for the device, and nothing is compiled anew.
+    """
+    there = mask.to(torch.bool)
+    filled = there.sum(-1)
+    place = torch.where(there, there.cumsum(-1), (~there).cumsum(-1) + filled.unsqueeze(-1)) - 1
+    ranks = _in_common_dtype(ranks).masked_fill(~there, 0)
+    return Groups(
+        torch.zeros_like(rewards).scatter(-1, place, rewards),
+        torch.zeros_like(ranks).scatter(-1, place, ranks),
+        None,
+        weight,
+        filled,
+    )
 
 
 def grouped_loss(groups: Groups, options: GroupOptions, denominator: Tensor | float | None) -> tuple[Tensor, Tensor]:
     """(loss, sums) by the operators."""
-    rewards, ranks, sizes, weight = groups
+    rewards, ranks, sizes, weight, filled = groups
     size = rewards.shape[-1]
     if sizes is None and size == 0:  # groups without items have no place in a flat list
-        sizes = torch.zeros(rewards.shape[0], dtype=torch.int64, device="cpu")
+        sizes, filled = torch.zeros(rewards.shape[0], dtype=torch.int64, device="cpu"), None
     if ranks.dtype in (torch.uint16, torch.uint32, torch.uint64) or ranks.is_cuda or KEYS_ALONE:
-        ranks = order_keys(ranks)
+        ranks = order_keys(ranks, filled)
     given, constant = options.numbers.for_operator()
-    tensors = rewards.reshape(-1), ranks.reshape(-1), sizes, weight, as_tensor(denominator, rewards), given
+    tensors = rewards.reshape(-1), ranks.reshape(-1), sizes, weight, filled, as_tensor(denominator, rewards), given
     loss, _, _, sums = grouped_forward(*tensors, *constant, *options[1:], 0 if sizes is not None else size)
     return loss, sums

@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import _core
 from ..pairs import NONE, SUM, Numbers, Pairs, accumulation_dtype
 from ..sums import CUBES, WEIGHT_POWERS, Sum
+from ..torch_internals import check_memory
 from .operator import Operator
 from .paired import paired_loss
 
@@ -31,12 +32,6 @@ def check_indices(name: str, index: Tensor, items: int) -> None:
             f"{name} must hold indices of the {items} scores, in [0, {items}), got {int(index[position])} at position "
             f"{position[0] if len(position) == 1 else position}"
         )
-
-
-def check_memory(name: str, tensor: Tensor) -> None:
-    """torch itself would read through a null pointer."""
-    if tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0:
-        raise ValueError(f"{name} has no memory (a null pointer); a plain dense tensor is needed")
 
 
 def _over_rows(index: Tensor, rows: torch.Size) -> Tensor:

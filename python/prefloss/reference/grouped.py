@@ -25,8 +25,10 @@ Ties: TypeAlias = Literal["skip", "half"]
 @np.errstate(all="ignore")
 def bradley_terry_loss_grouped(
     rewards: ArrayLike,
-    ranks: ArrayLike,
+    ranks: ArrayLike | None = None,
     *,
+    relevance: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
     group_sizes: ArrayLike | None = None,
     average: Average = "groups",
     ties: Ties = "skip",
@@ -45,7 +47,7 @@ def bradley_terry_loss_grouped(
     Args are those of `prefloss.bradley_terry_loss_grouped`. With `return_stats`, (loss, sums): those of `PairStats`, in
     which a pair of equal rank is half a pair in each order. Every pair is visited: O(K^2).
     """
-    groups = _groups(rewards, ranks, group_sizes, ties)
+    groups = _groups(rewards, ranks, group_sizes, ties, relevance, mask)
     smoothing = smoothing_of(label_smoothing, flip_rate)
     terms = np.array(
         [
@@ -77,8 +79,10 @@ def bradley_terry_loss_grouped(
 def bradley_terry_gradient_grouped(
     grad: ArrayLike,
     rewards: ArrayLike,
-    ranks: ArrayLike,
+    ranks: ArrayLike | None = None,
     *,
+    relevance: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
     group_sizes: ArrayLike | None = None,
     average: Average = "groups",
     ties: Ties = "skip",
@@ -92,7 +96,7 @@ def bradley_terry_gradient_grouped(
     denominator: ArrayLike | None = None,
 ) -> Float64Array:
     """The gradient with respect to the rewards, float64, in their shape. `grad`: a number, or one a group for "none"."""
-    groups = _groups(rewards, ranks, group_sizes, ties)
+    groups = _groups(rewards, ranks, group_sizes, ties, relevance, mask)
     counts = np.array([group.tied.size for group in groups], dtype=np.float64)
     share, divisor = _shares(counts, weight, average, reduction, denominator)
     scale = np.broadcast_to(float64(grad), share.shape) * share / (1.0 if reduction == "none" else divisor)
@@ -126,8 +130,20 @@ class _Group(NamedTuple):
     tied: NDArray[np.bool_]
 
 
-def _groups(rewards: ArrayLike, ranks: ArrayLike, group_sizes: ArrayLike | None, ties: Ties) -> list[_Group]:
+def _groups(
+    rewards: ArrayLike,
+    ranks: ArrayLike | None,
+    group_sizes: ArrayLike | None,
+    ties: Ties,
+    relevance: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+) -> list[_Group]:
+    if (ranks is None) is (relevance is None):
+        raise TypeError("exactly one of ranks and relevance must be given")
+    if relevance is not None:  # whose places in ascending order, 0, 1, ..., have an opposite
+        ranks = -np.unique(np.asarray(relevance), return_inverse=True)[1].reshape(np.shape(relevance))
     rewards, ranks = np.asarray(rewards), np.asarray(ranks)
+    there = np.ones(rewards.size, np.bool_) if mask is None else np.asarray(mask).astype(np.bool_).ravel()
     if rewards.shape != ranks.shape:
         raise ValueError(f"rewards and ranks must have the same shape; got {rewards.shape} and {ranks.shape}")
     sizes = np.full(len(rewards), rewards.shape[1]) if group_sizes is None else np.asarray(group_sizes, dtype=np.int64)
@@ -136,6 +152,7 @@ def _groups(rewards: ArrayLike, ranks: ArrayLike, group_sizes: ArrayLike | None,
     flat, order, groups = rewards.ravel(), ranks.ravel(), []
     for end, size in zip(np.cumsum(sizes), sizes, strict=True):
         members = np.arange(end - size, end)
+        members = members[there[members]]
         better = order[members][:, None] < order[members][None, :]
         equal = np.triu(order[members][:, None] == order[members][None, :], 1) & (ties == "half")
         pairs = [np.nonzero(which) for which in (better, equal)]
