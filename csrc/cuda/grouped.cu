@@ -235,13 +235,19 @@ __global__ void __launch_bounds__(kThreads, 1)
       const double wins = load_one(counted + kPairs * groups.items + index),
                    losses = load_one(own + groups.items + index);
       if (wins == 0 && losses == 0) continue;
-      Partial& side = wins > 0 ? better : worse;
       const double mean = load_one(own + index) / (wins > 0 ? wins : losses);
-      side.sums[kDifferenceSquares] +=
-          mean - mean + CommonMean(side.sums[kCount], 1).squares(side.sums[kDifference], mean);
-      side.sums[kDifference] += mean;
-      side.sums[kCount] += 1;
-      side.sums[kTied] += wins > 0 && losses > 0 ? 1 : 0;
+      // Not a reference to the one or the other, which would put both into memory.
+      const auto add_to = [mean](Partial& side) {
+        side.sums[kDifferenceSquares] +=
+            mean - mean + CommonMean(side.sums[kCount], 1).squares(side.sums[kDifference], mean);
+        side.sums[kDifference] += mean;
+        side.sums[kCount] += 1;
+      };
+      if (wins > 0)
+        add_to(better);
+      else
+        add_to(worse);
+      better.sums[kTied] += wins > 0 && losses > 0 ? 1 : 0;
     }
     better = block_sum<true>(better);
     worse = block_sum<true>(worse);
@@ -311,14 +317,15 @@ __global__ void __launch_bounds__(kThreads, 2)
       const Item<Real> its(groups, other);
       const bool behind = its.ahead_of(item), tied = !behind && !item.ahead_of(its);
       if (tied && (!groups.half_ties || other == index)) continue;
-      const PairOptions<Real>& options = tied ? equal : ranked;
+      const Real a = behind ? its.reward : item.reward, b = behind ? item.reward : its.reward;
       const Real other_direction = load_one(direction + other);
-      const PairGradient<Real> second =
-          options.formula
-              .second(behind ? its.reward : item.reward, behind ? item.reward : its.reward, options.margin, Real(1),
-                      options.target, Scale<Real>(), Scale<Real>(), behind ? other_direction : its_direction,
-                      behind ? its_direction : other_direction, Real(0))
-              .gradient;
+      const auto second_of = [&](const PairOptions<Real>& options) {
+        return options.formula
+            .second(a, b, options.margin, Real(1), options.target, Scale<Real>(), Scale<Real>(),
+                    behind ? other_direction : its_direction, behind ? its_direction : other_direction, Real(0))
+            .gradient;
+      };
+      const PairGradient<Real> second = tied ? second_of(equal) : second_of(ranked);
       total += static_cast<double>(behind ? second.rejected : second.chosen);
     }
     const double factor = groups.is_filled(index, group) ? factors[group] : 0;
