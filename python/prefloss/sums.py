@@ -8,7 +8,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-__all__ = ["Sum", "merged_sums", "sums_of_no_pairs"]
+__all__ = ["Sum", "merged_sums", "scaled_rewards", "sums_of_no_pairs"]
 
 
 class Sum(IntEnum):
@@ -61,6 +61,14 @@ def sums_of_no_pairs(device: torch.device | str | int | None = None) -> Tensor:
     sums = [0.0] * len(Sum)
     sums[Sum.MINIMUM], sums[Sum.MAXIMUM] = math.inf, -math.inf
     return torch.tensor(sums, dtype=torch.float64, device=device)
+
+
+def scaled_rewards(sums: Tensor, by: float) -> Tensor:
+    """The sums where every reward is `by` > 0 times what it was, and the losses are the same."""
+    powers = {which: 1 for which in (Sum.DIFFERENCE, Sum.CHOSEN, Sum.REJECTED, Sum.MINIMUM, Sum.MAXIMUM)}
+    powers |= {which: 2 for which in (Sum.DIFFERENCE_SQUARES, Sum.CHOSEN_SQUARES, Sum.REJECTED_SQUARES)}
+    scaled = [sums[..., which] * by ** powers[which] if which in powers else sums[..., which] for which in Sum]
+    return torch.stack(scaled, dim=-1)
 
 
 def merged_sums(mine: Tensor, theirs: Tensor) -> Tensor:
