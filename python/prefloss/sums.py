@@ -8,7 +8,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-__all__ = ["Sum", "merged_sums", "scaled_rewards", "sums_of_no_pairs"]
+__all__ = ["Sum", "merged_sums", "scaled_rewards", "sums_of_no_pairs", "total_of"]
 
 
 class Sum(IntEnum):
@@ -87,6 +87,16 @@ def merged_sums(mine: Tensor, theirs: Tensor) -> Tensor:
     both[Sum.MINIMUM] = torch.minimum(mine[..., Sum.MINIMUM], theirs[..., Sum.MINIMUM])
     both[Sum.MAXIMUM] = torch.maximum(mine[..., Sum.MAXIMUM], theirs[..., Sum.MAXIMUM])
     return torch.stack(list(both.values()), dim=-1)
+
+
+def total_of(sums: Tensor) -> Tensor:
+    """The sums of all pairs of several sets, which lie along dimension 0: halves of them are merged, as often as it takes."""
+    if not len(sums):
+        return sums_of_no_pairs(sums.device)
+    while len(sums) > 1:
+        even, odd = sums[: len(sums) // 2 * 2], sums[len(sums) // 2 * 2 :]
+        sums = torch.cat([merged_sums(even[0::2], even[1::2]), odd])
+    return sums[0]
 
 
 def _merge_units(both: dict[Sum, Tensor], mine: Tensor, theirs: Tensor) -> None:
