@@ -97,7 +97,7 @@ def dpo_loss(
     >>> reference = torch.tensor([-11.0, -41.0]), torch.tensor([-11.0, -41.5])
     >>> loss, stats = prefloss.dpo_loss(*policy, *reference, beta=0.5, return_stats=True)
     >>> loss
-    tensor(0.7935)
+    tensor(0.9076)
     >>> stats.accuracy, stats.chosen_mean, stats.rejected_mean
     (0.5, 0.0, 0.125)
 
