@@ -40,7 +40,7 @@ test-random: $(INSTALLED)  ## the tests whose inputs Hypothesis draws, with new 
 # Without what the last ones ask for: old versions of it, and a torchvision that does not go with this torch.
 test-clients: $(INSTALLED)  ## install the packages that integrations are for (TRL, Lightning, Ray, ...), and run the tests against them
 	$(BIN)/python -m pip install --quiet -c constraints.txt '.[clients]'
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps recbole libauc allRank
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps recbole libauc allRank openrlhf
 	$(BIN)/python -m pytest -m clients $(ARGS)
 
 bench: $(INSTALLED)  ## time everything, write benchmarks/results.json and draw docs/*.svg
