@@ -105,6 +105,18 @@ def test_nothing_of_no_pairs_and_of_nan(metric):
 
 
 @clients
+def test_an_update_reads_nothing_from_the_device(metric):
+    """Fake tensors have no values to be read."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+    with FakeTensorMode():
+        stats = metric()
+        stats.update(torch.ones(3), torch.ones(3), weight=torch.ones(3))
+        with pytest.raises(DataDependentOutputException):
+            stats.compute()
+
+
+@clients
 def test_in_a_collection_names_have_its_prefix(metric):
     from torchmetrics import MetricCollection
 

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,10 @@ CONFIGURATIONS = {
     "margin": {"margin": True},
     "centring": {"center_rewards_coefficient": 0.01},
     "accumulation": {"gradient_accumulation_steps": 3},
-    "everything": {"margin": True, "center_rewards_coefficient": 0.1, "gradient_accumulation_steps": 2},
+    "everything": {
+        **{"margin": True, "center_rewards_coefficient": 0.1, "gradient_accumulation_steps": 2},
+        **{"gradient_checkpointing": True, "dataloader_drop_last": True, "weight_decay": 0.1, "max_grad_norm": 1.0},
+    },
     "bf16": {"bf16": True},
 }
 
@@ -227,6 +231,24 @@ def test_a_checkpoint_goes_on_where_it_was(ours, tmp_path):
     again = trainer(ours.RewardTrainer, tmp_path, pairs(20), model=reward_model(seed=9), **options)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     torch.testing.assert_close(weights(again), weights(first), rtol=0, atol=1e-6)
+
+
+@clients
+def test_a_micro_batch_reads_nothing_from_the_device(trl, ours, tmp_path):
+    """Fake tensors have no values to be read; TRL's own loss shows that they tell."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+    both = [trainer(kind, tmp_path, pairs(8)) for kind in (trl.RewardTrainer, ours.RewardTrainer)]
+    with FakeTensorMode():
+        batch = {"attention_mask": torch.ones(8, 5), "margin": torch.ones(4)}
+        outputs = types.SimpleNamespace(logits=torch.zeros(8, 1, requires_grad=True))
+        for each in both:
+            each.model.train()
+        loss = both[1].compute_loss(lambda **_: outputs, dict(batch), num_items_in_batch=torch.tensor(16.0))
+        loss.backward()
+        with pytest.raises(DataDependentOutputException):
+            both[0].compute_loss(lambda **_: outputs, dict(batch))
+    assert len(both[1]._sums["train"]) == 1
 
 
 @clients
