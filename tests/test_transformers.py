@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_reward_model import PAD, pairs, reward_model
+from tiny_reward_model import PAD, of_two_processes, pairs, reward_model
 
 from prefloss.integrations.transformers import compute_loss
 
@@ -106,6 +106,28 @@ def test_steps_and_the_end_of_an_epoch(tmp_path):
 def test_evaluation_gives_the_mean_over_all_pairs(tmp_path):
     made = trainer(tmp_path, pairs(10), per_device_eval_batch_size=4)
     assert made.evaluate()["eval_loss"] == pytest.approx(stepped(pairs(10))[1], rel=1e-5)
+
+
+RANK = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from test_transformers import *
+made = trainer(sys.argv[2], pairs(22), per_device_train_batch_size=3, gradient_accumulation_steps=2,
+               ddp_backend="gloo", accelerator_config={"even_batches": False})
+made.train()
+if made.accelerator.is_main_process:
+    print("FOUND" + json.dumps([logged(made, "loss"), weights(made).tolist()]))
+"""
+
+
+@clients
+def test_two_processes_are_one_of_twice_the_batch(tmp_path):
+    """The second step of 22 pairs has micro-batches of 3 and 3 in one process, 3 and 1 in the other."""
+    losses, trained = of_two_processes(RANK, str(tmp_path))
+    whole = trainer(tmp_path, pairs(22), per_device_train_batch_size=12)
+    whole.train()
+    assert losses == pytest.approx(logged(whole, "loss"), rel=1e-5)
+    assert trained == pytest.approx(weights(whole).tolist(), abs=1e-6)
 
 
 @clients

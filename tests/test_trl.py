@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
-import os
-import socket
-import subprocess
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_reward_model import pairs, reward_model, sizes, tokenizer
+from tiny_reward_model import of_two_processes, pairs, reward_model, sizes, tokenizer
 
 import prefloss
 
@@ -312,7 +307,7 @@ def test_text_is_tokenized_and_a_compiled_model_trains(trl, ours, tmp_path):
 
 # A process of torch.distributed on the CPU: both trainers, and what they logged.
 RANK = """
-import importlib, json, sys, warnings
+import importlib, json, sys
 sys.path.insert(0, sys.argv[1])
 from test_trl import *
 found = {}
@@ -338,26 +333,8 @@ if made.accelerator.is_main_process:
 @clients
 def test_two_processes_are_one_of_twice_the_batch(ours, tmp_path):
     """The second step of 22 pairs has micro-batches of 3 and 3 in one process, 3 and 1 in the other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    environment |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, "-c", RANK, str(Path(__file__).parent), str(tmp_path)]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [rank.communicate(timeout=300) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], said[0][1][-3000:] + said[1][1][-3000:]
-    (line,) = (line for line in said[0][0].splitlines() if line.startswith("FOUND"))
-    found = {tuple(key): value for key, value in json.loads(line.removeprefix("FOUND"))}
+    said = of_two_processes(RANK, str(tmp_path))
+    found = {tuple(key): value for key, value in said}
     for metric in ("loss", "num_tokens", "mean_reward", "weights"):
         theirs, its = found["trl", "equal"][metric], found["prefloss.integrations.trl", "equal"][metric]
         assert its == pytest.approx(theirs, rel=1e-5, abs=1e-6), metric

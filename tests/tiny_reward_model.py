@@ -1,8 +1,14 @@
-"""A reward model of some thousand random weights, a tokenizer of digits, and pairs for them: nothing is downloaded."""
+"""A reward model of some thousand random weights, its tokenizer and pairs, and two processes to train it: nothing is downloaded."""
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import torch
 
@@ -48,3 +54,26 @@ def pairs(count, seed=0, margin=False):
 
     rows = [{"chosen_ids": ids(), "rejected_ids": ids(), "margin": draw.random()} for _ in range(count)]
     return rows if margin else [{name: row[name] for name in ("chosen_ids", "rejected_ids")} for row in rows]
+
+
+def of_two_processes(code, *arguments):
+    """What the first of two processes of torch.distributed prints as JSON after FOUND; argv is this folder, and these."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environment |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(Path(__file__).parent), *arguments],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=300) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said[0][1][-3000:] + said[1][1][-3000:]
+    (line,) = (line for line in said[0][0].splitlines() if line.startswith("FOUND"))
+    return json.loads(line.removeprefix("FOUND"))
