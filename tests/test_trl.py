@@ -325,6 +325,8 @@ for module in ("trl", "prefloss.integrations.trl"):
         made.train()
         found[module, name] = {metric: logged(made, metric) for metric in ("loss", "num_tokens", *METRICS)}
         found[module, name]["weights"] = weights(made).tolist()
+    made = trainer(kind, sys.argv[2], pairs(4), evaluation=pairs(5, seed=5, margin=True), per_device_eval_batch_size=2)
+    found[module, "evaluation"] = made.evaluate()
 if made.accelerator.is_main_process:
     print("FOUND" + json.dumps([[list(key), value] for key, value in found.items()]))
 """
@@ -338,6 +340,13 @@ def test_two_processes_are_one_of_twice_the_batch(ours, tmp_path):
     for metric in ("loss", "num_tokens", "mean_reward", "weights"):
         theirs, its = found["trl", "equal"][metric], found["prefloss.integrations.trl", "equal"][metric]
         assert its == pytest.approx(theirs, rel=1e-5, abs=1e-6), metric
+    # Two batches of 2 on each process: three of the eight pairs have been there before.
+    one = trainer(ours.RewardTrainer, tmp_path, pairs(4), evaluation=pairs(5, seed=5, margin=True)).evaluate()
+    for metric in (*METRICS, *NEW):
+        its = found["prefloss.integrations.trl", "evaluation"][f"eval_{metric}"]
+        assert its == pytest.approx(one[f"eval_{metric}"], rel=1e-5), metric
+    theirs, its = (found[each, "evaluation"]["eval_loss"] for each in ("trl", "prefloss.integrations.trl"))
+    assert its == pytest.approx(theirs, rel=1e-5)
     # One process of twice the batch, in whose steps of 12, 12 and 10 pairs nothing is accumulated.
     for name, count in (("equal", 24), ("unequal", 22)):
         rows = pairs(count, margin=True)

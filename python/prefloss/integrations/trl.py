@@ -45,8 +45,8 @@ class RewardTrainer(trl.RewardTrainer):
       `tie_rate`, the share of pairs whose two rewards are equal, which `accuracy` counts as wrong.
     - Half-precision rewards are subtracted in float32. A column `margin` is not handed to the model.
 
-    In an evaluation on several processes, accelerate repeats some pairs where their number does not divide; they are counted
-    twice, as they are in TRL.
+    In an evaluation on several processes, accelerate repeats pairs where their number does not divide. They are left out of the
+    metrics; `eval_loss` is Trainer's own, as in TRL.
 
     Raises:
         ImportError, when this module is imported: trl is missing: `pip install "prefloss[trl]"`.
@@ -82,13 +82,18 @@ class RewardTrainer(trl.RewardTrainer):
         """The loss of a micro-batch [chosen...; rejected...]: its sum over `num_items_in_batch`; the mean where that is None."""
         outputs = model(**{name: value for name, value in inputs.items() if name != "margin"}, use_cache=False)
         logits = outputs[0] if isinstance(outputs, tuple) else outputs.logits
+        rewards, margin = logits.squeeze(-1), inputs.get("margin")
         loss, stats = bradley_terry_loss_stacked(
-            logits.squeeze(-1),
-            margin=inputs.get("margin"),
+            rewards,
+            margin=margin,
             center_rewards_coefficient=self.args.center_rewards_coefficient,
             denominator=num_items_in_batch,
             return_stats=True,
         )
+        first_time = self._first_time(len(rewards) // 2)
+        if first_time is not None:
+            weight = first_time.to(rewards.device)
+            _, stats = bradley_terry_loss_stacked(rewards.detach(), margin=margin, weight=weight, return_stats=True)
         self._note(stats, inputs.get("attention_mask"))
         if not return_outputs:
             return loss
@@ -105,6 +110,17 @@ class RewardTrainer(trl.RewardTrainer):
 
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
+
+    def _first_time(self, pairs: int) -> Tensor | None:
+        """Which pairs of an evaluation's last batch have not been there before; None where all have not.
+
+        Accelerate fills up the last batch of all processes, which lie in it one after the other, with pairs that have been there.
+        """
+        state = self.accelerator.gradient_state
+        if self.model.training or self.accelerator.num_processes == 1 or not state.end_of_dataloader:
+            return None
+        place = self.accelerator.process_index * pairs + torch.arange(pairs)
+        return place < state.remainder if state.remainder > 0 else None
 
     def _note(self, stats: PairStats, attention_mask: Tensor | None) -> None:
         mode = self._mode()
