@@ -37,8 +37,10 @@ test: $(INSTALLED)  ## run the tests
 test-random: $(INSTALLED)  ## the tests whose inputs Hypothesis draws, with new seeds and many more examples
 	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest $(PARALLEL) -m hypothesis $(ARGS)
 
-test-clients: $(INSTALLED)  ## install the packages that integrations are for (Ray), and run the tests against them
-	$(BIN)/python -m pip install --quiet -c constraints.txt '.[ray]'
+# Without what the last ones ask for: old versions of it, and a torchvision that does not go with this torch.
+test-clients: $(INSTALLED)  ## install the packages that integrations are for (TRL, Lightning, Ray, ...), and run the tests against them
+	$(BIN)/python -m pip install --quiet -c constraints.txt '.[clients]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps recbole libauc allRank openrlhf
 	$(BIN)/python -m pytest -m clients $(ARGS)
 
 bench: $(INSTALLED)  ## time everything, write benchmarks/results.json and draw docs/*.svg

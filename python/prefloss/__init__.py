@@ -23,6 +23,7 @@ if _core.__version__ != __version__:
     )
 
 from . import reference
+from .dpo import dpo_loss
 from .grouped import bradley_terry_loss_grouped
 from .indexed import bradley_terry_loss_indexed, merge_comparisons
 from .module import BradleyTerryLoss
@@ -44,6 +45,7 @@ __all__ = [
     "bradley_terry_loss_stacked",
     "build_info",
     "divergence_weight",
+    "dpo_loss",
     "last_token",
     "merge_comparisons",
     "reference",

@@ -43,9 +43,9 @@ def check_tensor(name: str, value: object, accepted: str) -> Tensor:
     return value
 
 
-def check_rewards(name: str, rewards: object) -> Tensor:
-    """A strided tensor of a reward dtype on a device with kernels."""
-    rewards = check_tensor(name, rewards, "a torch.Tensor of rewards")
+def check_rewards(name: str, rewards: object, what: str = "rewards") -> Tensor:
+    """A strided tensor of a reward dtype on a device with kernels; `what` its entries are."""
+    rewards = check_tensor(name, rewards, f"a torch.Tensor of {what}")
     if rewards.dtype not in REWARD_DTYPES:
         raise TypeError(
             f"{name} must have dtype float64, float32, bfloat16 or float16, got {_dtype(rewards)}; cast it, for example "

@@ -8,7 +8,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-__all__ = ["Sum", "merged_sums", "sums_of_no_pairs"]
+__all__ = ["Sum", "merged_sums", "scaled_rewards", "sums_of_no_pairs", "total_of"]
 
 
 class Sum(IntEnum):
@@ -63,6 +63,14 @@ def sums_of_no_pairs(device: torch.device | str | int | None = None) -> Tensor:
     return torch.tensor(sums, dtype=torch.float64, device=device)
 
 
+def scaled_rewards(sums: Tensor, by: float) -> Tensor:
+    """The sums where every reward is `by` > 0 times what it was, and the losses are the same."""
+    powers = {which: 1 for which in (Sum.DIFFERENCE, Sum.CHOSEN, Sum.REJECTED, Sum.MINIMUM, Sum.MAXIMUM)}
+    powers |= {which: 2 for which in (Sum.DIFFERENCE_SQUARES, Sum.CHOSEN_SQUARES, Sum.REJECTED_SQUARES)}
+    scaled = [sums[..., which] * by ** powers[which] if which in powers else sums[..., which] for which in Sum]
+    return torch.stack(scaled, dim=-1)
+
+
 def merged_sums(mine: Tensor, theirs: Tensor) -> Tensor:
     """The sums of both sets of pairs (Chan, Golub & LeVeque 1983), by operators that wait for nothing."""
     both = {which: mine[..., which] + theirs[..., which] for which in Sum}  # right where sums only add up
@@ -79,6 +87,16 @@ def merged_sums(mine: Tensor, theirs: Tensor) -> Tensor:
     both[Sum.MINIMUM] = torch.minimum(mine[..., Sum.MINIMUM], theirs[..., Sum.MINIMUM])
     both[Sum.MAXIMUM] = torch.maximum(mine[..., Sum.MAXIMUM], theirs[..., Sum.MAXIMUM])
     return torch.stack(list(both.values()), dim=-1)
+
+
+def total_of(sums: Tensor) -> Tensor:
+    """The sums of all pairs of several sets, which lie along dimension 0: halves of them are merged, as often as it takes."""
+    if not len(sums):
+        return sums_of_no_pairs(sums.device)
+    while len(sums) > 1:
+        even, odd = sums[: len(sums) // 2 * 2], sums[len(sums) // 2 * 2 :]
+        sums = torch.cat([merged_sums(even[0::2], even[1::2]), odd])
+    return sums[0]
 
 
 def _merge_units(both: dict[Sum, Tensor], mine: Tensor, theirs: Tensor) -> None:

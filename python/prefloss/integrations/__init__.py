@@ -1,1 +1,1 @@
-"""prefloss inside other packages. Each module here needs the package it is named after, and says so where that is missing."""
+"""prefloss inside other packages. A module that imports the package it is named after says so where that is missing."""

@@ -16,6 +16,7 @@ margin; Eisenstein et al. 2023 (arXiv 2312.09244), eq. 2 for c; Mitchell 2023 (c
 2013 and Chowdhury et al. 2024 (robust DPO) for flip_rate.
 """
 
+from .dpo import dpo_loss
 from .grouped import bradley_terry_gradient_grouped, bradley_terry_loss_grouped
 from .indexed import bradley_terry_gradient_indexed, bradley_terry_loss_indexed
 from .paired import (
@@ -35,6 +36,7 @@ __all__ = [
     "bradley_terry_loss_grouped",
     "bradley_terry_loss_indexed",
     "bradley_terry_loss_stacked",
+    "dpo_loss",
     "pair_curvature",
     "pair_loss",
     "pair_slope",
