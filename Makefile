@@ -93,7 +93,7 @@ build/threads/installed: $(INSTALLED)
 	$(call install_in,$(@D),PREFLOSS_SANITIZE=thread PREFLOSS_CUDA=OFF)
 
 thread-sanitize: build/threads/installed  ## calls from many Python threads at once, with the thread sanitizer (GCC, Linux)
-	$(TSAN) OMP_NUM_THREADS=1 PYTHONPATH=build/threads $(BIN)/python -m pytest tests/test_python_threads.py $(ARGS)
+	$(TSAN) OMP_NUM_THREADS=1 PYTHONPATH=build/threads $(BIN)/python -m pytest -s tests/test_python_threads.py $(ARGS)
 
 planted-bugs: $(INSTALLED)  ## show that the tests find bugs planted in the CUDA kernels (minutes)
 	$(BIN)/python -m pytest -q -m planted tests/test_planted_bugs.py $(ARGS)
