@@ -6,15 +6,15 @@ CXX ?= g++
 , := ,
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-CXX_SOURCES := $(wildcard $(foreach suffix,h cpp cu cuh,csrc/*.$(suffix) csrc/*/*.$(suffix) csrc/*/*/*.$(suffix)) tests/cuda_on_host/*)
+CXX_SOURCES := $(wildcard $(foreach suffix,h cpp cu cuh,csrc/*.$(suffix) csrc/*/*.$(suffix) csrc/*/*/*.$(suffix)) tests/cuda_on_host/* tests/arm64_sweep.cpp)
 PACKAGE := pyproject.toml constraints.txt CMakeLists.txt $(CXX_SOURCES) $(wildcard python/prefloss/*.py python/prefloss/*.pyi python/prefloss/*/*.py)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-random test-clients bench bench-check coverage lint exact sanitize cuda-on-host cuda-sanitize planted-bugs cuda-report gpu-report wheel clean
+.PHONY: help demo test test-random test-clients bench bench-check coverage lint exact sanitize cuda-on-host cuda-sanitize planted-bugs cuda-report gpu-report wheel wheel-check thread-sanitize arm64-check clean
 
 help:  ## show this list
-	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 13
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 13
 	@echo 'Variables: PYTHON (python3), VENV (.venv), CXX (g++). On Linux without a GPU,'
 	@echo 'PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves a download of gigabytes.'
 
@@ -69,7 +69,7 @@ runtime = $(shell $(CXX) -print-file-name=lib$(1).so) $(shell $(CXX) -print-file
 ASAN := LD_PRELOAD='$(call runtime,asan)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 TSAN := LD_PRELOAD='$(call runtime,tsan)' TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0
 ON_HOST_TESTS := $(addprefix tests/test_,$(addsuffix .py,cuda_kernels paired_values stats standard_error every_way autograd transforms \
-  not_plain saved_tensors option_values grouped indexed))
+  not_plain saved_tensors option_values grouped relevance_and_mask indexed))
 
 build/sanitized/installed: $(INSTALLED)
 	$(call install_in,$(@D),PREFLOSS_SANITIZE=address$(,)undefined PREFLOSS_CUDA=OFF)
@@ -91,6 +91,12 @@ cuda-sanitize: build/on_host_address/installed build/on_host_thread/installed  #
 	$(ASAN) PYTHONPATH=build/on_host_address $(BIN)/python -m pytest -q $(ON_HOST_TESTS) $(ARGS)
 	set -e; for seed in 0 1 5; do CUDA_ON_HOST_SEED=$$seed $(TSAN) PYTHONPATH=build/on_host_thread $(BIN)/python -m pytest -q tests/test_cuda_kernels.py $(ARGS); done
 
+build/threads/installed: $(INSTALLED)
+	$(call install_in,$(@D),PREFLOSS_SANITIZE=thread PREFLOSS_CUDA=OFF)
+
+thread-sanitize: build/threads/installed  ## calls from many Python threads at once, with the thread sanitizer (GCC, Linux)
+	$(TSAN) OMP_NUM_THREADS=1 PYTHONPATH=build/threads $(BIN)/python -m pytest -s tests/test_python_threads.py $(ARGS)
+
 planted-bugs: $(INSTALLED)  ## show that the tests find bugs planted in the CUDA kernels (minutes)
 	$(BIN)/python -m pytest -q -m planted tests/test_planted_bugs.py $(ARGS)
 
@@ -101,9 +107,25 @@ cuda-report: $(INSTALLED)  ## registers, spills, 16-byte accesses and bytes a pa
 gpu-report:  ## on a machine with a GPU: build for it, run the tests and the GPU benchmark; OUT= names the folder
 	PYTHON=$(PYTHON) benchmarks/gpu_report.sh $(or $(OUT),build/gpu_report/out)
 
+# The flags of the CPU's kernels are those of CMakeLists.txt; -static, so that the emulator needs no arm64 system.
+KERNEL_FLAGS = $(shell sed -nE 's/^ *set\(kernel_flags (-O3 .*)\)$$/\1/p' CMakeLists.txt)
+ARM64_CXX ?= aarch64-linux-gnu-g++
+STEP ?= 251
+build/arm64/sweep: $(CXX_SOURCES) CMakeLists.txt
+	@mkdir -p $(@D)
+	$(ARM64_CXX) -std=c++17 $(KERNEL_FLAGS) -Wall -Wextra -Wshadow -Wconversion -Wno-unknown-pragmas -Werror -static -DPREFLOSS_CPU_PATH=baseline \
+	  -DPREFLOSS_CPU_NAME='"baseline"' tests/arm64_sweep.cpp csrc/cpu/long_list/long_list.cpp \
+	  $(addprefix csrc/cpu/,table.cpp paired.cpp indexed.cpp grouped.cpp evaluation.cpp) -o $@
+
+arm64-check: build/arm64/sweep  ## every STEP-th float32 on arm64's kernels, cross-compiled and emulated (needs g++-aarch64-linux-gnu, qemu-user)
+	qemu-aarch64 $< $(STEP)
+
 wheel: $(INSTALLED)  ## build dist/*.whl
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	@ls -l dist
+
+wheel-check:  ## build sdist and wheel, repair and check them, and test each in an environment of its own (Linux)
+	PYTHON=$(PYTHON) tests/wheel_check.sh $(or $(OUT),build/wheel_check)
 
 clean:  ## remove everything that is built, the virtual environment too
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .benchmarks .hypothesis

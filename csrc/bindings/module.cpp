@@ -45,7 +45,9 @@ std::string cuda_unusable() {
 
 }  // namespace
 
-PYBIND11_MODULE(_core, module) {
+// Nothing here needs the GIL: what is not constant is set once, at import (`torch` in views.cpp and torch_abi.cpp, the
+// table of kernels), and a call has all else on its own stack.
+PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   module.doc() = "The compiled kernels of prefloss. Not public: arguments are not checked here.";
   module.attr("__version__") = PREFLOSS_VERSION;
   module.attr("compiler") = compiler();
