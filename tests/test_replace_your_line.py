@@ -164,7 +164,7 @@ def test_allrank(allrank):
     labels[0, 7:] = labels[3, 2:] = -1.0
     assert_the_same("allRank", {"scores": leaf(5, 12), "labels": labels})
     scores, whole = torch.randn(5, 12), labels.clamp(min=0)
-    ours = prefloss.bradley_terry_loss_grouped(scores, -whole, average="pairs")
+    ours = prefloss.bradley_terry_loss_grouped(scores, relevance=whole, average="pairs")
     torch.testing.assert_close(ours, allrank.rankNet(scores, whole))
 
 
@@ -176,7 +176,7 @@ def test_libauc():
 
     scores, labels = torch.tensor([-100.0, 0.0]), torch.tensor([1, 0])
     assert PairwiseAUCLoss(surr_loss="logistic")(scores, labels).item() == math.inf
-    assert prefloss.bradley_terry_loss_grouped(scores[None], -labels[None]).item() == 100.0
+    assert prefloss.bradley_terry_loss_grouped(scores[None], relevance=labels[None]).item() == 100.0
 
 
 @clients
