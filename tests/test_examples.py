@@ -49,8 +49,9 @@ def test_a_closed_pipe_ends_an_example_without_a_word(name, tmp_path):
     found = subprocess.run(
         ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )
-    assert "Error" not in found.stderr
+    progress = name == "train_reward_model"  # which goes there
     assert "Traceback" not in found.stderr
+    assert progress or found.stderr == ""
 
 
 @pytest.mark.parametrize(
