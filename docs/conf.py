@@ -25,10 +25,12 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 exclude_patterns = ["examples/*.py", "examples/*.ipynb", "sg_execution_times.rst", "generated"]
 suppress_warnings = ["config.cache"]  # the two functions below are values of the configuration
 myst_heading_anchors = 3
+html_static_path, html_css_files = ["_static"], ["site.css"]
 html_theme, html_title = "furo", f"prefloss {version}"
 html_show_sphinx = False
 html_copy_source = html_show_sourcelink = False
 nitpicky = True
+highlight_language = "none"  # of blocks that do not say; Python says so
 
 # ---- Docstrings ----
 
@@ -37,7 +39,6 @@ default_role = "py:obj"
 nitpick_ignore_regex = [("py:obj", ".*"), ("py:class", r"(torch|numpy|np|pa|pyarrow|ray|matplotlib)\..*")]
 autodoc_typehints = "none"  # docstrings say what is accepted; overloads of types would hide the arguments' names
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
 autodoc_mock_imports = ["ray"]  # hundreds of megabytes for one signature
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False  # results are described by shapes, which are no links
@@ -102,9 +103,9 @@ sphinx_gallery_conf = {
 
 
 def help_of(*arguments: str) -> str:
-    """What `prefloss ... --help` prints, 100 columns wide."""
+    """What `prefloss ... --help` prints, 84 columns wide."""
     printed = io.StringIO()
-    with mock.patch.dict("os.environ", COLUMNS="100", NO_COLOR="1"), redirect_stdout(printed), suppress(SystemExit):
+    with mock.patch.dict("os.environ", COLUMNS="84", NO_COLOR="1"), redirect_stdout(printed), suppress(SystemExit):
         main([*arguments, "--help"])
     return printed.getvalue()
 
