@@ -11,7 +11,7 @@ PACKAGE := pyproject.toml constraints.txt CMakeLists.txt $(CXX_SOURCES) $(wildca
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-random test-clients bench bench-check coverage lint exact sanitize cuda-on-host cuda-sanitize planted-bugs cuda-report gpu-report wheel wheel-check thread-sanitize arm64-check clean
+.PHONY: help demo test test-random test-clients bench bench-check coverage docs lint exact sanitize cuda-on-host cuda-sanitize planted-bugs cuda-report gpu-report wheel wheel-check thread-sanitize arm64-check clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 13
@@ -51,6 +51,10 @@ bench-check: $(INSTALLED)  ## hold the benchmarks' results against the reference
 
 coverage: $(INSTALLED)  ## how often intervals hold the truth, by design of collection; draws docs/coverage.svg (minutes)
 	$(BIN)/python benchmarks/coverage.py --svg docs/coverage.svg $(ARGS)
+
+docs: $(INSTALLED)  ## build the documentation site, build/docs/html, and look at it in a browser where there is Chromium
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs build/docs/html $(ARGS)
+	$(BIN)/python -m pytest -q -m site tests/test_pages.py
 
 lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff check
@@ -128,4 +132,4 @@ wheel-check:  ## build sdist and wheel, repair and check them, and test each in 
 	PYTHON=$(PYTHON) tests/wheel_check.sh $(or $(OUT),build/wheel_check)
 
 clean:  ## remove everything that is built, the virtual environment too
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .benchmarks .hypothesis
+	rm -rf $(VENV) build dist docs/examples docs/generated docs/sg_execution_times.rst .mypy_cache .pytest_cache .ruff_cache .benchmarks .hypothesis

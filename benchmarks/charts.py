@@ -23,6 +23,13 @@ COLOURS = {
     "Triton": "#15803d",
     "rival": "#6b7280",
 }
+MARKERS = {
+    "prefloss": "o",
+    "backward": "v",
+    "torch.compile": "s",
+    "Triton": "^",
+    "rival": "D",
+}  # for who sees no colours
 
 
 def draw(results: dict[str, Any], folder: Path) -> None:
@@ -49,7 +56,7 @@ def draw(results: dict[str, Any], folder: Path) -> None:
             "grid.color": "#e3e3e3",
             "lines.linewidth": 2,
             "lines.marker": "o",
-            "lines.markersize": 4,
+            "lines.markersize": 5,
             "svg.hashsalt": "prefloss",  # the same figures give the same file
         }
     ):
@@ -72,7 +79,7 @@ def _speed_up(rows: list[dict[str, Any]], where: str, path: Path) -> None:
                 for row in rows
                 if row["kind"] == kind and {name, "eager"} <= row["seconds"].keys()
             ]
-            _line(axes, points, name + suffix, COLOURS[name], style)
+            _line(axes, points, name + suffix, name, style)
     axes.axhline(1.0, color=COLOURS["rival"], linewidth=1, marker="")
     axes.text(max(row["pairs"] for row in rows), 1.02, "eager", color=COLOURS["rival"], ha="right", va="bottom")
     axes.set_yscale("log", base=2)
@@ -100,7 +107,14 @@ def _calls(rows: list[dict[str, Any]], where: str, path: Path) -> None:
     theirs = [min(times.values()) for times in micro]
     figure, axes = plt.subplots(figsize=(7.2, 0.22 * len(names) + 1.2), layout="constrained")
     axes.hlines(names, ours, theirs, color=COLOURS["rival"], linewidth=1)
-    axes.plot(theirs, names, linestyle="", color=COLOURS["rival"], label="composed operations, the better form")
+    axes.plot(
+        theirs,
+        names,
+        linestyle="",
+        color=COLOURS["rival"],
+        marker=MARKERS["rival"],
+        label="composed operations, the better form",
+    )
     axes.plot(ours, names, linestyle="", color=COLOURS["prefloss"], label="prefloss")
     axes.tick_params(axis="y", labelsize=7)
     axes.set_title("A call, loss and gradient, float32", loc="left")
@@ -123,7 +137,7 @@ def _bandwidth(rows: list[dict[str, Any]], where: str, path: Path) -> None:
             for row in rows
             if row["kind"].startswith(kind) and contender in row["seconds"]
         ]
-        _line(axes, points, label, COLOURS[colour])
+        _line(axes, points, label, colour)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("GB read and written a second")
     axes.set_title("Kernels alone, float32, against a copy", loc="left")
@@ -142,24 +156,26 @@ def _all_pairs(rows: list[dict[str, Any]], where: str, path: Path) -> None:
         ("torch.sort of as many numbers", "torch.sort", "rival", "-"),
     ):
         points = [(row["pairs"], row["seconds"][name]["median"]) for row in rows if name in row["seconds"]]
-        _line(axes, points, label, COLOURS[colour], style)
+        _line(axes, points, label, colour, style)
     axes.set_yscale("log")
     axes.set_ylabel("seconds a step")
     axes.set_title("All pairs of one ranked list (loss and gradient), float32", loc="left")
-    _finish(axes, where, "items in the list", base=10)
+    _finish(axes, where, "items in the list", base=10, columns=2)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
 
-def _line(axes: Axes, points: list[tuple[int, float]], label: str, colour: str, style: str = "-") -> None:
+def _line(axes: Axes, points: list[tuple[int, float]], label: str, look: str, style: str = "-") -> None:
+    """`look` is a key of COLOURS and MARKERS."""
     if points:
-        axes.plot(*zip(*sorted(points), strict=True), label=label, color=colour, linestyle=style)
+        xs, ys = zip(*sorted(points), strict=True)
+        axes.plot(xs, ys, label=label, color=COLOURS[look], marker=MARKERS[look], linestyle=style)
 
 
-def _finish(axes: Axes, where: str, what: str = "pairs", base: int = 2) -> None:
+def _finish(axes: Axes, where: str, what: str = "pairs", base: int = 2, columns: int = 3) -> None:
     axes.set_xscale("log", base=base)
     axes.set_xlabel(f"{what}\n{where}")
-    axes.get_figure().legend(frameon=False, loc="outside lower center", ncols=3)  # type: ignore[union-attr]  # beside the lines
+    axes.get_figure().legend(frameon=False, loc="outside lower center", ncols=columns)  # type: ignore[union-attr]  # beside the lines
 
 
 if __name__ == "__main__":

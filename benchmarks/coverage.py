@@ -301,6 +301,7 @@ def draw_chart(rows: list[tuple[str, float, float, float]], path: Path) -> None:
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(left=min(40.0, *(row[1] - 3 for row in rows)), right=100.5)
         axes.set_xlabel("of 100 intervals at 95 %, how many hold the truth")
+        axes.set_title("Do 95 % intervals hold the truth?", loc="left", x=-0.45)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(left=False)
         figure.legend(loc="outside upper center", ncols=2, frameon=False)

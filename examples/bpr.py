@@ -1,4 +1,7 @@
-"""A matrix-factorisation recommender trained with the BPR loss (Rendle et al. 2009), beside the same loop in plain torch.
+"""A recommender with the BPR loss
+===============================
+
+A matrix-factorisation recommender trained with the BPR loss (Rendle et al. 2009), beside the same loop in plain torch.
 
 A user has picked some items and not the others. BPR samples pairs (picked, not picked) of a user and maximises the probability
 that the first scores higher: the Bradley-Terry loss. The feedback is made here, from hidden factors, so that the best
@@ -8,6 +11,7 @@ possible ranking is known too.
 from __future__ import annotations
 
 import argparse
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,7 +106,8 @@ def plain_torch(picked: Tensor, other: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    text = (__doc__ or "").partition("\n\n")[2]
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=400)
     parser.add_argument("--items", type=int, default=300)
     parser.add_argument("--factors", type=int, default=8)
@@ -110,8 +115,22 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    for name, low, high in (
+        ("users", 1, 10**6),
+        ("items", 2, 10**6),
+        ("factors", 1, 10**4),
+        ("epochs", 1, 10**6),
+        ("batch", 1, 10**9),
+        ("seed", 0, 2**63 - 1),
+    ):
+        if not low <= (number := getattr(given, name)) <= high:
+            parser.error(f"--{name} must be from {low} to {high}, got {number}")
+    if given.users * given.items > 10**8:
+        parser.error(f"--users times --items must be at most 100,000,000, got {given.users * given.items:,}")
     feedback = made(given.users, given.items, given.factors, given.seed)
     how = {"factors": given.factors, "epochs": given.epochs, "batch": given.batch, "seed": given.seed}
+    if not (feedback.training.any() and feedback.held_out.any()):
+        parser.error("nobody picked enough to train and to measure: more --users or --items")
     popularity = feedback.training.float().mean(0).expand(feedback.training.shape)
     print(f"{int(feedback.training.sum())} picks of {given.users} users among {given.items} items to train on\n")
     print(f"{'':34}  held-out AUC  seconds")
@@ -123,4 +142,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends the script, as it ends other commands
     main()

@@ -1,6 +1,10 @@
-"""A narrow collection of preference pairs: its held-out average closes around the wrong value, and what can be done about it.
+"""A narrow collection, and what repairs it
+========================================
 
-examples:
+A narrow collection of preference pairs: its held-out average closes around the wrong value, and what can be done about it.
+
+examples::
+
   narrow_collection.py                      pairs made of topics on which people judge differently
   narrow_collection.py --data vectors.npz   your own: arrays "chosen" and "rejected" (pairs, features)
 
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import signal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,6 +112,10 @@ def evaluate(pairs: FeaturePairs, numbers: Array, head: torch.Tensor, **given: A
 
 def run(pairs: FeaturePairs, decay: float, seed: int) -> dict[str, prefloss.Estimate]:
     """Prints the table; returns its losses."""
+    if len(pairs) < 60:
+        raise InputError(f"{len(pairs)} pairs are too few: the narrow collection must have 40 or more")
+    if np.array_equal(pairs.chosen, pairs.rejected):
+        raise InputError("every chosen answer has the features of its rejected one: there is nothing to learn")
     topic = topics_of(pairs, seed)
     parts = collect(topic, seed)
     if len(parts.held_out) < 20:
@@ -148,18 +157,20 @@ def run(pairs: FeaturePairs, decay: float, seed: int) -> dict[str, prefloss.Esti
 
 def _middle(pairs: FeaturePairs) -> Array:
     """(pairs, features): what the pair is about, whichever answer is the better one."""
-    return np.asarray((pairs.chosen.astype(np.float32) + pairs.rejected.astype(np.float32)) / 2.0)
+    return np.asarray(pairs.chosen.astype(np.float32) / 2.0 + pairs.rejected.astype(np.float32) / 2.0)
 
 
 def main() -> None:
-    summary, _, examples = (__doc__ or "").partition("\n\n")
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=summary, epilog=examples, formatter_class=layout)
+    text = (__doc__ or "").partition("\n\n")[2]
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="PATH", type=Path, help="a .npz file of features; without it, pairs are made")
     parser.add_argument("--pairs", metavar="N", type=int, default=12_000, help="to make, without --data (%(default)s)")
     parser.add_argument("--decay", metavar="X", type=float, default=0.02, help="of the head's weights (%(default)s)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of everything random (%(default)s)")
     given = parser.parse_args()
+    for name, low, high in (("pairs", 1, 10**6), ("decay", 0, 1e6), ("seed", 0, 2**32 - 1)):
+        if not low <= (number := getattr(given, name)) <= high:
+            parser.error(f"--{name} must be from {low} to {high:g}, got {number}")
     try:
         if given.data is not None and given.data.suffix != ".npz":
             raise InputError(f"{given.data}: the name must end in .npz: this example takes feature vectors")
@@ -170,4 +181,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends the script, as it ends other commands
     main()

@@ -32,7 +32,7 @@ def draw(
     studies: dict[str, list[StudyRow]],
 ) -> None:
     """Write the picture: two panels, and two more where there are studies of intervals."""
-    figure = Figure(figsize=(11, 8 if studies else 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 9 if studies else 4.8), layout="constrained")
     axes = figure.subplots(2 if studies else 1, 2, squeeze=False)
     _draw_curve(axes[0, 0], curve)
     _draw_margins(axes[0, 1], margins)
@@ -42,13 +42,14 @@ def draw(
     for panel in axes.flat:
         panel.spines[["top", "right"]].set_visible(False)
         panel.title.set(fontsize=11, fontweight="bold")
-        panel.legend(framealpha=0.9, edgecolor="none", fontsize=9)
+        # Below the panel, where it hides nothing.
+        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=9)
     figure.savefig(path, dpi=130)
 
 
 def _draw_curve(panel: Axes, curve: list[CurvePoint]) -> None:
     epochs = range(len(curve))
-    panel.plot(epochs, [point.training for point in curve], color=TRAINING, label="training pairs")
+    panel.plot(epochs, [point.training for point in curve], color=TRAINING, ls=":", lw=2.2, label="training pairs")
     panel.plot(epochs, [point.held_out for point in curve], color=HELD_OUT, label="held-out pairs, 95 % interval")
     panel.fill_between(
         epochs, [point.low for point in curve], [point.high for point in curve], color=HELD_OUT, alpha=0.18, lw=0
@@ -65,11 +66,12 @@ def _draw_margins(panel: Axes, margins: np.ndarray[Any, Any]) -> None:
     reach = float(np.quantile(np.abs(margins), 0.995)) or 1.0
     bins = np.linspace(-reach, reach, 41).tolist()  # 0 is an edge: no bar is of both colours
     right = np.mean(margins > 0)
-    for side, color, label in (
-        (margins > 0, HELD_OUT, f"chosen above rejected: {100 * right:.1f} %"),
-        (margins <= 0, WRONG, f"not: {100 * (1 - right):.1f} %"),
+    for side, color, hatch, label in (
+        (margins > 0, HELD_OUT, "", f"chosen above rejected: {100 * right:.1f} %"),
+        (margins <= 0, WRONG, "///", f"not: {100 * (1 - right):.1f} %"),
     ):
-        panel.hist(np.clip(margins[side], -reach, reach), bins, color=color, alpha=0.85, label=label)
+        shown = np.clip(margins[side], -reach, reach)
+        panel.hist(shown, bins, color=color, hatch=hatch, edgecolor="white", lw=0.3, label=label)
     panel.set(title="Reward margins, held-out pairs", xlabel="chosen - rejected reward", ylabel="pairs")
 
 
@@ -93,15 +95,15 @@ def _draw_closing(panel: Axes, study: list[StudyRow]) -> None:
 
 def _draw_narrow(panel: Axes, narrow: list[StudyRow], weighted: list[StudyRow]) -> None:
     panel.axhline(narrow[0].expected_loss, color=TRUTH, ls="--", lw=1.2, label="expected loss")
-    for rows, color, label, shift in (
-        (narrow, WRONG, "as collected", 0.93),
-        (weighted, HELD_OUT, "weight=density ratio", 1.07),
+    for rows, color, marker, label, shift in (
+        (narrow, WRONG, "s", "as collected", 0.93),
+        (weighted, HELD_OUT, "o", "weight=density ratio", 1.07),
     ):
         panel.errorbar(
             [shift * row.pairs for row in rows],
             [row.loss for row in rows],
             yerr=[row.half_width for row in rows],
-            fmt="o",
+            fmt=marker,
             ms=4,
             capsize=3,
             color=color,

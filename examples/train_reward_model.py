@@ -1,6 +1,10 @@
-"""Train a reward model's linear head on preference pairs, and say how well its loss is known.
+"""A reward model, and how well its loss is known
+==============================================
 
-examples:
+Train a reward model's linear head on preference pairs, and say how well its loss is known.
+
+examples::
+
   train_reward_model.py                       preferences drawn from a known Bradley-Terry model, so that the
                                               expected loss is known and held against what the pairs say about it
   train_reward_model.py --data pairs.jsonl    your own pairs, as text: "chosen" and "rejected", with or without
@@ -16,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -298,9 +303,8 @@ def _number(kind: type[int] | type[float], low: float, high: float = math.inf) -
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, examples = (__doc__ or "").partition("\n\n")
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=summary, epilog=examples, formatter_class=layout)
+    text = (__doc__ or "").partition("\n\n")[2]
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     own = parser.add_argument_group("your own pairs")
     world = parser.add_argument_group("a known world's, without --data")
     training = parser.add_argument_group("training")
@@ -343,4 +347,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends the script, as it ends other commands
     main()

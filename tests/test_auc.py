@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -23,13 +24,17 @@ def test_the_auc_is_the_share_of_pairs_in_the_right_order_with_ties_half(auc):
     assert auc.auc(scores, labels) == pytest.approx((2 + 1 + 0.5) / 6)
 
 
-def test_training_on_all_pairs_gives_a_better_auc_than_cross_entropy(auc):
-    found = {"all_pairs": 0.0, "cross_entropy": 0.0}
-    for seed in range(4):
-        generator = torch.Generator().manual_seed(seed)
-        features, labels = auc.made(1500, 0.03, generator)
-        unseen, truth = auc.made(6000, 0.03, generator)
-        for name in found:
-            weights, _ = auc.train(features, labels, getattr(auc, name), steps=40)
-            found[name] += auc.auc(unseen @ weights, truth) / 4
-    assert 0.6 < found["cross_entropy"] < found["all_pairs"] < 0.9
+def test_all_pairs_give_a_better_auc_than_cross_entropy_where_no_linear_score_is_right(auc):
+    """Four sets of 3,000: the mean difference has been 0.017, and its standard error 0.004."""
+    given = Namespace(examples=3000, positives=0.03, steps=30)
+    ours, theirs, _ = torch.tensor([auc.found("two kinds", given, seed) for seed in range(4)]).mean(0).tolist()
+    assert 0.6 < theirs < ours < 0.9
+
+
+def test_where_a_linear_score_is_right_all_pairs_are_not_better(auc):
+    """What the example says of itself: cross-entropy is the likelihood there. Ahead by chance at most."""
+    given = Namespace(examples=2000, positives=0.03, steps=30)
+    found = torch.tensor([auc.found("one kind", given, seed) for seed in range(6)])
+    better = found[:, 0] - found[:, 1]
+    assert better.mean() < 2 * better.std() / 6**0.5
+    assert found.min() > 0.55

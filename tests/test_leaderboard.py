@@ -49,7 +49,7 @@ def test_two_items_have_the_log_odds_of_their_games(leaderboard, tmp_path):
     expected = np.sqrt(np.sum((outcomes - p) ** 2)) / (11 * p * (1 - p))
     assert board.standard_errors == pytest.approx([expected / 2] * 2, rel=1e-9)
     assert board.games.tolist() == [11, 11]
-    assert board.won.tolist() == [8.0, 3.0]
+    assert board.won == pytest.approx([8 / 11, 3 / 11])
 
 
 def test_names_columns_and_ties_may_be_written_in_several_ways(leaderboard, tmp_path):
@@ -59,6 +59,60 @@ def test_names_columns_and_ties_may_be_written_in_several_ways(leaderboard, tmp_
     assert names.names == places.names == ["x", "y"]
     for one, other in zip(names.__dict__.values(), places.__dict__.values(), strict=True):
         assert list(one) == list(other)
+
+
+SAME = ["x,y,x", "x,y,y", "y,x,tie", "y,x,y"]
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("\ufeffmodel_a,model_b,winner\nx,y,model_a\nx,y,model_b\ny,x,tie (bothbad)\ny,x,model_a\n", None),
+        (
+            "id,model_a,model_b,winner_model_a,winner_model_b,winner_tie\n1,x,y,1,0,0\n2,x,y,0,1,0\n3,y,x,0,0,1\n4,y,x,1,0,0\n",
+            None,
+        ),
+        ("model_a;model_b;winner\r\nx;y;x\r\n x ; y ;y\r\ny;x;Tie\r\ny;x;y\r\n", None),
+        ("one\ttwo\tscore\nx\ty\t1\nx\ty\t0\ny\tx\t0.5\ny\tx\t1.0\n", ["one", "two", "score"]),
+        ("white,black,result\nx,y,1-0\nx,y,0-1\ny,x,1/2-1/2\ny,x,1 - 0\n", ["white", "black", "result"]),
+        ('one;two;score\n"x";y;1\nx;y;0\ny;x;"0,5"\ny;x;1\n\n', ["one", "two", "score"]),
+    ],
+    ids=["arena with a byte-order mark", "one-hot", "semicolons", "tabs and scores", "chess", "decimal commas"],
+)
+def test_files_as_people_have_them_are_the_same_games(text, columns, leaderboard, tmp_path):
+    plain = leaderboard.read(written(tmp_path / "plain.csv", SAME), None)
+    (tmp_path / "games.csv").write_bytes(text.encode())
+    found = leaderboard.read(tmp_path / "games.csv", columns)
+    for one, other in zip(plain.__dict__.values(), found.__dict__.values(), strict=True):
+        assert list(one) == list(other)
+
+
+def test_a_weight_counts_as_so_many_comparisons_and_0_as_none(leaderboard, tmp_path):
+    once = ["a,b,a,3", "b,a,right,2", "a,b,b,2", "a,b,tie,0", "a,c,c,0"]
+    weighted = leaderboard.fit(leaderboard.read(written(tmp_path / "w.csv", once, "left,right,winner,n"), None, "n"))
+    rows = ["a,b,a"] * 5 + ["a,b,b"] * 2
+    repeated = leaderboard.fit(leaderboard.read(written(tmp_path / "r.csv", rows), None))
+    assert weighted.scores == pytest.approx(repeated.scores, rel=1e-9)
+    assert weighted.won == pytest.approx(repeated.won)
+    assert weighted.games.tolist() == [3, 3]
+    # The sandwich for weights w: sum of (w slope)^2 over (sum of w curvature)^2, of the difference of two scores.
+    p = 5 / 7
+    error = np.sqrt((3 * (1 - p)) ** 2 + (2 * (1 - p)) ** 2 + (2 * p) ** 2) / (7 * p * (1 - p))
+    assert weighted.standard_errors == pytest.approx([error / 2] * 2, rel=1e-9)
+
+
+def test_an_elo_scale_has_400_points_for_odds_of_ten_to_one(leaderboard, monkeypatch, capsys, tmp_path):
+    games = written(tmp_path / "games.csv", ["a,b,a"] * 10 + ["a,b,b"])
+    out = run(leaderboard, monkeypatch, capsys, games, "--elo", 1000, "--picture", tmp_path / "board.svg")
+    assert [line.split()[2] for line in out.splitlines()[1:3]] == ["1200.0", "800.0"]
+
+
+def test_names_that_look_like_formulas_and_very_many_of_them_are_drawn(leaderboard, monkeypatch, capsys, tmp_path):
+    rows = [f"$x_{{{i},$x_{{{(i + 1) % 120},tie" for i in range(120)]
+    games = written(tmp_path / "games.csv", rows)
+    out = run(leaderboard, monkeypatch, capsys, games, "--picture", tmp_path / "board.png")
+    assert len(out.splitlines()) == 123
+    assert (tmp_path / "board.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_intervals_hold_the_true_scores_as_often_as_they_say(leaderboard):
@@ -90,8 +144,19 @@ def test_the_table_and_the_picture_of_what_is_drawn(leaderboard, monkeypatch, ca
         (["a,b,a", "a,b,c"], "left,right,winner", "games.csv:3: the winner is 'c'"),
         (["a,a,a"], "left,right,winner", "games.csv:2: 'a' is compared with itself"),
         (["a,b,a", "b,c,b", "c,b,c"], "left,right,winner", "a won all comparisons with the others"),
+        (["a,b"], "left,right,winner", "games.csv:2: the winner is ''"),
+        (["a"], "left,right,winner", "games.csv:2: column 'right' is empty"),
+        ([",b,b"], "left,right,winner", "games.csv:2: column 'left' is empty"),
+        (["0,1,0", "2,1,0"], "left,right,winner", "'0' is a name here and a score in column 'winner'"),
+        (["a,b,a"], "left,left,winner", "known by themselves are"),
+        (["a,b,1,1"], "left,right,winner_left,winner_right", "exactly one of winner_left, winner_right must be 1"),
+        (["a,b,2,0"], "left,right,winner_left,winner_right", "exactly one of winner_left, winner_right must be 1"),
+        ([f"a{i},a{i + 1},tie" for i in range(5001)], "left,right,winner", "5,002 items are too many"),
     ],
-    ids=["empty", "columns", "winner", "itself", "unbeaten"],
+    ids=[
+        *("empty", "columns", "winner", "itself", "unbeaten", "short", "shorter", "nameless", "confused", "twice"),
+        *("both", "neither", "many"),
+    ],
 )
 def test_what_cannot_be_ranked_is_one_line(rows, header, says, leaderboard, monkeypatch, capsys, tmp_path):
     message = run(leaderboard, monkeypatch, capsys, written(tmp_path / "games.csv", rows, header))
@@ -106,6 +171,14 @@ def test_a_missing_file_or_column_is_one_line(leaderboard, monkeypatch, capsys, 
     games = written(tmp_path / "games.csv", ["a,b,a"])
     message = run(leaderboard, monkeypatch, capsys, games, "--columns", "left", "right", "who")
     assert message.endswith("has no column 'who'; there is left, right, winner")
+    assert "has no column 'w'" in run(leaderboard, monkeypatch, capsys, games, "--weight", "w")
+
+
+@pytest.mark.parametrize("cell", ["-1", "nan", "inf", "much", ""])
+def test_a_bad_weight_is_named_with_its_line(cell, leaderboard, monkeypatch, capsys, tmp_path):
+    games = written(tmp_path / "games.csv", ["a,b,a,1", f"a,b,b,{cell}"], "left,right,winner,w")
+    message = run(leaderboard, monkeypatch, capsys, games, "--weight", "w")
+    assert message.endswith(f"games.csv:3: the weight must be a finite number >= 0, got {cell!r}")
 
 
 def test_real_comparisons_agree_with_independent_solvers(leaderboard):

@@ -68,7 +68,7 @@ def bradley_terry_loss(
 ) -> Result:
     """The empirical preference loss -1/|D| sum log sigma(chosen - rejected) and its gradient, fused.
 
-    Drop-in for ``-F.logsigmoid(chosen - rejected).mean()``. With a = chosen and b = rejected, for each pair
+    Drop-in for ``-F.logsigmoid(chosen - rejected).mean()``. With a = chosen and b = rejected, for each pair::
 
         z  = beta (a - b) - margin
         t' = target (1 - 2 s) + s, with s = label_smoothing, or -flip_rate / (1 - 2 flip_rate)

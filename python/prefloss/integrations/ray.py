@@ -75,7 +75,7 @@ def evaluate(
         TypeError: a data set that is not Ray's; a name that is not a string; what `prefloss.evaluate` raises for a column.
         ValueError: a column that is not there; what `prefloss.evaluate` raises for values, with the size of the block, in which
             the pair is counted.
-        ImportError, when this module is imported: Ray, pyarrow or SciPy is missing: `pip install "prefloss[ray]"`.
+        ImportError: where this module is imported and Ray, pyarrow or SciPy is missing: `pip install "prefloss[ray]"`.
     """
     if not isinstance(dataset, ray.data.Dataset):
         raise TypeError(f"dataset must be a ray.data.Dataset, got {type(dataset).__name__}")

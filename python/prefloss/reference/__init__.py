@@ -3,7 +3,7 @@
 Same names and arguments as the package's public functions, arrays for tensors. It is written to be read and to be
 exact, not to be fast, and it checks nothing but that shapes agree. bfloat16, which NumPy lacks, is passed as float32.
 
-For a pair with rewards a (chosen) and b (rejected):
+For a pair with rewards a (chosen) and b (rejected)::
 
     z    = beta (a - b) - margin
     t    = target (1 - 2 e) + e,  e = label_smoothing, or -flip_rate / (1 - 2 flip_rate)
