@@ -39,7 +39,7 @@ default_role = "py:obj"
 nitpick_ignore_regex = [("py:obj", ".*"), ("py:class", r"(torch|numpy|np|pa|pyarrow|ray|matplotlib)\..*")]
 autodoc_typehints = "none"  # docstrings say what is accepted; overloads of types would hide the arguments' names
 autodoc_member_order = "bysource"
-autodoc_mock_imports = ["ray"]  # hundreds of megabytes for one signature
+autodoc_mock_imports = ["ray", "trl", "transformers", "torchmetrics"]  # gigabytes for a few signatures
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False  # results are described by shapes, which are no links
 
