@@ -37,8 +37,8 @@ test: $(INSTALLED)  ## run the tests
 test-random: $(INSTALLED)  ## the tests whose inputs Hypothesis draws, with new seeds and many more examples
 	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest $(PARALLEL) -m hypothesis $(ARGS)
 
-test-clients: $(INSTALLED)  ## install the packages that integrations are for (Ray), and run the tests against them
-	$(BIN)/python -m pip install --quiet -c constraints.txt '.[ray]'
+test-clients: $(INSTALLED)  ## install the packages that integrations are for (Ray, JAX), and run the tests against them
+	$(BIN)/python -m pip install --quiet -c constraints.txt '.[ray,jax]'
 	$(BIN)/python -m pytest -m clients $(ARGS)
 
 bench: $(INSTALLED)  ## time everything, write benchmarks/results.json and draw docs/*.svg

@@ -74,6 +74,14 @@ def the_same_random_numbers():
 
 
 @pytest.fixture
+def composed_on_the_cpu(monkeypatch):
+    """As in a process with PREFLOSS_CPU=composed."""
+    monkeypatch.setattr(composed, "ASKED_FOR", True)
+    for module in ("paired", "grouped", "indexed"):
+        monkeypatch.setattr(f"prefloss.{module}.{module}_call", composed.unless_asked_for(None))
+
+
+@pytest.fixture
 def set_threads():
     """Calling it is torch.set_num_threads; other tests find the number as it was."""
     before = torch.get_num_threads()

@@ -22,10 +22,16 @@ from .operators.indexed import check_indices
 from .pairs import REDUCTIONS, Numbers, Pairs
 from .torch_internals import is_watched
 
-# A torch for AMD calls its GPUs cuda too.
-_HAS_CUDA = _core.cuda is not None and torch.version.hip is None
-# Meta tensors have shapes and no values; the operators' fake kernels serve them.
-DEVICES = ("cpu", "cuda", "meta") if _HAS_CUDA else ("cpu", "meta")
+
+def devices_with_kernels(cuda: object, hip: str | None) -> tuple[str, ...]:
+    """Types of devices. `cuda`: what the compiled module was built for, or None; `hip`: of torch.
+
+    A torch for AMD calls its GPUs cuda too. Meta tensors have shapes and no values; the operators' fake kernels serve them.
+    """
+    return ("cpu", "cuda", "meta") if cuda is not None and hip is None else ("cpu", "meta")
+
+
+DEVICES = devices_with_kernels(_core.cuda, torch.version.hip)
 ASKED_FOR = _core.cpu == "composed"
 _REDUCTIONS = tuple(REDUCTIONS)
 
@@ -51,7 +57,7 @@ def is_needed(rewards: Tensor) -> bool:
 def _warn(device: str) -> None:
     if _warn.cache_info().currsize:
         return
-    how = f"There are kernels for the CPU{' and for CUDA' if _HAS_CUDA else ''}."
+    how = f"There are kernels for the CPU{' and for CUDA' if 'cuda' in DEVICES else ''}."
     if device == "cuda" and torch.version.hip is None:
         how = (
             "For its kernels put nvcc in PATH and run `pip install --force-reinstall --no-deps . "

@@ -33,9 +33,8 @@ def pair_loss(z: ArrayLike, target: ArrayLike = 1.0, complement: ArrayLike | Non
     xp = array_namespace(z)
     # Written so that a library's own derivatives of it are right. Of |z| they are 0 at z = 0; each branch goes smoothly through it.
     magnitude, factor = xp.where(z < 0, -z, z), xp.where(z < 0, target, complement)
-    hinge = (
-        xp.where(factor == 0.0, 0.0, magnitude) * factor
-    )  # inf * 0 must not become NaN, nor what a derivative makes of it
+    # inf * 0 must not become NaN, nor what a derivative makes of it.
+    hinge = xp.where(factor == 0.0, 0.0, magnitude) * factor
     return xp.log1p(xp.exp(-magnitude)) + hinge
 
 
@@ -114,9 +113,10 @@ def bradley_terry_loss(
     terms = losses
     if center_rewards_coefficient != 0.0:  # an option that is off must not turn an overflowing square into NaN
         terms = losses + center_rewards_coefficient * xp.square(pairs.sum)
-    loss = xp.where(pairs.counted, pairs.weight * terms, 0.0)
+    loss = xp.where(pairs.counted, pairs.weight * xp.astype(terms, sum_dtype(terms), copy=False), 0.0)
     if reduction != "none":
-        loss = xp.astype(total(loss) / _divisor(pairs, reduction, denominator), losses.dtype, copy=False)
+        loss = xp.sum(loss) / _divisor(pairs, reduction, denominator)
+    loss = xp.astype(loss, losses.dtype, copy=False)
     return (loss, sums_of(pairs, losses)) if return_stats else loss
 
 
