@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-import array_api_compat.numpy
+import numpy as np
 from array_api_compat import array_namespace, is_array_api_obj, is_jax_array, is_numpy_array, is_torch_array
 
 Array: TypeAlias = Any  # of NumPy, torch, JAX or CuPy
@@ -19,7 +19,9 @@ ArrayLike: TypeAlias = Any  # or numbers and sequences of them, which become Num
 def namespace_of(*values: ArrayLike) -> Any:
     """The functions of the library whose arrays these are; NumPy's where all are numbers or sequences."""
     arrays = [value for value in values if is_array_api_obj(value)]
-    return array_namespace(*arrays) if arrays else array_api_compat.numpy
+    return array_namespace(
+        *arrays or [np.empty(0)]
+    )  # which imports all of NumPy, and so nothing of it before it is needed
 
 
 def as_array(xp: Any, value: ArrayLike) -> Array:
