@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from prefloss import _core, arguments
+from prefloss import _core, composed
 
 # What stands in the place of architectures in the build that runs the CUDA kernels on the CPU (tests/cuda_on_host).
 ON_HOST = "the CPU, for tests"
 RUNS_ON_HOST = _core.cuda is not None and _core.cuda[1] == ON_HOST
 # A GPU is of use only where this build has kernels for it.
-DEVICES = ["cpu"] + ["cuda"] * (torch.cuda.is_available() and "cuda" in arguments.DEVICES)
+DEVICES = ["cpu"] + ["cuda"] * (torch.cuda.is_available() and "cuda" in composed.DEVICES)
 
 # The files that take longest come first, so that no process is left alone with one of them at the end.
 LONGEST = (
@@ -55,7 +55,7 @@ def pytest_configure(config):
     if os.environ.get("PREFLOSS_REQUIRE_CUDA") == "1" and "cuda" not in DEVICES:
         raise pytest.UsageError(
             f"PREFLOSS_REQUIRE_CUDA=1, but there is no GPU to test: torch.cuda.is_available() is "
-            f"{torch.cuda.is_available()}, and this build has kernels for {arguments.DEVICES}"
+            f"{torch.cuda.is_available()}, and this build has kernels for {composed.DEVICES}"
         )
 
 
@@ -71,6 +71,14 @@ def pytest_unconfigure(config):
 @pytest.fixture(autouse=True)
 def the_same_random_numbers():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def composed_on_the_cpu(monkeypatch):
+    """As in a process with PREFLOSS_CPU=composed."""
+    monkeypatch.setattr(composed, "ASKED_FOR", True)
+    for module in ("paired", "grouped", "indexed"):
+        monkeypatch.setattr(f"prefloss.{module}.{module}_call", composed.unless_asked_for(None))
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from test_arguments import (
     ones,
     quantized,
     table,
-    without_kernels,
 )
 
 import prefloss
@@ -29,7 +28,6 @@ bad_indices = table(
     ("scores-0d", lambda: {"scores": ones()}, ValueError, ["scores", "one entry an item", "()"]),
     ("scores-integer", lambda: {"scores": ones(3).int()}, TypeError, ["scores", *DTYPES, "int32"]),
     ("scores-list", lambda: {"scores": [1.0, 2.0, 3.0]}, TypeError, ["scores", "torch.Tensor", "list"]),
-    ("no-kernels", lambda: {"scores": without_kernels()}, NotImplementedError, ["scores", "ipu", "no kernels"]),
     ("list", lambda: {"chosen_index": [0, 1]}, TypeError, ["chosen_index", "int64 or int32", "(list)"]),
     ("floats", lambda: {"chosen_index": ones(2)}, TypeError, ["chosen_index", "int64 or int32", "float32"]),
     ("short", lambda: {"rejected_index": ones(2).short()}, TypeError, ["rejected_index", "int64 or int32", "int16"]),
@@ -65,7 +63,6 @@ bad_groups = table(
     ("rewards-3d", lambda: {"rewards": ones(1, 2, 3), "ranks": ones(1, 2, 3)}, ValueError, ["rewards", "(B, K)", "(1, 2, 3)"]),
     ("rewards-2d", lambda: {"group_sizes": [3, 3]}, ValueError, ["rewards", "(N,) with group_sizes", "(2, 3)"]),
     ("rewards-integer", lambda: {"rewards": ones(2, 3).int()}, TypeError, ["rewards", *DTYPES, "int32"]),
-    ("no-kernels", lambda: {"rewards": without_kernels()}, NotImplementedError, ["rewards", "ipu", "no kernels"]),
     ("too-many", lambda: {"rewards": ones(2**16, 2**15, device="meta")}, ValueError, ["rewards", "2**31", "2147483648"]),
     ("ranks-list", lambda: {"ranks": [[0, 1, 2]] * 2}, TypeError, ["ranks", "tensor of the rewards' shape", "(list)"]),
     ("ranks-shape", lambda: {"ranks": ones(3)}, ValueError, ["ranks", "shape of rewards", "(2, 3)", "(3,)"]),

@@ -111,25 +111,21 @@ def _loss_squares(sums):
 def _magnitudes(upstream, rewards, ranks, options):
     """For each entry of the gradient, the sum of the absolute values of what its pairs give to it; how many pairs there are;
     and the loss that there would be if each pair's were 1."""
-    total = np.zeros(rewards.size)
-    plain = {
-        name: value for name, value in options.items() if name not in ("average", "weight", "reduction", "denominator")
-    }
-    groups = reference.grouped._groups(rewards, ranks, plain.pop("group_sizes", None), plain.pop("ties", "skip"))
-    counts = np.array([group.tied.size for group in groups], dtype=np.float64)
-    share, divisor = reference.grouped._shares(
-        counts, options.get("weight"), options.get("average", "groups"), options.get("reduction", "mean"),
+    given = {name: options[name] for name in ("group_sizes", "ties") if name in options}
+    groups = reference.grouped.Groups.of(rewards, ranks, given.get("group_sizes"), given.get("ties", "skip"))
+    share, divisor = groups.shares(
+        options.get("weight"), options.get("average", "groups"), options.get("reduction", "mean"),
         options.get("denominator"),
     )  # fmt: skip
+    counts = groups.total(groups.times)
     scale = np.abs(np.broadcast_to(upstream, share.shape) * share / divisor)
     centring = 2 * options.get("center_rewards_coefficient", 0.0)
-    for group, factor in zip(groups, scale, strict=True):
-        a, b = group.chosen.astype(np.float64), group.rejected.astype(np.float64)
-        slope = factor * (np.abs(options.get("beta", 1.0)) + centring * (np.abs(a) + np.abs(b)))
-        for index in (group.chosen_index, group.rejected_index):
-            np.add.at(total, index, slope)
+    size = np.abs(groups.chosen.astype(np.float64)) + np.abs(groups.rejected.astype(np.float64))
+    slope = groups.for_pairs(scale) * (np.abs(options.get("beta", 1.0)) + centring * size)
+    slope = np.where(groups.times == 0, 0.0, groups.times * slope)
     ones = np.abs(share / divisor) * counts
-    return total.reshape(rewards.shape), counts.sum(), ones if options.get("reduction") == "none" else ones.sum()
+    total = groups.total_by_item(slope, slope).reshape(rewards.shape)
+    return total, counts.sum(), ones if options.get("reduction") == "none" else ones.sum()
 
 
 def _close(actual, expected, tolerance, u):

@@ -100,7 +100,8 @@ def test_groups_are_units_whatever_their_pairs_are(average, ties):
     terms = reference.bradley_terry_loss_grouped(
         rewards, ranks, group_sizes=sizes, ties=ties, average="groups", reduction="none"
     )
-    counts = np.array([group.tied.size for group in reference.grouped._groups(rewards, ranks, sizes, ties)])
+    groups = reference.grouped.Groups.of(rewards, ranks, sizes, ties)
+    counts = groups.total(groups.times)
     shares = weight * (counts > 0 if average == "groups" else counts)
     expected = paired(terms[shares != 0], shares[shares != 0])
     assert_estimate(stats, expected, rel=1e-10)

@@ -52,7 +52,8 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   module.attr("__version__") = PREFLOSS_VERSION;
   module.attr("compiler") = compiler();
   module.attr("overload") = torch_abi::overload();
-  module.attr("cpu") = cpu::kernels().name;
+  const char* kernels = cpu::kernels().name;  // throws where the environment names none
+  module.attr("cpu") = cpu::is_composed() ? "composed" : kernels;
   module.attr("cuda") = cuda_build();
   module.def("cuda_unusable", &cuda_unusable);
   module.def("set_torch", &set_torch, py::arg("tensor"), py::arg("parameter"), py::arg("exchange_api"),

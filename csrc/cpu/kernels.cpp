@@ -45,20 +45,27 @@ std::vector<const Kernels*> supported() {
 }
 #endif
 
+std::string wanted() {
+  const char* name = std::getenv("PREFLOSS_CPU");
+  return name == nullptr ? "" : name;
+}
+
 const Kernels& choose() {
   const std::vector<const Kernels*> list = supported();
-  const char* wanted = std::getenv("PREFLOSS_CPU");
-  if (wanted == nullptr || *wanted == '\0') return *list.back();
+  // Where losses are composed, prefloss.evaluate still has the best kernels.
+  if (wanted().empty() || is_composed()) return *list.back();
   std::string names;
   for (const Kernels* candidate : list) {
-    if (std::string(wanted) == candidate->name) return *candidate;
+    if (wanted() == candidate->name) return *candidate;
     names += (names.empty() ? "" : ", ") + std::string(candidate->name);
   }
-  throw std::runtime_error("environment variable PREFLOSS_CPU is '" + std::string(wanted) +
-                           "'; this processor accepts " + names);
+  throw std::runtime_error("environment variable PREFLOSS_CPU is '" + wanted() + "'; this processor accepts " + names +
+                           ", or composed, for losses without kernels");
 }
 
 }  // namespace
+
+bool is_composed() { return wanted() == "composed"; }
 
 const Kernels& kernels() {
   static const Kernels& chosen = choose();

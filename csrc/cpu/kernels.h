@@ -41,6 +41,9 @@ extern const Kernels kKernels;
 }
 #endif
 
+// Whether PREFLOSS_CPU asks for composed operations in the place of kernels (python/prefloss/composed.py).
+bool is_composed();
+
 // The kernels in use: the best that this processor runs, or those that the environment variable PREFLOSS_CPU names.
 // Throws std::runtime_error, naming what is accepted, where that is unknown here.
 const Kernels& kernels();

@@ -75,9 +75,9 @@ def build_info() -> dict[str, object]:
     """What was built and what is in use here, for bug reports.
 
     Keys: version; compiler; cpu (the instruction set of the kernels in use: baseline, avx2 or avx512; the environment
-    variable PREFLOSS_CPU forces one); cuda (the toolkit and architectures of the
-    CUDA kernels, or why there are none); gpu (the GPUs that they can use, or why none can); torch; torch_cuda (the CUDA
-    that torch was built with, or None). Asking for the GPUs starts the CUDA driver in this process.
+    variable PREFLOSS_CPU forces one, or is "composed", for losses composed of torch's operations); cuda (the toolkit and
+    architectures of the CUDA kernels, or why there are none); gpu (the GPUs that they can use, or why none can); torch;
+    torch_cuda (the CUDA that torch was built with, or None). Asking for the GPUs starts the CUDA driver in this process.
 
     >>> import prefloss
     >>> prefloss.build_info()["version"] == prefloss.__version__

@@ -12,20 +12,16 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-from . import _core
 from .pairs import DEFAULTS, REDUCTIONS, Numbers, accumulation_dtype
 from .torch_internals import requires_gradient
 
 REWARD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # What the compiled module reads (csrc/pairs.h), and what torch converts: not complex, quantized, or packed several to a byte.
-_READ_DTYPES = {*REWARD_DTYPES, torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
+READ_DTYPES = {*REWARD_DTYPES, torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 _REAL_DTYPES = {
-    *(*_READ_DTYPES, torch.uint16, torch.uint32, torch.uint64),
+    *(*READ_DTYPES, torch.uint16, torch.uint32, torch.uint64),
     *(torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz, torch.float8_e8m0fnu),
 }
-# Meta tensors have shapes and no values; the operators' fake kernels serve them. A torch for AMD calls its GPUs cuda too.
-_HAS_CUDA = _core.cuda is not None and torch.version.hip is None
-DEVICES = ("cpu", "cuda", "meta") if _HAS_CUDA else ("cpu", "meta")
 _GREATEST = {torch.float64: torch.finfo(torch.float64).max, torch.float32: torch.finfo(torch.float32).max}
 
 
@@ -44,21 +40,12 @@ def check_tensor(name: str, value: object, accepted: str) -> Tensor:
 
 
 def check_rewards(name: str, rewards: object, what: str = "rewards") -> Tensor:
-    """A strided tensor of a reward dtype on a device with kernels; `what` its entries are."""
+    """A strided tensor of a reward dtype; `what` its entries are."""
     rewards = check_tensor(name, rewards, f"a torch.Tensor of {what}")
     if rewards.dtype not in REWARD_DTYPES:
         raise TypeError(
             f"{name} must have dtype float64, float32, bfloat16 or float16, got {_dtype(rewards)}; cast it, for example "
             f"with {name}.float()"
-        )
-    if rewards.device.type not in DEVICES:
-        with_cuda = (
-            "; to build it with CUDA kernels, put nvcc in PATH and run `pip install --force-reinstall --no-deps . "
-            "--config-settings=cmake.define.PREFLOSS_CUDA=ON` in the source's root"
-        )
-        raise NotImplementedError(
-            f"{name} is on device {rewards.device}, for which this build of prefloss has no kernels; it has them for "
-            + ("cpu and cuda" if _HAS_CUDA else "cpu" + with_cuda * (rewards.device.type == "cuda"))
         )
     return rewards
 
@@ -369,7 +356,7 @@ def check_denominator(denominator: object, reduction: int, rewards: Tensor) -> f
     tensor = _beside(tensor, rewards)
     _check_device("denominator", tensor, rewards, "the rewards")
     check_no_gradient("denominator", tensor)
-    return tensor if tensor.dtype in _READ_DTYPES else tensor.double()
+    return tensor if tensor.dtype in READ_DTYPES else tensor.double()
 
 
 def _beside(number: Tensor, rewards: Tensor) -> Tensor:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from . import arguments
-from ._core import grouped_call
+from . import _core, arguments, composed
 from .eager import GroupedLoss
 from .operators.grouped import GroupOptions, Groups, grouped_loss, opposite_ranks, without_masked
 from .paired import Reduction, Result
@@ -21,6 +20,7 @@ from .torch_internals import check_memory, is_watched
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+grouped_call = composed.unless_asked_for(_core.grouped_call)
 Average = Literal["groups", "pairs"]
 Ties = Literal["skip", "half"]
 
@@ -101,6 +101,8 @@ def bradley_terry_loss_grouped(
     On the CPU a group of 1,024 items or more takes time and memory in proportion to its items, not to its pairs: their sum
     factorises over cells of rewards and a tree of ranks. An entry of the gradient is then right to 2^-23 of the sum of the absolute
     values of its terms (float64: 1e-14). On a GPU, and for second derivatives, each pair is visited.
+    Without kernels for a device (see `bradley_terry_loss`) each pair of items is in memory, in either order: K^2 numbers, some ten
+    times over.
 
     Args:
         rewards: (B, K), B groups of K items; or (N,) with ``group_sizes``. float64, float32, bfloat16 or float16.
@@ -130,7 +132,6 @@ def bradley_terry_loss_grouped(
     Raises:
         TypeError, ValueError: dtypes, shapes, devices, values that are not accepted; NaN among ranks on the CPU. On a GPU NaN
             among ranks fails an assertion there.
-        NotImplementedError: a device without kernels.
 
     Sources: Ouyang et al. 2022 (arXiv 2203.02155) eq. 1; Burges et al. 2005 (RankNet); Gao & Zhou 2015 (AUC surrogates); for
     sums that factorise, Greengard & Rokhlin 1987 (the fast multipole method).
@@ -156,13 +157,14 @@ def bradley_terry_loss_grouped(
         groups = _checked(groups)
         arguments.check_range(numbers, groups.rewards)
         divisor = arguments.check_denominator(denominator, code, groups.rewards)
-        if eager:
+        composes = composed.is_needed(groups.rewards)
+        if eager and not composes:
             checked = numbers.as_given(reduction, divisor, return_stats)
             call = grouped_call(*groups, numbers.margin, average, ties, checked, True)
     if call is None:
-        loss, sums = grouped_loss(
-            groups, GroupOptions(numbers, ties == "half", average == "pairs", code, return_stats), divisor
-        )
+        compute = composed.grouped if composes else grouped_loss
+        of_call = GroupOptions(numbers, ties == "half", average == "pairs", code, return_stats)
+        loss, sums = compute(groups, of_call, divisor)
     else:
         loss, sums = GroupedLoss.apply(*groups, call)
     return (loss, PairStats(sums.detach())) if return_stats else loss

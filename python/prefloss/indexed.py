@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from . import arguments
-from ._core import indexed_call
+from . import _core, arguments, composed
 from .eager import IndexedLoss
 from .operators.indexed import indexed_loss
 from .paired import Reduction, Result
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .paired import PairedOptions
+
+
+indexed_call = composed.unless_asked_for(_core.indexed_call)
 
 
 class Comparisons(TypedDict):
@@ -121,11 +123,13 @@ def bradley_terry_loss_indexed(
         pairs = _checked(pairs, *indices)
         arguments.check_range(numbers, pairs.chosen)
         divisor = arguments.check_denominator(denominator, code, pairs.chosen)
-        if eager:
+        composes = composed.is_needed(pairs.chosen)
+        if eager and not composes:
             checked = numbers.as_given(reduction, divisor, return_stats)
             call = indexed_call(pairs.chosen, *indices, *pairs.with_numbers(numbers), checked, True)
     if call is None:
-        loss, sums = indexed_loss(pairs, *indices, numbers, divisor, code, return_stats)
+        compute = composed.indexed if composes else indexed_loss
+        loss, sums = compute(pairs, *indices, numbers, divisor, code, return_stats)
     else:
         loss, sums = IndexedLoss.apply(pairs.chosen, *indices, pairs.margin, pairs.weight, pairs.target, call)
     if pairs.chosen is not scores:

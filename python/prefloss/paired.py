@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, overload
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from . import arguments
-from ._core import DEFAULT_CALL, PairedCall, paired_call
+from . import _core, arguments, composed
+from ._core import DEFAULT_CALL, PairedCall
 from .eager import DefaultLoss, PairedLoss
 from .operators.paired import paired_loss
 from .pairs import DEFAULTS, HALVES, INTERLEAVED, PAIRED, Pairs, unstack
@@ -22,6 +22,7 @@ Reduction = Literal["mean", "sum", "none"]
 Layout = Literal["halves", "interleaved"]
 Result = Tensor | tuple[Tensor, PairStats]
 
+paired_call = composed.unless_asked_for(_core.paired_call)
 _LAYOUTS = {"halves": HALVES, "interleaved": INTERLEAVED}
 
 
@@ -111,13 +112,17 @@ def bradley_terry_loss(
 
     Returns:
         The loss, float64 for float64 rewards and float32 for all others; with ``return_stats``, (loss, `PairStats`).
-        Gradients have the rewards' dtype. Forward-mode derivatives are not supported and raise.
+        Gradients have the rewards' dtype. Kernels have no forward-mode derivatives: asking for one raises.
 
     Raises:
         TypeError: not a dense tensor, or a dtype or type that is not accepted.
         ValueError: shapes, devices or values that are not accepted; ``weight``, ``target`` or ``denominator`` that
             require a gradient.
-        NotImplementedError: a device without kernels.
+
+    On a device without kernels (Apple's, Intel's and AMD's GPUs, and NVIDIA's where the package was built without CUDA) the same is
+    composed of torch's operations, and a warning says so, once in a process; `torch.compile` breaks its graph there.
+    Gradients are torch's own there, of any order and in forward mode too, and the result is only as exact as torch is:
+    ``PREFLOSS_CPU=composed`` shows it on the CPU.
 
     Sources: Bradley & Terry 1952; Ouyang et al. 2022 (arXiv 2203.02155) eq. 1; margin: Touvron et al. 2023 (2307.09288)
     eq. 2; centring: Eisenstein et al. 2023 (2312.09244) eq. 2; label smoothing: Mitchell 2023 (cDPO); flip rate: Natarajan et al.
@@ -189,6 +194,8 @@ def loss_of(
 ) -> Result:
     """Eager where all that is given can be taken as it is; else once it has been checked and converted; else by the operators.
 
+    Where there are no kernels, composed once it has been checked.
+
     `options`: beta, label_smoothing, flip_rate, center_rewards_coefficient, reduction, denominator, return_stats.
     """
     eager = not is_compiling() and not is_watched()
@@ -207,12 +214,14 @@ def loss_of(
     pairs = _checked(Pairs.of(rewards, rejected, margin, weight, target), layout)
     arguments.check_range(numbers, pairs.chosen)
     divisor = arguments.check_denominator(denominator, code, pairs.chosen)
-    if eager:
+    composes = composed.is_needed(pairs.chosen)
+    if eager and not composes:
         checked = numbers.as_given(reduction, divisor, return_stats)
         call = paired_call(pairs.chosen, pairs.rejected, PAIRED, *pairs.with_numbers(numbers), checked, True)
         if call is not None:
             return _result(PairedLoss.apply(*pairs, call), call)
-    loss, sums = paired_loss(pairs, numbers, divisor, code, return_stats)
+    compute = composed.paired if composes else paired_loss
+    loss, sums = compute(pairs, numbers, divisor, code, return_stats)
     return (loss, PairStats(sums.detach())) if return_stats else loss
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from .intervals import student_t_quantile, without_skewness
-from .sums import CUBES, WEIGHT_POWERS, Sum, merged_sums, shifted_cubes, sums_of_no_pairs
+from .sums import CUBES, WEIGHT_POWERS, Sum, dtype_of_sums, merged_sums, shifted_cubes, sums_of_no_pairs
 
 __all__ = ["PairStats", "Sum"]
 
@@ -25,9 +25,9 @@ _LEAST_REST = 1e-9
 class PairStats:
     """Statistics of a set of preference pairs.
 
-    `sums` is a detached float64 tensor with an entry for each `Sum` (and leading dimensions after `vmap`) on the
-    rewards' device. Nothing is read until a property is: reading one waits for the device, once, and gives a Python
-    number; where there are no pairs, nan. `as_dict()` reads all of them at once.
+    `sums` is a detached float64 tensor (float32 on devices that may have no float64) with an entry for each `Sum` (and leading
+    dimensions after `vmap`) on the rewards' device. Nothing is read until a property is: reading one waits for the device,
+    once, and gives a Python number; where there are no pairs, nan. `as_dict()` reads all of them at once.
 
     `a + b` is the statistics of both sets of pairs together and `sum([...])` that of many, so batches, shards and
     ranks (`all_reduce`) add up; `PairStats.zero()` changes nothing it is added to. Adding `sums` entry by entry does not:
@@ -92,7 +92,7 @@ class PairStats:
 
     def to(self, device: torch.device | str | int) -> PairStats:
         """The same on another device, in one copy; all properties can then be read without waiting for this one."""
-        return PairStats(self.sums.detach().to(device))
+        return PairStats(self.sums.detach().to(device, dtype_of_sums(torch.device(device))))
 
     def as_dict(self, prefix: str = "") -> dict[str, float]:
         """Every property by its name, after `prefix`: Python numbers for a logger. The device is read once.

@@ -60,7 +60,13 @@ class Sum(IntEnum):
 def sums_of_no_pairs(device: torch.device | str | int | None = None) -> Tensor:
     sums = [0.0] * len(Sum)
     sums[Sum.MINIMUM], sums[Sum.MAXIMUM] = math.inf, -math.inf
-    return torch.tensor(sums, dtype=torch.float64, device=device)
+    place = torch.get_default_device() if device is None else torch.device(device)
+    return torch.tensor(sums, dtype=dtype_of_sums(place), device=device)
+
+
+def dtype_of_sums(device: torch.device) -> torch.dtype:
+    """float64 on devices that certainly have it, as `prefloss.reference` has it."""
+    return torch.float64 if device.type in ("cpu", "cuda", "meta") else torch.float32
 
 
 def scaled_rewards(sums: Tensor, by: float) -> Tensor:

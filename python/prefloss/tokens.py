@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .arguments import check_tensor, dtype_name
+from .torch_internals import asserts
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -129,8 +130,8 @@ def _check_integers(name: str, tensor: object, beside: Tensor, *, mask: bool = F
 
 
 def _require(condition: Tensor, message: str) -> None:
-    """ValueError on the CPU; elsewhere an assertion on the device, which nobody waits for."""
-    if not condition.is_cpu:
+    """ValueError; on a device that has assertions it is one, which nobody waits for."""
+    if asserts(condition):
         torch._assert_async(condition, message)
     elif not bool(condition):
         raise ValueError(message)

@@ -79,6 +79,14 @@ def will_run(node: Any, places: Iterable[int]) -> bool:
     return any(torch._C._will_engine_execute_node(function) for function in functions if function is not None)
 
 
+def asserts(condition: Tensor) -> bool:
+    """Whether a condition is left to an assertion on its device, which nobody waits for: not on the CPU, or where it has none."""
+    if condition.is_cpu:
+        return False
+    key = torch._C._dispatch_key_for_device(condition.device.type)
+    return is_watched() or torch._C._dispatch_has_kernel_for_dispatch_key("aten::_assert_async.msg", key)
+
+
 def _connect() -> None:
     """Gives the compiled module torch's tensors and its stable C ABI (torch >= 2.10)."""
     name = {"darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}.get(sys.platform, "libtorch_cpu.so")

@@ -16,6 +16,7 @@ from torch.compiler import is_compiling
 from .. import _core
 from ..pairs import NONE, Numbers, accumulation_dtype
 from ..stats import Sum
+from ..torch_internals import asserts
 from .operator import Operator
 from .paired import as_tensor
 
@@ -128,7 +129,7 @@ def order_keys(ranks: Tensor, filled: Tensor | None = None) -> Tensor:
 
 def check_ranks(ranks: Tensor, filled: Tensor | None = None) -> None:
     nan = ranks.isnan()
-    if not ranks.is_cpu or is_compiling():
+    if asserts(nan) or is_compiling():
         torch._assert_async(~nan.any(), "ranks, or relevance, must be numbers, got nan")
     elif bool(nan.any()):
         place = tuple(nan.nonzero()[0].tolist())

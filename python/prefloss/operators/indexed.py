@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import _core
 from ..pairs import NONE, SUM, Numbers, Pairs, accumulation_dtype
 from ..sums import CUBES, WEIGHT_POWERS, Sum
-from ..torch_internals import check_memory
+from ..torch_internals import asserts, check_memory
 from .operator import Operator
 from .paired import paired_loss
 
@@ -24,7 +24,7 @@ from .paired import paired_loss
 def check_indices(name: str, index: Tensor, items: int) -> None:
     """IndexError where an index is not in [0, items); on a GPU an assertion, which nobody waits for."""
     outside = (index < 0) | (index >= items)
-    if not index.is_cpu:
+    if asserts(outside):
         torch._assert_async(~outside.any(), f"{name} has an entry that is not in [0, {items})")
     elif bool(outside.any()):
         position = tuple(outside.nonzero()[0].tolist())

@@ -1,7 +1,15 @@
-"""The formula in NumPy, in float64: the executable definition that every kernel is tested against.
+"""The formula, executable: what every kernel is tested against, and what computes where there are no kernels.
 
-Same names and arguments as the package's public functions, arrays for tensors. It is written to be read and to be
-exact, not to be fast, and it checks nothing but that shapes agree. bfloat16, which NumPy lacks, is passed as float32.
+Same names and arguments as the package's public functions. Written over the array API standard, so arrays of NumPy, torch, JAX
+and CuPy go in, and the same come out; numbers and sequences become NumPy's. NumPy and CuPy compute in float64, torch and JAX in
+float32 (float64 for float64 rewards); `arrays` says more. It is written to be read and to be exact, not to be fast, and it checks
+nothing but that shapes agree. bfloat16, which NumPy lacks, is passed as float32.
+
+Derivatives by torch or JAX are right too, of any order: at ties, where z is infinite, and beside NaN of weight 0. Under `jax.jit`
+the sizes of groups and the options that are numbers must be constants, and indices are not checked.
+
+Importing this module imports the package, and so torch; what it computes of NumPy arrays needs NumPy and array-api-compat alone.
+CuPy has the functions of the standard that it is written in, but has not been run here.
 
 For a pair with rewards a (chosen) and b (rejected)::
 

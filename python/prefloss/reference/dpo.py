@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from .paired import Float64Array, Reduction, bradley_terry_loss, float64
+from .arrays import Array, ArrayLike, as_array, beside, formula_dtype, namespace_of
+from .paired import Reduction, bradley_terry_loss
 
 
 @np.errstate(all="ignore")
@@ -24,20 +24,16 @@ def dpo_loss(
     reduction: Reduction = "mean",
     denominator: ArrayLike | None = None,
     return_stats: bool = False,
-) -> Float64Array | tuple[Float64Array, Float64Array]:
-    """The loss, float64, of -log sigma(beta ((p_a - r_a) - (p_b - r_b))); with `return_stats`, (loss, sums).
+) -> Array | tuple[Array, Array]:
+    """The loss of -log sigma(beta ((p_a - r_a) - (p_b - r_b))); with `return_stats`, (loss, sums).
 
-    Args are those of `prefloss.dpo_loss`. All differences are taken in float64. Raises ValueError where one reference is missing.
+    Args are those of `prefloss.dpo_loss`. All differences are taken in the type of the formula,
+    NumPy's in float64. Raises ValueError where one reference is missing.
     """
     if (reference_chosen_logps is None) != (reference_rejected_logps is None):
         raise ValueError("reference_chosen_logps and reference_rejected_logps must both be given, or both be None")
-    chosen, rejected = (
-        beta * (float64(policy) - (0.0 if fixed is None else float64(fixed)))
-        for policy, fixed in (
-            (policy_chosen_logps, reference_chosen_logps),
-            (policy_rejected_logps, reference_rejected_logps),
-        )
-    )
+    chosen = _implicit_rewards(policy_chosen_logps, reference_chosen_logps, beta)
+    rejected = _implicit_rewards(policy_rejected_logps, reference_rejected_logps, beta)
     options: dict[str, Any] = {
         "label_smoothing": label_smoothing,
         "flip_rate": flip_rate,
@@ -46,5 +42,11 @@ def dpo_loss(
         "denominator": denominator,
         "return_stats": return_stats,
     }
-    result: Float64Array | tuple[Float64Array, Float64Array] = bradley_terry_loss(chosen, rejected, **options)
-    return result
+    return bradley_terry_loss(chosen, rejected, **options)
+
+
+def _implicit_rewards(policy: ArrayLike, reference: ArrayLike | None, beta: float) -> Array:
+    xp = namespace_of(policy)
+    policy = as_array(xp, policy)
+    wide = xp.astype(policy, formula_dtype(policy), copy=False)
+    return beta * (wide - (0.0 if reference is None else beside(reference, wide)))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from array_api_compat import array_namespace
+from numpy.typing import NDArray
 
+from .arrays import Array, ArrayLike, as_array, beside, formula_dtype, namespace_of, sum_dtype, total
 from .paired import (
-    Float64Array,
     Pairs,
     Reduction,
     bradley_terry_gradient,
     bradley_terry_loss,
-    float64,
     smoothing_of,
     sums_of,
 )
@@ -41,38 +43,29 @@ def bradley_terry_loss_grouped(
     reduction: Reduction = "mean",
     denominator: ArrayLike | None = None,
     return_stats: bool = False,
-) -> Float64Array | tuple[Float64Array, Float64Array]:
-    """The loss over all pairs of each group, float64: 0-d, or one a group for reduction "none".
+) -> Array | tuple[Array, Array]:
+    """The loss over all pairs of each group: 0-d, or one a group for reduction "none".
 
     Args are those of `prefloss.bradley_terry_loss_grouped`. With `return_stats`, (loss, sums): those of `PairStats`, in
-    which a pair of equal rank is half a pair in each order. Every pair is visited: O(K^2).
+    which a pair of equal rank is half a pair in each order. Every pair is visited: O(K^2). While JAX traces, sizes are constants.
     """
-    groups = _groups(rewards, ranks, group_sizes, ties, relevance, mask)
+    groups = Groups.of(rewards, ranks, group_sizes, ties, relevance, mask)
+    xp = array_namespace(groups.times)
+    share, divisor = groups.shares(weight, average, reduction, denominator)
     smoothing = smoothing_of(label_smoothing, flip_rate)
-    terms = np.array(
-        [
-            np.sum(
-                bradley_terry_loss(
-                    group.chosen,
-                    group.rejected,
-                    margin=np.where(group.tied, 0.0, margin),
-                    target=np.where(group.tied, 0.5, 1.0),
-                    beta=beta,
-                    label_smoothing=smoothing,
-                    center_rewards_coefficient=center_rewards_coefficient,
-                    reduction="none",
-                )
-            )
-            for group in groups
-        ]
+    options = groups.options(share, margin, beta, smoothing)
+    terms = bradley_terry_loss(
+        groups.chosen,
+        groups.rejected,
+        **options,
+        center_rewards_coefficient=center_rewards_coefficient,
+        reduction="none",
     )
-    counts = np.array([group.tied.size for group in groups], dtype=np.float64)
-    share, divisor = _shares(counts, weight, average, reduction, denominator)
-    loss = np.where(share == 0.0, 0.0, share * terms)
-    loss = loss if reduction == "none" else np.asarray(np.sum(loss) / divisor)
-    if not return_stats:
-        return loss
-    return loss, _sums(groups, share, np.asarray(rewards).dtype, margin, beta, smoothing, ties)
+    loss = groups.total(groups.times * terms)
+    if reduction != "none":
+        loss = total(loss) / divisor
+    loss = xp.astype(loss, terms.dtype, copy=False)
+    return (loss, _sums(groups, share, options, ties)) if return_stats else loss
 
 
 @np.errstate(all="ignore")
@@ -94,137 +87,198 @@ def bradley_terry_gradient_grouped(
     center_rewards_coefficient: float = 0.0,
     reduction: Reduction = "mean",
     denominator: ArrayLike | None = None,
-) -> Float64Array:
-    """The gradient with respect to the rewards, float64, in their shape. `grad`: a number, or one a group for "none"."""
-    groups = _groups(rewards, ranks, group_sizes, ties, relevance, mask)
-    counts = np.array([group.tied.size for group in groups], dtype=np.float64)
-    share, divisor = _shares(counts, weight, average, reduction, denominator)
-    scale = np.broadcast_to(float64(grad), share.shape) * share / (1.0 if reduction == "none" else divisor)
-    result = np.zeros(np.size(rewards))
-    for group, factor, counted in zip(groups, scale, share != 0.0, strict=True):
-        if not counted:
-            continue
-        gradients = bradley_terry_gradient(
-            np.full(group.tied.shape, factor),
-            group.chosen,
-            group.rejected,
-            margin=np.where(group.tied, 0.0, margin),
-            target=np.where(group.tied, 0.5, 1.0),
-            beta=beta,
-            label_smoothing=smoothing_of(label_smoothing, flip_rate),
-            center_rewards_coefficient=center_rewards_coefficient,
-            reduction="none",
-        )
-        np.add.at(result, group.chosen_index, gradients[0])
-        np.add.at(result, group.rejected_index, gradients[1])
-    return result.reshape(np.shape(rewards))
-
-
-class _Group(NamedTuple):
-    """The counted pairs of a group."""
-
-    chosen_index: NDArray[np.int64]  # among all items
-    rejected_index: NDArray[np.int64]
-    chosen: NDArray[Any]
-    rejected: NDArray[Any]
-    tied: NDArray[np.bool_]
-
-
-def _groups(
-    rewards: ArrayLike,
-    ranks: ArrayLike | None,
-    group_sizes: ArrayLike | None,
-    ties: Ties,
-    relevance: ArrayLike | None = None,
-    mask: ArrayLike | None = None,
-) -> list[_Group]:
-    if (ranks is None) is (relevance is None):
-        raise TypeError("exactly one of ranks and relevance must be given")
-    if relevance is not None:  # whose places in ascending order, 0, 1, ..., have an opposite
-        ranks = -np.unique(np.asarray(relevance), return_inverse=True)[1].reshape(np.shape(relevance))
-    rewards, ranks = np.asarray(rewards), np.asarray(ranks)
-    there = np.ones(rewards.size, np.bool_) if mask is None else np.asarray(mask).astype(np.bool_).ravel()
-    if rewards.shape != ranks.shape:
-        raise ValueError(f"rewards and ranks must have the same shape; got {rewards.shape} and {ranks.shape}")
-    sizes = np.full(len(rewards), rewards.shape[1]) if group_sizes is None else np.asarray(group_sizes, dtype=np.int64)
-    if sizes.sum() != rewards.size:
-        raise ValueError(f"group_sizes must add up to the {rewards.size} rewards; got {sizes.sum()}")
-    flat, order, groups = rewards.ravel(), ranks.ravel(), []
-    for end, size in zip(np.cumsum(sizes), sizes, strict=True):
-        members = np.arange(end - size, end)
-        members = members[there[members]]
-        better = order[members][:, None] < order[members][None, :]
-        equal = np.triu(order[members][:, None] == order[members][None, :], 1) & (ties == "half")
-        pairs = [np.nonzero(which) for which in (better, equal)]
-        i, j = (members[np.concatenate([pair[side] for pair in pairs])] for side in (0, 1))
-        groups.append(_Group(i, j, flat[i], flat[j], np.arange(i.size) >= pairs[0][0].size))
-    return groups
-
-
-def _sums(
-    groups: list[_Group],
-    share: Float64Array,
-    dtype: np.dtype[Any],
-    margin: float,
-    beta: float,
-    smoothing: float,
-    ties: Ties,
-) -> Float64Array:
-    """The sums of `PairStats`, for which each group is a unit."""
-    chosen, rejected = (
-        np.concatenate([np.empty(0, dtype), *(group[side] for group in groups)]) for side in (2, 3)
-    )  # fmt: skip
-    tied = np.concatenate([np.empty(0, np.bool_), *(group.tied for group in groups)])
-    weight = np.repeat(share, [group.tied.size for group in groups])
-    once = Pairs.of(
-        chosen, rejected, np.where(tied, 0.0, margin), weight, np.where(tied, 0.5, 1.0), beta, smoothing
-    )  # fmt: skip
-    second = np.arange(tied.size + np.count_nonzero(tied)) >= tied.size  # the other order of a pair of equal rank
-    which = np.concatenate((np.arange(tied.size), np.nonzero(tied)[0]))
-    pairs = Pairs._make(column[which] for column in once)
-    pairs = pairs._replace(
-        chosen=np.where(second, pairs.rejected, pairs.chosen),
-        rejected=np.where(second, pairs.chosen, pairs.rejected),
-        difference=np.where(second, -pairs.difference, pairs.difference),
+) -> Array:
+    """The gradient with respect to the rewards, in their shape. `grad`: a number, or one a group for "none"."""
+    groups = Groups.of(rewards, ranks, group_sizes, ties, relevance, mask)
+    xp = array_namespace(groups.times)
+    share, divisor = groups.shares(weight, average, reduction, denominator)
+    scale = xp.broadcast_to(beside(grad, share) / divisor, share.shape)
+    gradients = bradley_terry_gradient(
+        groups.for_pairs(scale),
+        groups.chosen,
+        groups.rejected,
+        **groups.options(share, margin, beta, smoothing_of(label_smoothing, flip_rate)),
+        center_rewards_coefficient=center_rewards_coefficient,
+        reduction="none",
     )
-    losses = once.losses()
-    counts = np.array([group.tied.size for group in groups], dtype=np.int64)
-    of_groups = np.split(losses, np.cumsum(counts))[: len(counts)]
-    units = share * counts, np.array([np.mean(each) if each.size else 0.0 for each in of_groups])
-    one_list = len(groups) == 1 and ties == "skip" and share[0] != 0.0
-    spread = _list_variance(groups[0], losses) if one_list else (0.0, 0.0)
-    return sums_of(pairs, losses[which], np.where(tied[which], 0.5, 1.0), tied[which], units, spread)
+    result = groups.total_by_item(*(groups.times * gradient for gradient in gradients[:2]))
+    return xp.reshape(result, np.shape(rewards))
 
 
-def _list_variance(group: _Group, losses: Float64Array) -> tuple[float, float]:
-    """LIST_VARIANCE and LIST_VARIANCE_ERROR of one group, where it has two ranks and at least two items of each.
+class Block(NamedTuple):
+    """Groups of one size: which items they have is known before any value is, and the same for all values."""
+
+    groups: NDArray[np.int32]  # (G,): their places among all groups
+    items: NDArray[np.int32]  # (G, K): the places of their items among all items
+
+    @property
+    def pairs(self) -> tuple[int, int, int]:
+        return *self.items.shape, self.items.shape[1]
+
+
+class Groups(NamedTuple):
+    """All ordered pairs (i, j) of items of a group, one entry each, block after block; those of a block were (G, K, K)."""
+
+    blocks: list[Block]
+    chosen: Array  # i's rewards
+    rejected: Array  # j's
+    tied: Array  # two items of equal rank
+    times: Array  # how often a pair counts: once where i is better; with ties "half", half where they are tied; else 0
+
+    @classmethod
+    def of(
+        cls,
+        rewards: ArrayLike,
+        ranks: ArrayLike | None,
+        group_sizes: ArrayLike | None,
+        ties: Ties,
+        relevance: ArrayLike | None,
+        mask: ArrayLike | None,
+    ) -> Groups:
+        if (ranks is None) is (relevance is None):
+            raise TypeError("exactly one of ranks and relevance must be given")
+        order = relevance if ranks is None else ranks
+        xp = namespace_of(rewards, order)
+        rewards, order = as_array(xp, rewards), as_array(xp, order)
+        there = xp.ones_like(order, dtype=xp.bool) if mask is None else beside(mask, order, xp.bool)
+        if not rewards.shape == order.shape == there.shape:
+            name = "relevance" if ranks is None else "ranks"
+            raise ValueError(
+                f"rewards, {name} and mask must have the same shape; got {tuple(rewards.shape)}, {tuple(order.shape)} and "
+                f"{tuple(there.shape)}"
+            )
+        blocks = _blocks(rewards.shape, group_sizes)
+        places = xp.cumulative_sum(xp.ones_like(xp.reshape(order, (-1,)), dtype=xp.int32))
+        (chosen, rejected), (first, second), (i, j), (one, other) = (
+            [
+                _joined(xp.broadcast_to(_taken(column, block.items)[side], block.pairs) for block in blocks)
+                for side in ((slice(None), slice(None), None), (slice(None), None, slice(None)))
+            ]
+            for column in (rewards, order, places, there)
+        )
+        both = one & other
+        tied = (first == second) & (i != j) & both
+        ahead = (first > second if ranks is None else first < second) & both
+        better, half = (beside(which, chosen, formula_dtype(chosen)) for which in (ahead, tied))
+        return cls(blocks, chosen, rejected, tied, better + 0.5 * half if ties == "half" else better)
+
+    def shares(
+        self, weight: ArrayLike | None, average: Average, reduction: Reduction, denominator: ArrayLike | None
+    ) -> tuple[Array, Array]:
+        """The weight of each pair of a group, and what the sum over them all is divided by."""
+        counts = self.total(self.times)
+        xp = array_namespace(counts)
+        weights = xp.where(counts > 0.0, beside(1.0 if weight is None else weight, counts), 0.0)
+        share = weights / xp.where(counts > 0.0, counts, 1.0) if average == "groups" else weights
+        if reduction != "mean":
+            return share, beside(1.0, share)
+        if denominator is not None:
+            return share, beside(denominator, share)
+        all_weight = xp.sum(share * counts)
+        return share, xp.where(all_weight == 0.0, 1.0, all_weight)
+
+    def options(self, share: Array, margin: float, beta: float, smoothing: float) -> dict[str, Any]:
+        """Those of the pairs. What is no pair has weight 0, and a tie has no margin."""
+        xp = array_namespace(share)
+        tied = xp.astype(self.tied, self.times.dtype)
+        return {
+            "margin": margin * (1.0 - tied),
+            "weight": xp.where(self.times == 0.0, 0.0, self.for_pairs(share)),
+            "target": 1.0 - 0.5 * tied,
+            "beta": beta,
+            "label_smoothing": smoothing,
+        }
+
+    def for_pairs(self, values: Array) -> Array:
+        """For each pair the entry of its group."""
+        xp = array_namespace(values)
+        return _joined(
+            xp.broadcast_to(_taken(values, block.groups)[:, None, None], block.pairs) for block in self.blocks
+        )
+
+    def matrices(self, values: Array) -> list[Array]:
+        """(G, K, K), of the values of a block's pairs, for each block."""
+        xp, begin, found = array_namespace(values), 0, []
+        for block in self.blocks:
+            end = begin + math.prod(block.pairs)
+            found.append(xp.reshape(values[begin:end], block.pairs))
+            begin = end
+        return found
+
+    def total(self, values: Array) -> Array:
+        """One sum a group, of what its pairs have."""
+        sums = _joined(total(matrix, axis=(1, 2)) for matrix in self.matrices(values))
+        return _taken(sums, np.argsort(np.concatenate([block.groups for block in self.blocks])))
+
+    def total_by_item(self, as_chosen: Array, as_rejected: Array) -> Array:
+        """One sum an item, of what it has in the pairs in which it is the one or the other."""
+        both = zip(self.matrices(as_chosen), self.matrices(as_rejected), strict=True)
+        sums = _joined(total(one, axis=2) + total(other, axis=1) for one, other in both)
+        return _taken(sums, np.argsort(np.concatenate([block.items.ravel() for block in self.blocks])))
+
+
+def _blocks(shape: tuple[int, ...], group_sizes: ArrayLike | None) -> list[Block]:
+    count = math.prod(shape)
+    sizes = np.full(shape[0], shape[1]) if group_sizes is None else np.asarray(group_sizes, dtype=np.int64)
+    if sizes.sum() != count:
+        raise ValueError(f"group_sizes must add up to the {count} rewards; got {sizes.sum()}")
+    starts = np.cumsum(sizes) - sizes
+    blocks = []
+    for size in np.unique(sizes) if sizes.size else [0]:
+        (groups,) = np.nonzero(sizes == size)
+        items = starts[groups, None] + np.arange(size)
+        blocks.append(Block(groups.astype(np.int32), items.astype(np.int32)))
+    return blocks
+
+
+def _taken(values: Array, places: NDArray[Any]) -> Array:
+    """The entries at these places, in the shape of the places."""
+    xp = array_namespace(values)
+    flat = xp.take(xp.reshape(values, (-1,)), beside(places.ravel(), values, xp.int32), axis=0)
+    return xp.reshape(flat, places.shape)
+
+
+def _joined(parts: Iterable[Array]) -> Array:
+    """All entries of the parts, one after the other."""
+    listed = list(parts)
+    xp = array_namespace(*listed)
+    return xp.concat([xp.reshape(part, (-1,)) for part in listed])
+
+
+def _sums(groups: Groups, share: Array, options: dict[str, Any], ties: Ties) -> Array:
+    """The sums of `PairStats`, for which each group is a unit."""
+    smoothing = options.pop("label_smoothing")
+    pairs = Pairs.of(groups.chosen, groups.rejected, **options, smoothing=smoothing)
+    losses = pairs.losses()
+    xp, counts = array_namespace(losses), groups.total(groups.times)
+    units = share * counts, groups.total(groups.times * losses) / xp.where(counts == 0.0, 1.0, counts)
+    variance: tuple[ArrayLike, ArrayLike] = (0.0, 0.0)
+    if share.shape[0] == 1 and ties == "skip":
+        (times,), (of_pairs,) = groups.matrices(groups.times), groups.matrices(losses)
+        variance = _list_variance(xp.where(share == 0.0, 0.0, times[0, ...]), of_pairs[0, ...])
+    return sums_of(pairs, losses, groups.times, groups.tied, units, variance)
+
+
+def _list_variance(times: Array, losses: Array) -> tuple[Array, Array]:
+    """LIST_VARIANCE and LIST_VARIANCE_ERROR of one group, where it has two ranks and at least two items of each; else 0.
 
     The variance of the mean of a two-sample U-statistic: that of the row means over their number, and that of the column means
-    over theirs (Sen 1960; DeLong et al. 1988).
+    over theirs (Sen 1960; DeLong et al. 1988). `times`: 1 where (i, j) is a pair, else 0.
     """
+    xp, dtype = array_namespace(losses), sum_dtype(losses)
+    times, losses = xp.astype(times, dtype, copy=False), xp.astype(losses, dtype, copy=False)
+    sides = [xp.sum(times, axis=axis) for axis in (1, 0)]  # how many pairs an item wins, and how many it loses
+    holds = ~xp.any((sides[0] > 0.0) & (sides[1] > 0.0))  # or there are more than two ranks
     parts = []
-    for index, others in ((group.chosen_index, group.rejected_index), (group.rejected_index, group.chosen_index)):
-        items, place = np.unique(index, return_inverse=True)
-        if items.size < 2 or np.isin(items, others).any():
-            return 0.0, 0.0
-        means = np.bincount(place, losses) / np.bincount(place)
-        parts.append((np.var(means, ddof=1) / items.size, items.size - 1))
-    return sum(part for part, _ in parts), sum(part**2 / df for part, df in parts)
-
-
-def _shares(
-    counts: Float64Array,
-    weight: ArrayLike | None,
-    average: Average,
-    reduction: Reduction,
-    denominator: ArrayLike | None,
-) -> tuple[Float64Array, Float64Array]:
-    """The weight of each pair of a group, and what the sum over them all is divided by."""
-    weights = np.where(counts > 0.0, np.ones(counts.shape) if weight is None else float64(weight), 0.0)
-    share = weights / np.maximum(counts, 1.0) if average == "groups" else weights
-    if reduction != "mean":
-        return share, float64(1.0)
-    if denominator is not None:
-        return share, float64(denominator)
-    total = np.sum(share * counts)
-    return share, float64(1.0 if total == 0.0 else total)
+    for axis, pairs in zip((1, 0), sides, strict=True):
+        there = xp.astype(pairs > 0.0, dtype)
+        items = xp.sum(there)
+        holds = holds & (items >= 2.0)
+        means = xp.sum(times * losses, axis=axis) / xp.where(pairs > 0.0, pairs, 1.0)
+        mean = xp.sum(there * means) / xp.where(items == 0.0, 1.0, items)
+        others = xp.where(items < 2.0, 1.0, items - 1.0)
+        parts.append((xp.sum(there * xp.square(means - mean)) / others / xp.where(items == 0.0, 1.0, items), others))
+    return (
+        xp.where(holds, sum(part for part, _ in parts), 0.0),
+        xp.where(holds, sum(part**2 / df for part, df in parts), 0.0),
+    )

@@ -5,67 +5,75 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from array_api_compat import array_namespace, is_torch_array
 
-from .paired import (
-    Float64Array,
-    Pairs,
-    bradley_terry_gradient,
-    bradley_terry_loss,
-    float64,
-    scale_of,
-    smoothing_of,
-    sums_of,
+from .arrays import (
+    Array,
+    ArrayLike,
+    as_array,
+    difference_dtype,
+    is_known_to_hold,
+    namespace_of,
+    sum_dtype,
+    total_by_index,
 )
+from .paired import Pairs, bradley_terry_gradient, bradley_terry_loss, least, scale_of, smoothing_of, sums_of
 
 
 @np.errstate(all="ignore")
 def bradley_terry_loss_indexed(
     scores: ArrayLike, chosen_index: ArrayLike, rejected_index: ArrayLike, **options: Any
-) -> Float64Array | tuple[Float64Array, Float64Array]:
+) -> Array | tuple[Array, Array]:
     """`bradley_terry_loss` of the scores of the items that are compared. Raises IndexError; -1 is no item."""
-    compared = _compared(scores, chosen_index, rejected_index)
+    scores, indices, compared = _compared(scores, chosen_index, rejected_index)
     if not options.pop("return_stats", False):
-        loss: Float64Array = bradley_terry_loss(*compared, **options)
-        return loss
+        return bradley_terry_loss(*compared, **options)
     smoothing = smoothing_of(options.get("label_smoothing", 0.0), options.get("flip_rate", 0.0))
     margin, weight, target = (options.get(name) for name in ("margin", "weight", "target"))
     pairs = Pairs.of(*compared, margin, weight, target, options.get("beta", 1.0), smoothing)
-    sums = _sums(pairs, np.asarray(chosen_index), np.asarray(rejected_index), len(np.asarray(scores)))
-    return bradley_terry_loss(*compared, **options), sums
+    return bradley_terry_loss(*compared, **options), _sums(pairs, indices, scores.shape[0])
 
 
-def _sums(pairs: Pairs, chosen_index: NDArray[Any], rejected_index: NDArray[Any], items: int) -> Float64Array:
+def _sums(pairs: Pairs, indices: tuple[Array, Array], items: int) -> Array:
     """The sums of `PairStats`. A unit is an item, with half of each of its comparisons."""
-    losses, counted = pairs.losses(), pairs.counted
-    w, loss = pairs.weight[counted], losses[counted]
-    ends = np.concatenate((chosen_index[counted], rejected_index[counted]))
-    weight, total = (float64(np.bincount(ends, np.tile(0.5 * each, 2), items)) for each in (w, w * loss))
-    from_mean = (w / scale_of(weight[weight != 0.0])) * (loss - np.sum(w * loss) / np.sum(w))
-    linked = float64(w.size) ** 2
-    if np.max(np.abs(weight), initial=0.0) >= 0.5 * np.abs(np.sum(w)) * (1.0 - 1e-9):  # an item is in all of them
-        linked = 2.0 * linked
-    return sums_of(pairs, losses, units=(weight, total / weight), linked=(float(linked), np.sum(np.square(from_mean))))
+    losses = pairs.losses()
+    xp, dtype = array_namespace(losses), sum_dtype(losses)
+    w, loss = xp.astype(pairs.weight, dtype, copy=False), xp.astype(losses, dtype, copy=False)
+    ends = xp.concat(indices)
+    weight, sum_of_losses = (total_by_index(ends, xp.concat((0.5 * each,) * 2), items) for each in (w, w * loss))
+    from_mean = w / scale_of(weight) * (loss - xp.sum(w * loss) / xp.sum(w))
+    linked = xp.sum(xp.astype(pairs.counted, dtype)) ** 2
+    in_all = -least(-xp.abs(weight), 0.0) >= 0.5 * xp.abs(xp.sum(w)) * (1.0 - 1e-9)  # an item is in all of them
+    return sums_of(
+        pairs,
+        losses,
+        units=(weight, xp.where(weight == 0.0, 0.0, sum_of_losses / weight)),
+        linked=(xp.where(in_all, 2.0, 1.0) * linked, xp.sum(xp.where(pairs.counted, xp.square(from_mean), 0.0))),
+    )
 
 
 def bradley_terry_gradient_indexed(
     grad: ArrayLike, scores: ArrayLike, chosen_index: ArrayLike, rejected_index: ArrayLike, **options: Any
-) -> tuple[Float64Array, Float64Array]:
-    """(grad_scores, grad_margin), float64: one entry an item, which adds up its comparisons, and one a comparison."""
-    grad_chosen, grad_rejected, grad_margin = bradley_terry_gradient(
-        grad, *_compared(scores, chosen_index, rejected_index), **options
-    )
-    grad_scores = np.zeros(np.shape(scores))
-    np.add.at(grad_scores, np.asarray(chosen_index), grad_chosen)
-    np.add.at(grad_scores, np.asarray(rejected_index), grad_rejected)
-    return grad_scores, grad_margin
+) -> tuple[Array, Array]:
+    """(grad_scores, grad_margin): one entry an item, which adds up its comparisons, and one a comparison."""
+    scores, indices, compared = _compared(scores, chosen_index, rejected_index)
+    xp = array_namespace(scores)
+    grad_chosen, grad_rejected, grad_margin = bradley_terry_gradient(grad, *compared, **options)
+    return total_by_index(xp.concat(indices), xp.concat((grad_chosen, grad_rejected)), scores.shape[0]), grad_margin
 
 
 def _compared(
     scores: ArrayLike, chosen_index: ArrayLike, rejected_index: ArrayLike
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    scores, indices = np.asarray(scores), (np.asarray(chosen_index), np.asarray(rejected_index))
-    for index in indices:
-        if np.any((index < 0) | (index >= len(scores))):
-            raise IndexError(f"an index is not in [0, {len(scores)})")
-    return scores[indices[0]], scores[indices[1]]
+) -> tuple[Array, tuple[Array, Array], tuple[Array, Array]]:
+    """The scores, both indices, and the scores of the items that they name.
+
+    Halves become wide first, so that what comes back to an item is rounded once, when it is added up.
+    """
+    xp = namespace_of(scores, chosen_index, rejected_index)
+    scores, chosen, rejected = (as_array(xp, value) for value in (scores, chosen_index, rejected_index))
+    scores = xp.astype(scores, difference_dtype(scores), copy=False)
+    for index in (chosen, rejected):
+        # torch looks itself. Others take -1 for the last item, or take the nearest one.
+        if not is_torch_array(index) and is_known_to_hold(xp.any((index < 0) | (index >= scores.shape[0]))):
+            raise IndexError(f"an index is not in [0, {scores.shape[0]})")
+    return scores, (chosen, rejected), (xp.take(scores, chosen, axis=0), xp.take(scores, rejected, axis=0))

@@ -5,37 +5,53 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from array_api_compat import array_namespace
 
-Float64Array: TypeAlias = NDArray[np.float64]
+from .arrays import (
+    Array,
+    ArrayLike,
+    as_array,
+    beside,
+    difference_dtype,
+    formula_dtype,
+    namespace_of,
+    sum_dtype,
+    total,
+)
+
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
 Layout: TypeAlias = Literal["halves", "interleaved"]
 
 
 @np.errstate(all="ignore")
-def pair_loss(z: ArrayLike, target: ArrayLike = 1.0, complement: ArrayLike | None = None) -> Float64Array:
+def pair_loss(z: ArrayLike, target: ArrayLike = 1.0, complement: ArrayLike | None = None) -> Array:
     """l(z, t) = -t log sigma(z) - (1 - t) log sigma(-z) = log1p(exp(-|z|)) + |z| (t where z < 0, else 1 - t).
 
     `complement` is 1 - t, for where more of its digits are known than those of a rounded t.
     """
     z, target, complement = _targets(z, target, complement)
-    magnitude, factor = np.abs(z), np.where(z < 0, target, complement)
-    hinge = np.where(factor == 0.0, 0.0, magnitude * factor)  # inf * 0 must not become NaN
-    return np.asarray(np.log1p(np.exp(-magnitude)) + hinge)
+    xp = array_namespace(z)
+    # Written so that a library's own derivatives of it are right. Of |z| they are 0 at z = 0; each branch goes smoothly through it.
+    magnitude, factor = xp.where(z < 0, -z, z), xp.where(z < 0, target, complement)
+    # inf * 0 must not become NaN, nor what a derivative makes of it.
+    hinge = xp.where(factor == 0.0, 0.0, magnitude) * factor
+    return xp.log1p(xp.exp(-magnitude)) + hinge
 
 
 @np.errstate(all="ignore")
-def pair_slope(z: ArrayLike, target: ArrayLike = 1.0, complement: ArrayLike | None = None) -> Float64Array:
+def pair_slope(z: ArrayLike, target: ArrayLike = 1.0, complement: ArrayLike | None = None) -> Array:
     """dl/dz = -t sigma(-z) + (1 - t) sigma(z); never sigma(z) - 1, which loses the tail."""
     z, target, complement = _targets(z, target, complement)
-    return np.asarray(complement * _sigmoid(z) - target * _sigmoid(-z))
+    return complement * _sigmoid(z) - target * _sigmoid(-z)
 
 
 @np.errstate(all="ignore")
-def pair_curvature(z: ArrayLike) -> Float64Array:
+def pair_curvature(z: ArrayLike) -> Array:
     """d2l/dz2 = sigma(z) sigma(-z), whatever the target."""
-    e = np.exp(-np.abs(float64(z)))
-    return np.asarray(e / (1.0 + e) / (1.0 + e))
+    z, *_ = _targets(z, 1.0, None)
+    xp = array_namespace(z)
+    e = xp.exp(-xp.abs(z))
+    return e / (1.0 + e) / (1.0 + e)
 
 
 @overload
@@ -53,7 +69,7 @@ def bradley_terry_loss(
     reduction: Reduction = ...,
     denominator: ArrayLike | None = ...,
     return_stats: Literal[False] = ...,
-) -> Float64Array: ...
+) -> Array: ...
 @overload
 def bradley_terry_loss(
     chosen: ArrayLike,
@@ -69,7 +85,7 @@ def bradley_terry_loss(
     reduction: Reduction = ...,
     denominator: ArrayLike | None = ...,
     return_stats: Literal[True],
-) -> tuple[Float64Array, Float64Array]: ...
+) -> tuple[Array, Array]: ...
 @np.errstate(all="ignore")
 def bradley_terry_loss(
     chosen: ArrayLike,
@@ -85,19 +101,22 @@ def bradley_terry_loss(
     reduction: Reduction = "mean",
     denominator: ArrayLike | None = None,
     return_stats: bool = False,
-) -> Float64Array | tuple[Float64Array, Float64Array]:
-    """The loss, float64: 0-d, or one term a pair for reduction "none".
+) -> Array | tuple[Array, Array]:
+    """The loss: 0-d, or one term a pair for reduction "none".
 
     Args are those of `prefloss.bradley_terry_loss`. With `return_stats`, (loss, sums): those of `PairStats`. Raises
     ValueError where shapes differ.
     """
     pairs = Pairs.of(chosen, rejected, margin, weight, target, beta, smoothing_of(label_smoothing, flip_rate))
+    xp = array_namespace(pairs.z)
     losses = pairs.losses()
     terms = losses
     if center_rewards_coefficient != 0.0:  # an option that is off must not turn an overflowing square into NaN
-        terms = losses + center_rewards_coefficient * np.square(pairs.sum)
-    terms = np.where(pairs.counted, pairs.weight * terms, 0.0)
-    loss = terms if reduction == "none" else np.asarray(np.sum(terms) / _divisor(pairs, reduction, denominator))
+        terms = losses + center_rewards_coefficient * xp.square(pairs.sum)
+    loss = xp.where(pairs.counted, pairs.weight * xp.astype(terms, sum_dtype(terms), copy=False), 0.0)
+    if reduction != "none":
+        loss = xp.sum(loss) / _divisor(pairs, reduction, denominator)
+    loss = xp.astype(loss, losses.dtype, copy=False)
     return (loss, sums_of(pairs, losses)) if return_stats else loss
 
 
@@ -116,7 +135,7 @@ def bradley_terry_loss_stacked(
     reduction: Reduction = ...,
     denominator: ArrayLike | None = ...,
     return_stats: Literal[False] = ...,
-) -> Float64Array: ...
+) -> Array: ...
 @overload
 def bradley_terry_loss_stacked(
     rewards: ArrayLike,
@@ -132,7 +151,7 @@ def bradley_terry_loss_stacked(
     reduction: Reduction = ...,
     denominator: ArrayLike | None = ...,
     return_stats: Literal[True],
-) -> tuple[Float64Array, Float64Array]: ...
+) -> tuple[Array, Array]: ...
 def bradley_terry_loss_stacked(
     rewards: ArrayLike,
     *,
@@ -147,15 +166,15 @@ def bradley_terry_loss_stacked(
     reduction: Reduction = "mean",
     denominator: ArrayLike | None = None,
     return_stats: bool = False,
-) -> Float64Array | tuple[Float64Array, Float64Array]:
+) -> Array | tuple[Array, Array]:
     """`bradley_terry_loss` of the two halves along dimension 0, or of its even ("interleaved": chosen) and odd entries.
 
     Raises ValueError where dimension 0 cannot be split in two.
     """
-    rewards = np.asarray(rewards)
-    if rewards.ndim == 0 or len(rewards) % 2:
-        raise ValueError(f"rewards must have an even number of entries along dimension 0; got shape {rewards.shape}")
-    half = len(rewards) // 2
+    rewards = as_array(namespace_of(rewards), rewards)
+    if rewards.ndim == 0 or rewards.shape[0] % 2:
+        raise ValueError(f"rewards must have an even number of entries along dimension 0; got {tuple(rewards.shape)}")
+    half = rewards.shape[0] // 2
     both = (rewards[:half], rewards[half:]) if layout == "halves" else (rewards[0::2], rewards[1::2])
     options: dict[str, Any] = {
         "margin": margin,
@@ -169,7 +188,7 @@ def bradley_terry_loss_stacked(
         "denominator": denominator,
         "return_stats": return_stats,
     }
-    result: Float64Array | tuple[Float64Array, Float64Array] = bradley_terry_loss(*both, **options)
+    result: Array | tuple[Array, Array] = bradley_terry_loss(*both, **options)
     return result
 
 
@@ -188,8 +207,8 @@ def bradley_terry_gradient(
     center_rewards_coefficient: float = 0.0,
     reduction: Reduction = "mean",
     denominator: ArrayLike | None = None,
-) -> tuple[Float64Array, Float64Array, Float64Array]:
-    """(grad_chosen, grad_rejected, grad_margin), float64, one entry a pair each, for the upstream gradient `grad`.
+) -> tuple[Array, Array, Array]:
+    """(grad_chosen, grad_rejected, grad_margin), one entry a pair each, for the upstream gradient `grad`.
 
     `grad` is a number, or one entry a pair for reduction "none":
 
@@ -198,13 +217,14 @@ def bradley_terry_gradient(
         d/dm = -grad w l' / D
     """
     pairs = Pairs.of(chosen, rejected, margin, weight, target, beta, smoothing_of(label_smoothing, flip_rate))
+    xp = array_namespace(pairs.z)
     slope = pair_slope(pairs.z, pairs.target, pairs.complement)
     # As in the loss: an option that is off must not meet an infinite sum.
-    centring = 2.0 * center_rewards_coefficient * pairs.sum if center_rewards_coefficient != 0.0 else float64(0.0)
-    scale = float64(grad) * pairs.weight / _divisor(pairs, reduction, denominator)
+    centring = 2.0 * center_rewards_coefficient * pairs.sum if center_rewards_coefficient != 0.0 else 0.0
+    scale = beside(grad, pairs.z) * pairs.weight / _divisor(pairs, reduction, denominator)
 
-    def scaled(derivative: Float64Array) -> Float64Array:
-        return np.where(pairs.counted, scale * derivative, 0.0)
+    def scaled(derivative: Array) -> Array:
+        return xp.astype(xp.where(pairs.counted, scale * derivative, 0.0), slope.dtype, copy=False)
 
     return scaled(centring + beta * slope), scaled(centring - beta * slope), scaled(-slope)
 
@@ -219,17 +239,21 @@ def smoothing_of(label_smoothing: float, flip_rate: float) -> float:
 
 
 class Pairs(NamedTuple):
-    """One entry a pair, float64."""
+    """One entry a pair.
 
-    chosen: Float64Array
-    rejected: Float64Array
-    difference: Float64Array  # a - b and a + b, rounded as the kernels round them
-    sum: Float64Array
-    z: Float64Array
-    target: Float64Array  # label smoothing is in it
-    complement: Float64Array  # 1 - target, formed before either is rounded
-    weight: Float64Array
-    counted: NDArray[np.bool_]  # w != 0; other pairs contribute exactly 0, even if their rewards are NaN
+    A pair of weight 0 contributes exactly 0 to everything, even if its rewards are NaN. So it has the rewards, the margin and
+    the target 0 here: a derivative that is NaN would stay so, even multiplied by 0.
+    """
+
+    chosen: Array
+    rejected: Array
+    difference: Array  # a - b and a + b, rounded as the kernels round them
+    sum: Array
+    z: Array
+    target: Array  # label smoothing is in it
+    complement: Array  # 1 - target, formed before either is rounded
+    weight: Array
+    counted: Array  # w != 0
 
     @classmethod
     def of(
@@ -243,130 +267,147 @@ class Pairs(NamedTuple):
         smoothing: float,
     ) -> Pairs:
         """The pairs of two arrays of rewards, and what the options make of them."""
-        a, b = np.asarray(chosen), np.asarray(rejected)
+        xp = namespace_of(chosen, rejected)
+        a, b = as_array(xp, chosen), as_array(xp, rejected)
         if a.shape != b.shape:  # broadcasting (B, 1) against (B,) is a silent bug
-            raise ValueError(f"chosen and rejected must have the same shape; got {a.shape} and {b.shape}")
-        accumulate: type[np.floating[Any]] = np.float32 if a.dtype in (np.float16, np.float32) else np.float64
-        a, b = a.astype(accumulate), b.astype(accumulate)
-        difference, total = float64(a - b), float64(a + b)
-        margins = _a_pair("margin", 0.0 if margin is None else margin, a.shape)
-        targets = _a_pair("target", 1.0 if target is None else target, a.shape)
-        weights = _a_pair("weight", np.ones(a.shape) if weight is None else weight, a.shape)
+            raise ValueError(f"chosen and rejected must have the same shape; got {tuple(a.shape)} and {tuple(b.shape)}")
+        short, wide = difference_dtype(a), formula_dtype(a)
+        a, b = xp.astype(a, short, copy=False), xp.astype(b, short, copy=False)
+        margins, targets, weights = (
+            _a_pair(name, default if value is None else value, a, wide)
+            for name, value, default in (("margin", margin, 0.0), ("target", target, 1.0), ("weight", weight, 1.0))
+        )
+        counted = weights != 0.0
+        if weight is not None:
+            a, b, margins, targets = (xp.where(counted, column, 0.0) for column in (a, b, margins, targets))
+        difference, both = xp.astype(a - b, wide, copy=False), xp.astype(a + b, wide, copy=False)
         return cls(
-            chosen=float64(a),
-            rejected=float64(b),
+            chosen=xp.astype(a, wide, copy=False),
+            rejected=xp.astype(b, wide, copy=False),
             difference=difference,
-            sum=total,
+            sum=both,
             z=beta * difference - margins,
             target=targets * (1.0 - 2.0 * smoothing) + smoothing,
             complement=(1.0 - targets) * (1.0 - 2.0 * smoothing) + smoothing,
             weight=weights,
-            counted=weights != 0.0,
+            counted=counted,
         )
 
-    def losses(self) -> Float64Array:
+    def losses(self) -> Array:
         """Without centring."""
         return pair_loss(self.z, self.target, self.complement)
 
 
-def _a_pair(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Float64Array:
-    """`value` as one entry a pair: it has the pairs' shape, or is one number."""
-    array = float64(value)
-    if array.shape not in ((), shape):
-        raise ValueError(f"{name} must have the shape of chosen, {shape}; got {array.shape}")
-    return np.broadcast_to(array, shape)
+def _a_pair(name: str, value: ArrayLike, rewards: Array, dtype: Any) -> Array:
+    """`value` as one entry a pair: it has the rewards' shape, or is one number."""
+    array = beside(value, rewards, dtype)
+    if tuple(array.shape) not in ((), tuple(rewards.shape)):
+        raise ValueError(f"{name} must have the shape of chosen, {tuple(rewards.shape)}; got {tuple(array.shape)}")
+    return array_namespace(rewards).broadcast_to(array, rewards.shape)
 
 
-def _divisor(pairs: Pairs, reduction: Reduction, denominator: ArrayLike | None) -> Float64Array:
+def _divisor(pairs: Pairs, reduction: Reduction, denominator: ArrayLike | None) -> Array:
+    xp = array_namespace(pairs.z)
     if reduction != "mean":
-        return float64(1.0)
+        return beside(1.0, pairs.z)
     if denominator is not None:
-        return float64(denominator)
-    total = np.sum(pairs.weight)
-    return float64(1.0 if total == 0.0 else total)  # no pairs: the loss is 0, not 0 / 0
+        return beside(denominator, pairs.z, sum_dtype(pairs.z))
+    weight = total(pairs.weight)
+    return xp.where(weight == 0.0, 1.0, weight)  # no pairs: the loss is 0, not 0 / 0
 
 
 @np.errstate(all="ignore")
 def sums_of(
     pairs: Pairs,
-    losses: Float64Array,
+    losses: Array,
     times: ArrayLike = 1.0,
     tied: ArrayLike = False,
-    units: tuple[Float64Array, Float64Array] | None = None,
-    list_variance: tuple[float, float] = (0.0, 0.0),
-    linked: tuple[float, float] = (0.0, 0.0),
-) -> Float64Array:
+    units: tuple[Array, Array] | None = None,
+    list_variance: tuple[ArrayLike, ArrayLike] = (0.0, 0.0),
+    linked: tuple[ArrayLike, ArrayLike] = (0.0, 0.0),
+) -> Array:
     """The sums of `PairStats`, in its order, over the pairs with w != 0, each counted `times` times.
 
     `tied`: pairs of equal rank, which come in both orders, so that their differences add up to 0, infinite ones too.
     `units`: the weight of each unit, and its mean loss; not given: each pair is one. The last two arguments are sums.
     """
-    a, b, difference, w, loss, n, zero = (
-        np.broadcast_to(array, pairs.counted.shape)[pairs.counted]
-        for array in (pairs.chosen, pairs.rejected, pairs.difference, pairs.weight, losses, times, tied)
+    xp, counted = array_namespace(losses), pairs.counted
+    dtype = sum_dtype(losses)
+    a, b, difference, w, loss = (
+        xp.astype(column, dtype, copy=False)
+        for column in (pairs.chosen, pairs.rejected, pairs.difference, pairs.weight, losses)
     )
+    n = xp.where(counted, beside(times, loss), 0.0)  # rewards that are not counted are 0, so 0 times each adds nothing
+    count = xp.sum(n)
 
-    def centred(counts: Float64Array, values: Float64Array, counted: Float64Array) -> tuple[Float64Array, Float64Array]:
+    def centred(values: Array, to_total: Array = n) -> tuple[Array, Array]:
         """The sum, and the sum of squares about the mean."""
-        total = np.sum((counts * values)[counted != 0.0])
-        return total, np.sum(counts * np.square(values - total / np.sum(counts))) if loss.size else float64(0.0)
+        sum_ = xp.sum(to_total * values)
+        return sum_, xp.sum(n * xp.square(values - sum_ / xp.where(count == 0.0, 1.0, count)))
 
-    every = np.ones(loss.shape)
-    rewards = np.concatenate((a, b))
-    return np.array(
-        [
-            np.sum(n),
-            np.sum(n * w),
-            np.sum((n * w)[a > b]),
-            np.sum((n * w)[a == b]),
-            np.sum(n * w * loss),
-            *_unit_sums(*((w, loss) if units is None else units)),
-            np.sum(n[a > b]),
-            np.sum(n[a == b]),
-            *centred(n, difference, 1.0 - zero),
-            *centred(n, a, every),
-            *centred(n, b, every),
-            np.min(rewards, initial=np.inf),
-            np.max(rewards, initial=-np.inf),
-            *list_variance,
-            *linked,
-        ],
-        dtype=np.float64,
-    )
+    sums = [
+        count,
+        xp.sum(n * w),
+        xp.sum(xp.where(a > b, n * w, 0.0)),
+        xp.sum(xp.where(a == b, n * w, 0.0)),
+        xp.sum(n * w * loss),
+        *_unit_sums(*((w, loss) if units is None else units)),
+        xp.sum(xp.where(a > b, n, 0.0)),
+        xp.sum(xp.where(a == b, n, 0.0)),
+        *centred(difference, xp.where(beside(tied, counted), 0.0, n)),
+        *centred(a),
+        *centred(b),
+        least(xp.where(counted, xp.minimum(a, b), xp.inf), xp.inf),
+        -least(xp.where(counted, -xp.maximum(a, b), xp.inf), xp.inf),
+        *list_variance,
+        *linked,
+    ]
+    return xp.stack([beside(value, loss) for value in sums])
 
 
-def _unit_sums(weight: Float64Array, loss: Float64Array) -> list[Any]:
+def _unit_sums(weight: Array, loss: Array) -> list[Any]:
     """From UNITS to CUBED_WEIGHT_LOSS_CUBES, over the units with weight != 0."""
-    weight, loss = weight[weight != 0.0], loss[weight != 0.0]
+    xp = array_namespace(weight)
+    there = weight != 0.0
     scale = scale_of(weight)
-    v = weight / scale
-    from_mean = loss - np.sum(v**2 * loss) / np.sum(v**2)
+    v = xp.where(there, weight / scale, 0.0)
+    squares = xp.sum(v**2)
+    mean = xp.sum(xp.where(there, v**2 * loss, 0.0))
+    from_mean = xp.where(there, loss - mean / xp.where(squares == 0.0, 1.0, squares), 0.0)
     return [
-        loss.size,
+        xp.sum(xp.astype(there, weight.dtype)),
         scale,
-        *(np.sum(v**power) for power in (2, 3, 4, 5)),
-        np.sum(v**2 * loss),
-        np.sum(np.square(v * from_mean)),
-        *(np.sum(v**3 * from_mean**power) for power in (1, 2, 3)),
+        *(xp.sum(v**power) for power in (2, 3, 4, 5)),
+        mean,
+        xp.sum(xp.square(v * from_mean)),
+        *(xp.sum(v**3 * from_mean**power) for power in (1, 2, 3)),
     ]
 
 
-def scale_of(weight: Float64Array) -> float:
+def scale_of(weight: Array) -> Array:
     """The power of two at or below the greatest |weight|, whose inverse is a number; 0 where there is none."""
-    return float(2.0 ** np.clip(np.floor(np.log2(np.max(np.abs(weight)))), -1022, 1022)) if weight.size else 0.0
+    xp = array_namespace(weight)
+    most = -least(-xp.abs(weight), 0.0)
+    end = xp.log2(beside(xp.finfo(weight.dtype).smallest_normal, weight))
+    power = xp.clip(xp.floor(xp.log2(most)), end, -end)
+    return xp.where(most == 0.0, 0.0, 2.0**power)
 
 
-def _targets(
-    z: ArrayLike, target: ArrayLike, complement: ArrayLike | None
-) -> tuple[Float64Array, Float64Array, Float64Array]:
-    target = float64(target)
-    return float64(z), target, 1.0 - target if complement is None else float64(complement)
+def least(values: Array, at_most: float) -> Array:
+    """The least of the values, or `at_most` where there is none below it; NaN where one is NaN."""
+    xp = array_namespace(values)
+    return xp.min(xp.concat((xp.reshape(values, (-1,)), beside([at_most], values))))
 
 
-def _sigmoid(z: Float64Array) -> Float64Array:
-    e = np.exp(-np.abs(z))
-    return np.asarray(np.where(z < 0, e, 1.0) / (1.0 + e))
+def _targets(z: ArrayLike, target: ArrayLike, complement: ArrayLike | None) -> tuple[Array, Array, Array]:
+    xp = namespace_of(z, target)
+    z = as_array(xp, z)
+    z = xp.astype(z, formula_dtype(z), copy=False)
+    target = beside(target, z)
+    return z, target, 1.0 - target if complement is None else beside(complement, z)
 
 
-def float64(value: ArrayLike) -> Float64Array:
-    return np.asarray(value, dtype=np.float64)
+def _sigmoid(z: Array) -> Array:
+    xp = array_namespace(z)
+    e = xp.exp(-xp.abs(z))
+    return xp.where(z < 0, e, 1.0) / (1.0 + e)

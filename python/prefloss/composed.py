@@ -1,0 +1,164 @@
+"""The loss where there are no kernels, for every layout: the reference's formula in torch's operations, with torch's derivatives.
+
+That is the case on other devices than the CPU and NVIDIA's GPUs, for a GPU whose kernels were not built, and on the CPU where the
+environment variable PREFLOSS_CPU is "composed". It comes after the checks of the arguments, which are the same for all.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from . import _core, reference
+from .arguments import READ_DTYPES
+from .operators.grouped import GroupOptions, Groups, check_ranks, order_keys
+from .operators.indexed import check_indices
+from .pairs import REDUCTIONS, Numbers, Pairs
+from .torch_internals import is_watched
+
+
+def devices_with_kernels(cuda: object, hip: str | None) -> tuple[str, ...]:
+    """Types of devices. `cuda`: what the compiled module was built for, or None; `hip`: of torch.
+
+    A torch for AMD calls its GPUs cuda too. Meta tensors have shapes and no values; the operators' fake kernels serve them.
+    """
+    return ("cpu", "cuda", "meta") if cuda is not None and hip is None else ("cpu", "meta")
+
+
+DEVICES = devices_with_kernels(_core.cuda, torch.version.hip)
+ASKED_FOR = _core.cpu == "composed"
+_REDUCTIONS = tuple(REDUCTIONS)
+
+
+def unless_asked_for(call: Callable[..., Any]) -> Callable[..., Any]:
+    """One of the compiled module's readers of calls; where the CPU has to do without kernels, one that reads none."""
+    return (lambda *_: None) if ASKED_FOR else call
+
+
+def is_needed(rewards: Tensor) -> bool:
+    """Whether the loss of these rewards is composed. The first time that nobody has asked for it, a warning says so."""
+    device = rewards.device.type
+    if ASKED_FOR and device == "cpu":
+        return True
+    if device in DEVICES:
+        return False
+    if not is_compiling():
+        _warn(device)
+    return True
+
+
+@cache
+def _warn(device: str) -> None:
+    if _warn.cache_info().currsize:
+        return
+    how = f"There are kernels for the CPU{' and for CUDA' if 'cuda' in DEVICES else ''}."
+    if device == "cuda" and torch.version.hip is None:
+        how = (
+            "For its kernels put nvcc in PATH and run `pip install --force-reinstall --no-deps . "
+            "--config-settings=cmake.define.PREFLOSS_CUDA=ON` in the root of prefloss's sources."
+        )
+    warnings.warn(
+        f"prefloss has no kernels for device {device} in this build, so that the loss is composed of torch operations there. "
+        f"It is the same loss, but slower, and groups need memory for each pair of their items. {how}",
+        stacklevel=4,
+    )
+
+
+def paired(
+    pairs: Pairs, numbers: Numbers, denominator: Tensor | float | None, reduction: int, return_stats: bool
+) -> tuple[Tensor, Tensor]:
+    """(loss, sums), of what has been checked. Without `return_stats` the sums are empty."""
+    return _both(
+        reference.bradley_terry_loss(
+            pairs.chosen,
+            pairs.rejected,
+            **_options(pairs, numbers, denominator, reduction, return_stats),
+        )
+    )
+
+
+def indexed(
+    pairs: Pairs,
+    chosen_index: Tensor,
+    rejected_index: Tensor,
+    numbers: Numbers,
+    denominator: Tensor | float | None,
+    reduction: int,
+    return_stats: bool,
+) -> tuple[Tensor, Tensor]:
+    """The same of comparisons by index. `pairs.chosen` has the scores, one an item."""
+    if not is_watched() and not is_compiling():
+        for name, index in (("chosen_index", chosen_index), ("rejected_index", rejected_index)):
+            check_indices(name, index, pairs.chosen.shape[0])
+    options = _options(pairs, numbers, denominator, reduction, return_stats)
+    return _both(reference.bradley_terry_loss_indexed(pairs.chosen, chosen_index, rejected_index, **options))
+
+
+def grouped(groups: Groups, options: GroupOptions, denominator: Tensor | float | None) -> tuple[Tensor, Tensor]:
+    """The same over all pairs of groups, each of which is in memory."""
+    ranks, sizes, mask = groups.ranks, groups.group_sizes, None
+    if groups.filled is not None:
+        mask = torch.arange(ranks.shape[-1], device=ranks.device) < groups.filled.unsqueeze(-1)
+    if ranks.dtype not in READ_DTYPES:
+        ranks = order_keys(ranks, groups.filled)
+    elif ranks.is_floating_point() and not is_watched():
+        check_ranks(ranks, groups.filled)
+    if sizes is not None:
+        _check_sizes(sizes, groups.rewards.shape[0])
+    numbers = options.numbers
+    return _both(
+        reference.bradley_terry_loss_grouped(
+            groups.rewards,
+            ranks,
+            mask=mask,
+            group_sizes=sizes,
+            average="pairs" if options.over_pairs else "groups",
+            ties="half" if options.half_ties else "skip",
+            margin=numbers.margin,
+            weight=groups.weight,
+            **_shared(numbers, denominator, options.reduction, options.return_stats),
+        )
+    )
+
+
+def _check_sizes(sizes: Tensor, items: int) -> None:
+    """As csrc/bindings/grouped.cpp says it; one by one, so that no sum overflows."""
+    total = 0
+    for size in sizes.tolist():
+        if size < 0:
+            raise ValueError(f"group_sizes must be >= 0, got {size}")
+        total += size
+        if total > items:
+            raise ValueError(f"group_sizes must add up to the number of rewards, {items}, got more")
+    if total != items:
+        raise ValueError(f"group_sizes must add up to the number of rewards, {items}, got {total}")
+
+
+def _options(
+    pairs: Pairs, numbers: Numbers, denominator: Tensor | float | None, reduction: int, return_stats: bool
+) -> dict[str, Any]:
+    margin, weight, target = pairs.with_numbers(numbers)
+    shared = _shared(numbers, denominator, reduction, return_stats)
+    return {"margin": margin, "weight": weight, "target": target, **shared}
+
+
+def _shared(numbers: Numbers, denominator: Tensor | float | None, reduction: int, return_stats: bool) -> dict[str, Any]:
+    """The options of all layouts. A flip rate is in the label smoothing."""
+    return {
+        "beta": numbers.beta,
+        "label_smoothing": numbers.label_smoothing,
+        "center_rewards_coefficient": numbers.center_rewards_coefficient,
+        "reduction": _REDUCTIONS[reduction],
+        "denominator": denominator.reshape(()) if isinstance(denominator, Tensor) else denominator,
+        "return_stats": return_stats,
+    }
+
+
+def _both(result: Any) -> tuple[Tensor, Tensor]:
+    return result if isinstance(result, tuple) else (result, result.new_empty(0))
