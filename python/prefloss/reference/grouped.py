@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, is_numpy_array
 from numpy.typing import NDArray
 
 from .arrays import Array, ArrayLike, as_array, beside, formula_dtype, namespace_of, sum_dtype, total
@@ -117,9 +117,12 @@ class Block(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """All ordered pairs (i, j) of items of a group, one entry each, block after block; those of a block were (G, K, K)."""
+    """The pairs of all groups, block after block: of ordered pairs (i, j) of items those that count, or all, (G, K, K) a block."""
 
     blocks: list[Block]
+    counted: (
+        Array | None
+    )  # which ordered pairs these are; None for all: whether a pair counts is then not known to the host
     chosen: Array  # i's rewards
     rejected: Array  # j's
     tied: Array  # two items of equal rank
@@ -132,8 +135,8 @@ class Groups(NamedTuple):
         ranks: ArrayLike | None,
         group_sizes: ArrayLike | None,
         ties: Ties,
-        relevance: ArrayLike | None,
-        mask: ArrayLike | None,
+        relevance: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
     ) -> Groups:
         if (ranks is None) is (relevance is None):
             raise TypeError("exactly one of ranks and relevance must be given")
@@ -148,19 +151,26 @@ class Groups(NamedTuple):
                 f"{tuple(there.shape)}"
             )
         blocks = _blocks(rewards.shape, group_sizes)
-        places = xp.cumulative_sum(xp.ones_like(xp.reshape(order, (-1,)), dtype=xp.int32))
-        (chosen, rejected), (first, second), (i, j), (one, other) = (
-            [
-                _joined(xp.broadcast_to(_taken(column, block.items)[side], block.pairs) for block in blocks)
-                for side in ((slice(None), slice(None), None), (slice(None), None, slice(None)))
-            ]
-            for column in (rewards, order, places, there)
+        columns = [[_taken(column, block.items) for block in blocks] for column in (rewards, order, there)]
+        ahead, tied = [], []
+        for its_order, its_there in zip(*columns[1:], strict=True):
+            first, second = its_order[:, :, None], its_order[:, None, :]
+            both = its_there[:, :, None] & its_there[:, None, :]
+            itself = beside(np.eye(its_order.shape[1], dtype=np.bool_), order, xp.bool)
+            ahead.append((first > second if ranks is None else first < second) & both)
+            tied.append((first == second) & both & ~itself)
+        better, equal, counted = _joined(ahead), _joined(tied), None
+        if is_numpy_array(better):
+            (counted,) = np.nonzero(better | equal if ties == "half" else better)
+            better, equal = better[counted], equal[counted]
+        chosen, rejected = (
+            _joined(xp.broadcast_to(its[side], block.pairs) for its, block in zip(columns[0], blocks, strict=True))
+            for side in ((slice(None), slice(None), None), (slice(None), None, slice(None)))
         )
-        both = one & other
-        tied = (first == second) & (i != j) & both
-        ahead = (first > second if ranks is None else first < second) & both
-        better, half = (beside(which, chosen, formula_dtype(chosen)) for which in (ahead, tied))
-        return cls(blocks, chosen, rejected, tied, better + 0.5 * half if ties == "half" else better)
+        if counted is not None:
+            chosen, rejected = chosen[counted], rejected[counted]
+        once, half = (beside(which, chosen, formula_dtype(chosen)) for which in (better, equal))
+        return cls(blocks, counted, chosen, rejected, equal, once + 0.5 * half if ties == "half" else once)
 
     def shares(
         self, weight: ArrayLike | None, average: Average, reduction: Reduction, denominator: ArrayLike | None
@@ -192,12 +202,17 @@ class Groups(NamedTuple):
     def for_pairs(self, values: Array) -> Array:
         """For each pair the entry of its group."""
         xp = array_namespace(values)
-        return _joined(
+        found = _joined(
             xp.broadcast_to(_taken(values, block.groups)[:, None, None], block.pairs) for block in self.blocks
         )
+        return found if self.counted is None else found[self.counted]
 
     def matrices(self, values: Array) -> list[Array]:
-        """(G, K, K), of the values of a block's pairs, for each block."""
+        """(G, K, K), of the values of a block's pairs, for each block; 0 where there is no pair."""
+        if self.counted is not None:
+            every = np.zeros(sum(math.prod(block.pairs) for block in self.blocks), values.dtype)
+            every[self.counted] = values
+            values = every
         xp, begin, found = array_namespace(values), 0, []
         for block in self.blocks:
             end = begin + math.prod(block.pairs)
