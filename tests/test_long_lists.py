@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import RUNS_ON_HOST
+from group_bounds import LEVELS, OPTIONS, check, over_dtypes, over_options, ranks_of
 from hypothesis import given
 from hypothesis import strategies as st
 from rounding_bounds import assert_same_bits
 from sample_inputs import array, real, rewards
-from test_grouped import LEVELS, OPTIONS, check, over_dtypes, over_options, ranks_of
 
 import prefloss
 from prefloss import eager, reference
