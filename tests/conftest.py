@@ -15,6 +15,9 @@ from prefloss import _core, composed
 # What stands in the place of architectures in the build that runs the CUDA kernels on the CPU (tests/cuda_on_host).
 ON_HOST = "the CPU, for tests"
 RUNS_ON_HOST = _core.cuda is not None and _core.cuda[1] == ON_HOST
+not_on_host = pytest.mark.skipif(
+    RUNS_ON_HOST, reason="about threads of the CPU; there the CUDA kernels would run on one of them"
+)
 # A GPU is of use only where this build has kernels for it.
 DEVICES = ["cpu"] + ["cuda"] * (torch.cuda.is_available() and "cuda" in composed.DEVICES)
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from calls import ALL, COMPILED, FEW, GROUPS, Call, asking, assert_the_same_step, over_all, over_compiled, over_few
+from conftest import not_on_host
 from rounding_bounds import assert_same_bits
 from test_not_plain import Log
 from torch._dynamo import compiled_autograd
@@ -118,6 +119,7 @@ def test_every_way_gives_the_same_in_other_dtypes(call, dtype, device):
     assert_every_way(call, tensors)
 
 
+@not_on_host
 @over_few
 def test_every_way_gives_the_same_where_threads_are_used(call, device):
     tensors = call.drawn(device, large=True)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import not_on_host
 from group_bounds import LEVELS, OPTIONS, check, over_dtypes, over_options, ranks_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -179,6 +180,7 @@ def test_nan_among_the_ranks_is_named():
             prefloss.bradley_terry_loss_grouped(torch.zeros(4, 9), ranks)
 
 
+@not_on_host
 @pytest.mark.parametrize("name", ["default", "all"])
 @pytest.mark.parametrize("kind", ["a long list", "one positive"])
 def test_a_huge_group_among_small_ones_has_the_same_bits_for_any_threads(kind, name, set_threads):

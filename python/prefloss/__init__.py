@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,6 @@ if _core.__version__ != __version__:
         "with `pip install --force-reinstall --no-deps .` from the repository's root, or reinstall the wheel."
     )
 
-from . import reference
 from .dpo import dpo_loss
 from .grouped import bradley_terry_loss_grouped
 from .indexed import bradley_terry_loss_indexed, merge_comparisons
@@ -32,6 +32,7 @@ from .stats import PairStats
 from .tokens import divergence_weight, last_token
 
 if TYPE_CHECKING:
+    from . import reference as reference
     from .evaluation import Estimate as Estimate
     from .evaluation import Evaluation as Evaluation
     from .evaluation import evaluate as evaluate
@@ -54,7 +55,9 @@ _EVALUATION = ["Estimate", "Evaluation", "evaluate"]  # not for `import *`, whic
 
 
 def __getattr__(name: str) -> Any:
-    """What needs pyarrow and SciPy is imported when it is first used."""
+    """What a training loop does not need, or needs pyarrow and SciPy, is imported when it is first used."""
+    if name == "reference":
+        return importlib.import_module(".reference", __name__)
     if name in _EVALUATION:
         try:
             from . import evaluation

@@ -41,7 +41,7 @@ class PreferenceStats(torchmetrics.Metric):
         self.log_dict(self.stats.compute())
         self.stats.reset()
 
-    Its state is the sums of `PairStats`, 30 numbers; `update` waits for no device, `compute` reads it once. Calling the metric
+    Its state is the sums of `PairStats`, a few numbers; `update` waits for no device, `compute` reads it once. Calling the metric
     (`forward`) computes the statistics of the batch too, and so waits in each step: prefer `update`.
 
     Args:
