@@ -49,7 +49,7 @@ class PreferenceStats(torchmetrics.Metric):
         kwargs: those of `torchmetrics.Metric`.
 
     Raises:
-        ImportError, when this module is imported: torchmetrics is missing: `pip install "prefloss[torchmetrics]"`.
+        ImportError: where torchmetrics is missing, when this module is imported: `pip install "prefloss[torchmetrics]"`.
     """
 
     is_differentiable = False

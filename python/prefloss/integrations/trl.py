@@ -49,7 +49,7 @@ class RewardTrainer(trl.RewardTrainer):
     metrics; `eval_loss` is Trainer's own, as in TRL.
 
     Raises:
-        ImportError, when this module is imported: trl is missing: `pip install "prefloss[trl]"`.
+        ImportError: where trl is missing, when this module is imported: `pip install "prefloss[trl]"`.
     """
 
     # Trainer must not divide by the number of micro-batches: the loss has been divided by the pairs of all of them.
