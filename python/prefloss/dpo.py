@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -16,9 +16,22 @@ from .sums import scaled_rewards
 from .torch_internals import requires_gradient
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from .paired import Reduction, Result
 
 BETA = 0.1
+
+
+class DPOOptions(TypedDict, total=False):
+    """The options of `dpo_loss`, which documents them."""
+
+    beta: float
+    label_smoothing: float
+    flip_rate: float
+    weight: Tensor | None
+    reduction: Reduction
+    denominator: Tensor | float | None
 
 
 @overload
@@ -28,13 +41,8 @@ def dpo_loss(
     reference_chosen_logps: Tensor | None,
     reference_rejected_logps: Tensor | None,
     *,
-    beta: float = ...,
-    label_smoothing: float = ...,
-    flip_rate: float = ...,
-    weight: Tensor | None = ...,
-    reduction: Reduction = ...,
-    denominator: Tensor | float | None = ...,
-    return_stats: Literal[False] = ...,
+    return_stats: Literal[False] = False,
+    **options: Unpack[DPOOptions],
 ) -> Tensor: ...
 @overload
 def dpo_loss(
@@ -43,13 +51,8 @@ def dpo_loss(
     reference_chosen_logps: Tensor | None,
     reference_rejected_logps: Tensor | None,
     *,
-    beta: float = ...,
-    label_smoothing: float = ...,
-    flip_rate: float = ...,
-    weight: Tensor | None = ...,
-    reduction: Reduction = ...,
-    denominator: Tensor | float | None = ...,
     return_stats: Literal[True],
+    **options: Unpack[DPOOptions],
 ) -> tuple[Tensor, PairStats]: ...
 @overload
 def dpo_loss(
@@ -58,13 +61,8 @@ def dpo_loss(
     reference_chosen_logps: Tensor | None,
     reference_rejected_logps: Tensor | None,
     *,
-    beta: float = ...,
-    label_smoothing: float = ...,
-    flip_rate: float = ...,
-    weight: Tensor | None = ...,
-    reduction: Reduction = ...,
-    denominator: Tensor | float | None = ...,
     return_stats: bool,
+    **options: Unpack[DPOOptions],
 ) -> Result: ...
 def dpo_loss(
     policy_chosen_logps: Tensor,
