@@ -189,9 +189,17 @@ COMPILED = [
 
 over_all = pytest.mark.parametrize("call", ALL, ids=str)
 over_few = pytest.mark.parametrize("call", FEW, ids=str)
-over_compiled = pytest.mark.parametrize(
-    "call", [call if call in COMPILED else pytest.param(call, marks=pytest.mark.slow) for call in FEW], ids=str
-)
+# Where another test that compiles has each of those too: one call of each sort of operator.
+SORTS = [Call(layout, "everything") for layout in ("paired", "grouped", "indexed")]
+
+
+def slow_but_for(calls):
+    """Parametrises over the few; those that are not in `calls` are slow."""
+    rows = [call if call in calls else pytest.param(call, marks=pytest.mark.slow) for call in FEW]
+    return pytest.mark.parametrize("call", rows, ids=str)
+
+
+over_compiled, over_sorts = slow_but_for(COMPILED), slow_but_for(SORTS)
 
 
 def over_places(calls=ALL, accepts=lambda place: True):

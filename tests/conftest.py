@@ -24,13 +24,20 @@ DEVICES = ["cpu"] + ["cuda"] * (torch.cuda.is_available() and "cuda" in composed
 # The files that take longest come first, so that no process is left alone with one of them at the end.
 LONGEST = (
     "every_way",
-    "transforms",
-    "instruction_sets",
-    "long_lists",
+    "compiled",
     "grouped",
+    "long_lists",
     "indexed",
-    "train_reward_model",
     "processes",
+    "not_plain",
+    "train_reward_model",
+    "instruction_sets",
+    "paired_values",
+    "composed",
+    "transforms",
+    "evaluate_command",
+    "autograd",
+    "package",
 )
 FIRST = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
 
@@ -48,7 +55,11 @@ def pytest_configure(config):
 
     Threads that wait for each other's cores made the training example three times as slow. A job that is there to test the GPU
     must not pass without one.
+
+    Inductor compiles without vector instructions: to see which there are, each process would build a program and import torch
+    once more. Nothing here is about the code that it makes.
     """
+    os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
     if "PYTEST_XDIST_WORKER" not in os.environ:
         config.compiled_graphs = os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="prefloss-tests-")
     if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
@@ -73,7 +84,10 @@ def pytest_unconfigure(config):
 
 @pytest.fixture(autouse=True)
 def the_same_random_numbers():
-    torch.manual_seed(0)
+    """As torch.manual_seed(0), which before a GPU is in use writes down the whole stack for later, at a millisecond a test."""
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
 
 
 @pytest.fixture

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 import warnings
 
 import numpy as np
 import pytest
 import torch
 from calls import ALL, FEW, over_all, over_few
+from fresh_processes import run
 from sample_inputs import array
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -175,6 +173,8 @@ def test_a_torch_for_amd_has_no_kernels_for_what_it_calls_cuda():
 
 
 FORCED = """
+import warnings
+warnings.simplefilter("error")
 import torch, prefloss
 print(prefloss.build_info()["cpu"])
 loss = prefloss.bradley_terry_loss(torch.ones(2, requires_grad=True), torch.zeros(2))
@@ -188,13 +188,7 @@ print(prefloss.evaluate(torch.ones(2), torch.zeros(2)).loss.value)
 
 
 def test_an_environment_variable_forces_it_on_the_cpu_without_a_warning():
-    ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", FORCED],
-        env={**os.environ, "PREFLOSS_CPU": "composed"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ran = run(FORCED, PREFLOSS_CPU="composed")
     assert ran.returncode == 0, ran.stderr
     cpu, operations, loss = ran.stdout.splitlines()
     assert (cpu, operations) == ("composed", "True False")

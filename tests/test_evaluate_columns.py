@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import DEVICES
+from fresh_processes import run
 
 import prefloss
 
@@ -130,7 +129,6 @@ def test_a_bad_argument_is_named_with_what_was_given_and_what_is_accepted(argume
 
 def test_without_its_packages_an_error_says_what_to_install():
     code = "import sys; sys.modules['pyarrow'] = None; import prefloss; prefloss.bradley_terry_loss; prefloss.evaluate"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert result.stderr.splitlines()[-1] == (
+    assert run(code).stderr.splitlines()[-1] == (
         'ImportError: prefloss.evaluate needs pyarrow, which is not installed: pip install "prefloss[evaluate]"'
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import socket
 
 import numpy as np
 import pytest
 import torch
+from fresh_processes import CONTEXT
 from made_pairs import made_pairs
 
 import prefloss
@@ -191,12 +191,11 @@ def rows_of(rank):
 
 
 def test_two_and_three_processes_reduce_to_the_evaluation_of_all_pairs():
-    context = multiprocessing.get_context("spawn")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    results = context.Queue()
-    workers = [context.Process(target=of_rank, args=(rank, port, results)) for rank in range(3)]
+    results = CONTEXT.Queue()
+    workers = [CONTEXT.Process(target=of_rank, args=(rank, port, results)) for rank in range(3)]
     for worker in workers:
         worker.start()
     found = dict(results.get(timeout=120) for _ in workers)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 
+import fresh_processes
 import numpy as np
 import pytest
 import torch
@@ -75,13 +76,7 @@ def run_everything() -> tuple[float, float]:
 
 def supported_paths() -> list[str]:
     """The instruction sets of this processor, which the error for an unknown one lists."""
-    message = subprocess.run(
-        [sys.executable, "-c", "import prefloss"],
-        env={**os.environ, "PREFLOSS_CPU": "?"},
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stderr
+    message = fresh_processes.run("import prefloss", PREFLOSS_CPU="?").stderr
     return message.strip().rsplit("accepts ", 1)[1].split(", ")
 
 

@@ -1,6 +1,7 @@
-"""Every way of calling every layout gives the same: eager, compiled, exported, traced, transformed, checkpointed or watched.
+"""Every way of calling every layout gives the same: eager, traced, transformed, checkpointed or watched.
 
-The same bits; but a gradient by index, whose slopes some ways round before they are added up.
+Compiled and exported: test_compiled.py. The same bits; but a gradient by index, whose slopes some ways round before they are
+added up.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from calls import ALL, COMPILED, FEW, GROUPS, Call, asking, assert_the_same_step, over_all, over_compiled, over_few
+from calls import ALL, GROUPS, asking, assert_the_same_step, over_all, over_compiled, over_few, over_sorts
 from conftest import not_on_host
 from rounding_bounds import assert_same_bits
 from test_not_plain import Log
@@ -152,74 +153,6 @@ def test_compiled_autograd_gives_the_same(call, device):
     assert_the_same_step(call, tensors, [loss.detach(), *sums, *gradients], expected)
 
 
-def all_outputs(calls, many):
-    return [call.outputs(tensors) for call, tensors in zip(calls, many, strict=True)]
-
-
-# A graph for each layout: one compilation. With each of its options, where an option goes another way than in the layouts before.
-WHOLE = ("paired", "grouped", "indexed")
-
-
-def by_layout(calls):
-    return [
-        [call for call in calls if call.layout == layout] for layout in dict.fromkeys(call.layout for call in calls)
-    ]
-
-
-def over_layouts(*without):
-    calls = [call for call in ALL if call.layout not in without]
-    some = by_layout([call for call in calls if call.layout in WHOLE or call in FEW])
-    rest = by_layout([call for call in calls if call.layout not in WHOLE])
-    graphs = [*some, *(pytest.param(each, marks=pytest.mark.slow) for each in rest)]
-    return pytest.mark.parametrize("calls", graphs, ids=lambda each: f"{each[0].layout}-{len(each)}")
-
-
-# Inductor takes long, and leaves our operators as aot_eager does.
-FOR_INDUCTOR = [call for call in COMPILED if call.layout != "ragged"] + [Call("paired", "none")]
-
-
-def check_compiled(function, calls, device):
-    many = [call.drawn(device) for call in calls]
-    results = function(calls, many)
-    leaves = [leaf for tensors in many for leaf in asking(tensors)]
-    upstream = [tensors["upstream"] for tensors in many]
-    gradients = iter(torch.autograd.grad([loss for loss, *_ in results], leaves, upstream))
-    for call, tensors, (loss, *sums) in zip(calls, many, results, strict=True):
-        assert not any(part.requires_grad for part in sums)
-        actual = [loss.detach(), *sums, *(next(gradients) for _ in asking(tensors))]
-        assert_the_same_step(call, tensors, actual, call.step(tensors))
-
-
-@over_layouts()
-def test_compiled_it_gives_the_same(calls, device):
-    torch.compiler.reset()
-    check_compiled(torch.compile(all_outputs, backend="aot_eager", fullgraph=True), calls, device)
-
-
-def test_compiled_by_inductor_it_gives_the_same(device):
-    torch.compiler.reset()
-    check_compiled(torch.compile(all_outputs, fullgraph=True), FOR_INDUCTOR, device)
-
-
-class Exported(torch.nn.Module):
-    def __init__(self, calls, names):
-        super().__init__()
-        self.calls, self.names = calls, names
-
-    def forward(self, *values):
-        values = iter(values)
-        return all_outputs(self.calls, [{name: next(values) for name in names} for names in self.names])
-
-
-@over_layouts("module")
-def test_exported_it_gives_the_same(calls):
-    many = [call.drawn() for call in calls]
-    flat = tuple(tensor for tensors in many for tensor in tensors.values())
-    program = torch.export.export(Exported(calls, [list(tensors) for tensors in many]), flat)
-    for call, tensors, outputs in zip(calls, many, program.module()(*flat), strict=True):
-        assert_the_same_step(call, tensors, with_gradients(outputs, tensors), call.step(tensors))
-
-
 def rows_of(call, device, count=2):
     """([the tensors of each row], {argument: stacked}); the sizes of groups are those of all rows.
 
@@ -286,7 +219,7 @@ def test_vmap_of_grad_is_a_loop_over_rows(call, device):
     check_rows_of_gradients(call, rows, stacked, torch.vmap(gradient_of(call, sizes)), device)
 
 
-@over_compiled
+@over_sorts
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # what dynamo itself does
 def test_compiled_grad_is_grad(call, device):
     torch.compiler.reset()
@@ -308,7 +241,7 @@ def test_compiled_vmap_of_grad_is_a_loop_over_rows(call, device):
     check_rows_of_gradients(call, rows, stacked, function, device)
 
 
-@over_compiled
+@over_sorts
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_vmap_is_a_loop_over_rows(call, device):
     torch.compiler.reset()

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fresh_processes import start
 from rounding_bounds import Bounds
 from sample_inputs import DTYPES, FINITE_VALUES, LAYOUTS, REDUCTIONS, laid_out, options_alone, rewards
 from test_every_float32 import supported_paths
@@ -100,25 +100,14 @@ def run(path, file):
     torch.save(results, file)
 
 
-def run_with(path, command):
-    return subprocess.run(
-        [sys.executable, *command],
-        env={**os.environ, "PREFLOSS_CPU": path},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=SECONDS,
-    )
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Of each instruction set: what its process said, and the file that it wrote."""
+    """Of each instruction set: how its process ended, and the file that it wrote."""
     folder = tmp_path_factory.mktemp("instruction_sets")
-    paths = supported_paths()
-    with ThreadPoolExecutor() as pool:
-        processes = pool.map(lambda path: run_with(path, [__file__, path, folder / path]), paths)
-        return {path: (process, folder / path) for path, process in zip(paths, processes, strict=True)}
+    started = {
+        path: start("test_instruction_sets:run", path, folder / path, PREFLOSS_CPU=path) for path in supported_paths()
+    }
+    return {path: (process.wait(), folder / path) for path, process in started.items()}
 
 
 over_paths = pytest.mark.parametrize("path", ["baseline", "avx2", "avx512"])
@@ -154,9 +143,12 @@ def test_instruction_sets_agree_to_the_last_bits(path, results):
 @pytest.mark.parametrize("file", ["test_paired_values.py", "test_indexed.py", "test_grouped.py", "test_long_lists.py"])
 def test_the_tests_of_the_values_pass(path, file):
     skip_unless_supported(path, supported_paths())
-    process = run_with(path, ["-m", "pytest", "-q", "-p", "no:cacheprovider", Path(__file__).with_name(file)])
+    process = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", Path(__file__).with_name(file)],
+        env={**os.environ, "PREFLOSS_CPU": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
+    )
     assert process.returncode == 0, process.stdout + process.stderr
-
-
-if __name__ == "__main__":
-    run(sys.argv[1], sys.argv[2])

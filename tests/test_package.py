@@ -9,16 +9,15 @@ import inspect
 import io
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ON_HOST
+from fresh_processes import run
 
 import prefloss
 from prefloss import _core, reference
@@ -28,15 +27,9 @@ INSTRUCTION_SETS = ["baseline", "avx2", "avx512"]
 COMPILED_FOR_GPUS = _core.cuda is not None and _core.cuda[1] != ON_HOST
 
 
-def process(code, *arguments, **environment):
-    """A process of Python that ran `code`, in our environment and this."""
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600)
-
-
-def run(*arguments, **environment):
+def printed(*arguments, **environment):
     """What a process that must not fail prints."""
-    result = process(*arguments, **environment)
+    result = run(*arguments, **environment)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -78,7 +71,7 @@ def import_errors(tmp_path_factory):
     cases = {kind: (str(folder), "") for kind, folder in folders.items()}
     # Once a copy has been loaded, the instruction set is settled for all.
     cases = {"AVX2": (cases.pop("whole")[0], "AVX2"), **cases}
-    said = json.loads(run(FAILING, json.dumps(cases), json.dumps(sys.path)))
+    said = json.loads(printed(FAILING, json.dumps(cases), json.dumps(sys.path)))
     assert not any("During handling" in text for text in said.values())
     return {name: text.splitlines()[-1] for name, text in said.items()}
 
@@ -194,7 +187,7 @@ print(json.dumps(said))
 @pytest.fixture(scope="module")
 def fresh():
     """What a process says that has torch and imports prefloss, twice; no instruction set is asked for."""
-    return json.loads(run(FRESH, CUDA_VISIBLE_DEVICES="", PREFLOSS_CPU=""))
+    return json.loads(printed(FRESH, CUDA_VISIBLE_DEVICES="", PREFLOSS_CPU=""))
 
 
 def test_without_a_gpu_the_package_works_and_says_why_there_is_none(fresh):
@@ -225,7 +218,7 @@ def test_an_instruction_set_that_the_processor_does_not_have_is_refused(accepted
     assert accepted[0] == "baseline"
     assert set(accepted) <= set(INSTRUCTION_SETS)
     for name in set(INSTRUCTION_SETS) - set(accepted):
-        result = process("import prefloss", PREFLOSS_CPU=name)
+        result = run("import prefloss", PREFLOSS_CPU=name)
         assert result.returncode == 1
         assert f"PREFLOSS_CPU is '{name}'; this processor accepts {', '.join(accepted)}" in result.stderr
 
@@ -255,7 +248,7 @@ prefloss.bradley_terry_loss_grouped(rewards[None], torch.arange(4)[None]).backwa
 prefloss.bradley_terry_loss_indexed(rewards, torch.tensor([0]), torch.tensor([1])).backward()
 print(type(loss).__name__, loss.item())
 """
-    name, loss = run(code).split()
+    name, loss = printed(code).split()
     assert name == "Tensor"
     assert float(loss) == pytest.approx(math.log(2), rel=1e-7)
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from fresh_processes import METHOD as FRESH
 from sample_inputs import OPTIONS_ALONE, options_alone, rewards
 from torch.utils.data import DataLoader, Dataset
 
@@ -119,7 +120,7 @@ def test_any_number_of_threads_gives_the_same_bits_to_rows(set_threads):
 @pytest.fixture(scope="module")
 def threads_of_python():
     """What one process gave, for pairs and for items."""
-    ((of_pairs, of_items),) = results_of_processes("spawn", pairs_and_items, [(items(),)])
+    ((of_pairs, of_items),) = results_of_processes(FRESH, pairs_and_items, [(items(),)])
     return of_pairs, of_items
 
 
@@ -161,7 +162,7 @@ def test_backward_may_run_in_another_thread():
 @needs_fork
 def test_a_fork_of_a_process_with_one_thread_computes_the_same_bits():
     """As a fork does with torch's own operators; of a process that used more threads, neither promises anything."""
-    ((here, *elsewhere),) = results_of_processes("spawn", here_and_in_forks, [(*inputs(LARGE), items())])
+    ((here, *elsewhere),) = results_of_processes(FRESH, here_and_in_forks, [(*inputs(LARGE), items())])
     assert elsewhere == [here] * 3
 
 
@@ -297,7 +298,7 @@ def test_ranks_of_unequal_size_train_as_one_process_does():
     expected = [parameter.grad.tolist() for parameter in whole.parameters()]
     with tempfile.TemporaryDirectory() as folder:
         ranks = [(rank, 2, os.path.join(folder, "rendezvous")) for rank in range(2)]
-        results = results_of_processes("spawn", train_on_rank, ranks)
+        results = results_of_processes(FRESH, train_on_rank, ranks)
     for gradients, sums in (way for ways in results for way in ways):
         for mine, its in zip(gradients, expected, strict=True):
             np.testing.assert_allclose(mine, its, rtol=1e-12, atol=1e-16)
@@ -329,7 +330,7 @@ def reduce_on_rank(rank, ranks, rendezvous):
 def test_all_reduce_gives_each_rank_the_same_bits(ranks):
     with tempfile.TemporaryDirectory() as folder:
         arguments = [(rank, ranks, os.path.join(folder, "rendezvous")) for rank in range(ranks)]
-        results = results_of_processes("spawn", reduce_on_rank, arguments)
+        results = results_of_processes(FRESH, reduce_on_rank, arguments)
     everyone = [PairStats(torch.tensor(before, dtype=torch.float64)) for _, _, before, _ in results]
     for total, of_first, before, after in results:
         assert total == sum(everyone).sums.tolist()

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fresh_processes import run
 
 import prefloss
 
@@ -25,10 +26,15 @@ for package in ("matplotlib", "sklearn", "tqdm"):
     pytest.importorskip(package, reason="the example needs `pip install '.[examples]'`")
 
 
-def train(folder, *options):
-    """The script in a process of its own, in `folder`."""
-    command = [sys.executable, "-W", "error", str(SCRIPT), *map(str, options)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+# What `python -W error script ...` does, in a folder.
+RUN = """
+import os, runpy, sys, warnings
+folder, *sys.argv = sys.argv[1:]
+os.chdir(folder)
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+warnings.simplefilter("error")
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def write_pairs(path, count):
@@ -87,7 +93,7 @@ def refused(train_here, capsys):
 def world(tmp_path_factory):
     """(folder, what was printed) of a run without --data."""
     folder = tmp_path_factory.mktemp("world")
-    result = train(folder, "--repeats", "200")
+    result = run(RUN, str(folder), str(SCRIPT), "--repeats", "200", "--epochs", "10")
     assert result.returncode == 0, result.stderr
     return folder, result
 
@@ -264,7 +270,8 @@ def test_bad_input_is_refused_in_one_line(refused, tmp_path, lines, last, messag
 
 
 def test_bad_input_ends_the_process_with_code_2_and_no_traceback(tmp_path):
-    result = train(tmp_path, "--data", tmp_path / "pairs.jsonl")
+    command = [sys.executable, "-W", "error", SCRIPT, "--data", tmp_path / "pairs.jsonl"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert result.returncode == 2
     assert result.stderr == f"{SCRIPT.name}: {tmp_path / 'pairs.jsonl'}: no such file\n"
     assert result.stdout == ""

@@ -1,23 +1,19 @@
-"""The loss under torch.compile, torch.export, torch.func and other tracers: the bits of the eager call, or an error."""
+"""The loss under torch.func and other tracers: the bits of the eager call, or an error."""
 
 from __future__ import annotations
 
 import copy
 import functools
-import io
 
 import numpy as np
 import pytest
 import rounding_bounds
 import torch
 from calls import DIFFERENTIATED, FEW
-from sample_inputs import DTYPES, OPTIONS_ALONE, REDUCTIONS, laid_out, options_alone, rewards
-from torch._dynamo.backends.debugging import aot_eager
-from torch._dynamo.testing import CompileCounterWithBackend
+from sample_inputs import DTYPES, OPTIONS_ALONE, REDUCTIONS, options_alone, rewards
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import prefloss
-from prefloss import PairStats
 from prefloss.operators.paired import paired_backward, paired_double_backward, paired_forward
 from prefloss.pairs import REDUCTIONS as CODES
 from prefloss.pairs import Numbers
@@ -31,13 +27,6 @@ over_names = pytest.mark.parametrize("name", OPTIONS_ALONE, ids=lambda name: nam
 over_ways = pytest.mark.parametrize("options", [{}, {"beta": 0.5}], ids=["default", "with-an-option"])
 
 
-@pytest.fixture(autouse=True)
-def nothing_compiled():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 def draw(name, count, dtype=torch.float32, seed=0):
     """(chosen, rejected, options): the rewards ask for gradients, and so does a tensor of margins."""
     random = np.random.default_rng(seed)
@@ -46,192 +35,6 @@ def draw(name, count, dtype=torch.float32, seed=0):
     if isinstance(options.get("margin"), torch.Tensor):
         options["margin"].requires_grad_()
     return chosen.requires_grad_(), rejected.requires_grad_(), options
-
-
-def differentiated(loss, chosen, rejected, options):
-    """(loss, *gradients) with an upstream gradient that is not 1."""
-    margin = options.get("margin")
-    inputs = [chosen, rejected, *([margin] if isinstance(margin, torch.Tensor) else [])]
-    upstream = torch.linspace(-1.0, 2.0, loss.numel()).to(loss.dtype).view_as(loss)
-    return loss.detach(), *torch.autograd.grad(loss, inputs, upstream)
-
-
-def every_loss(cases):
-    """What is compiled as one graph: the loss of each case, and its statistics."""
-    return [prefloss.bradley_terry_loss(a, b, return_stats=stats, **options) for a, b, options, stats in cases]
-
-
-def check_compiled(function, layout):
-    cases = []
-    for i, name in enumerate(OPTIONS_ALONE):
-        chosen, rejected, options = draw(name, 600, DTYPES[i % 4], seed=i)
-        chosen, rejected = (laid_out(tensor.detach(), layout).requires_grad_() for tensor in (chosen, rejected))
-        cases += [(chosen, rejected, {**options, "reduction": REDUCTIONS[(i + k) % 3]}, k == 1) for k in range(2)]
-    for case, compiled, eager in zip(cases, function(cases), every_loss(cases), strict=True):
-        *pair, options, stats = case
-        if stats:
-            (compiled, compiled_stats), (eager, eager_stats) = compiled, eager
-            assert type(compiled_stats) is PairStats
-            assert_same_bits([compiled_stats.sums], [eager_stats.sums])
-        assert compiled.requires_grad
-        assert (compiled.shape, compiled.dtype) == (eager.shape, eager.dtype)
-        inputs = [*pair, *(value for key, value in options.items() if key == "margin" and torch.is_tensor(value))]
-        upstream = torch.full_like(eager, -1.5)
-        assert_same_bits([compiled], [eager])
-        assert_same_bits(
-            torch.autograd.grad(compiled, inputs, upstream, retain_graph=True),
-            torch.autograd.grad(eager, inputs, upstream),
-        )
-
-
-@pytest.mark.parametrize("layout", [pytest.param("contiguous", marks=pytest.mark.slow), "every_other"])
-def test_compiled_is_eager_bit_for_bit(layout):
-    check_compiled(torch.compile(every_loss, fullgraph=True, backend=aot_eager), layout)
-
-
-@over_ways
-def test_a_compiled_training_step_is_the_eager_one(options):
-    """Inductor fuses what is around the loss, and leaves the loss alone."""
-
-    def step(x, y):
-        loss, stats = prefloss.bradley_terry_loss(2.0 * x, y + 1.0, return_stats=True, **options)
-        return 3.0 * loss, stats
-
-    chosen, rejected, _ = draw("default", 1000)
-    results = [step(chosen, rejected), torch.compile(step, fullgraph=True)(chosen, rejected)]
-    assert_same_bits(*(torch.autograd.grad(loss, (chosen, rejected)) for loss, _ in results))
-    assert_same_bits(*((loss.detach(), stats.sums) for loss, stats in results))
-
-
-def compiled(function, **how):
-    """(the compiled function, what counts its graphs)."""
-    counter = CompileCounterWithBackend("aot_eager")
-    return torch.compile(function, fullgraph=True, backend=counter, **how), counter
-
-
-@pytest.mark.parametrize(
-    ("form", "name"),
-    [
-        pytest.param("pair", "default", marks=pytest.mark.slow),
-        ("pair", "margin tensor"),
-        ("stacked", "weight tensor"),
-    ],
-)
-def test_other_sizes_do_not_compile_again(name, form):
-    def loss(a, b, options):
-        if form == "stacked":
-            return prefloss.bradley_terry_loss_stacked(torch.cat((a, b)), return_stats=True, **options)
-        return prefloss.bradley_terry_loss(a, b, return_stats=True, **options)
-
-    function, counter = compiled(loss, dynamic=True)
-    frames = []
-    for count in (7, 5, 9000, 40_000, 2):
-        case = draw(name, count, seed=count)
-        (mine, stats), (its, expected) = function(*case), loss(*case)
-        assert_same_bits(differentiated(mine, *case), differentiated(its, *case))
-        assert_same_bits([stats.sums], [expected.sums])
-        frames.append(counter.frame_count)
-    assert set(frames) == {frames[0]}
-    for count in (1, 0):  # torch compiles these two sizes for themselves, each at most as often as the first call
-        case = draw(name, count)
-        (mine, _), (its, _) = function(*case), loss(*case)
-        assert_same_bits(differentiated(mine, *case), differentiated(its, *case))
-    assert counter.frame_count <= 3 * frames[0]
-
-
-@pytest.mark.parametrize(
-    "numbers",
-    [[3.5, 2.25, 7.0, 11.125, 1e6, 0.5], [3, 4, 17, 1000, 12, 8], [torch.tensor(n) for n in (3, 4, 17, 1000)]],
-    ids=["float", "integer", "tensor"],
-)
-def test_another_denominator_does_not_compile_again(numbers):
-    function, counter = compiled(lambda a, b, n: prefloss.bradley_terry_loss(a, b, denominator=n))
-    chosen, rejected, _ = draw("default", 50)
-    frames = []
-    for number in numbers:
-        losses = function(chosen, rejected, number), prefloss.bradley_terry_loss(chosen, rejected, denominator=number)
-        assert_same_bits(*(differentiated(loss, chosen, rejected, {}) for loss in losses))
-        frames.append(counter.frame_count)
-    assert len(set(frames[1:])) == 1  # torch takes the first number for a constant
-
-
-@pytest.mark.parametrize("option", ["beta", "margin", "target", "label_smoothing", "center_rewards_coefficient"])
-def test_another_number_does_not_compile_again(option):
-    """As a schedule changes it from step to step."""
-    function, counter = compiled(lambda a, b, x: prefloss.bradley_terry_loss(a, b, **{option: x}))
-    chosen, rejected, _ = draw("default", 50)
-    frames = []
-    for step in range(8):
-        losses = (
-            function(chosen, rejected, step / 41),
-            prefloss.bradley_terry_loss(chosen, rejected, **{option: step / 41}),
-        )
-        assert_same_bits(*(differentiated(loss, chosen, rejected, {}) for loss in losses))
-        frames.append(counter.frame_count)
-    assert len(set(frames[2:])) == 1  # torch takes the first number for a constant, and 0 for one of its own
-
-
-@pytest.mark.parametrize(
-    "option", ["denominator", "beta", "margin", "target", "label_smoothing", "center_rewards_coefficient"]
-)
-def test_a_number_may_be_made_of_a_size_that_is_symbolic(option):
-    class Model(torch.nn.Module):
-        def forward(self, chosen, rejected):
-            return prefloss.bradley_terry_loss(chosen, rejected, **{option: 1 / chosen.shape[0]})
-
-    size = torch.export.Dim("size", min=2)
-    program = torch.export.export(
-        Model(), (torch.randn(8), torch.randn(8)), dynamic_shapes=({0: size}, {0: size}), strict=False
-    )
-    for count in (3, 8, 500):
-        pair = torch.randn(2, count)
-        assert_same_bits([program.module()(*pair)], [Model()(*pair)])
-
-
-@pytest.mark.parametrize(
-    ("options", "error"),
-    [({"beta": float("inf")}, ValueError), ({"weight": torch.ones(3)}, ValueError), ({"target": "1"}, TypeError)],
-    ids=["beta", "weight", "target"],
-)
-def test_a_bad_argument_is_an_error_when_compiled_too(options, error):
-    chosen, rejected, _ = draw("default", 50)
-    function = torch.compile(lambda a, b: prefloss.bradley_terry_loss(a, b, **options), backend="aot_eager")
-    with pytest.raises(error, match=next(iter(options))):
-        function(chosen, rejected)
-
-
-class Exported(torch.nn.Module):
-    def __init__(self, **options):
-        super().__init__()
-        self.options = options
-
-    def forward(self, chosen, rejected, weight):
-        loss, stats = prefloss.bradley_terry_loss(chosen, rejected, weight=weight, return_stats=True, **self.options)
-        mean = prefloss.bradley_terry_loss(chosen, rejected, denominator=2 * chosen.shape[0])  # a number, symbolic
-        return loss, mean, stats.sums
-
-
-@pytest.mark.parametrize(
-    ("options", "saved"),
-    [({}, True), ({"beta": 0.5, "reduction": "none"}, False)],
-    ids=["default-saved-and-loaded", "with-options-as-is"],
-)
-def test_an_exported_program_serves_every_batch_size(options, saved):
-    batch = {0: torch.export.Dim("batch")}
-    program = torch.export.export(
-        Exported(**options), (torch.randn(6), torch.randn(6), torch.ones(6)), dynamic_shapes=(batch, batch, batch)
-    )
-    if saved:
-        file = io.BytesIO()
-        torch.export.save(program, file)
-        file.seek(0)
-        program = torch.export.load(file)
-    for count in (2, 6, 601, 40_000):
-        chosen, rejected, other = draw("weight tensor", count)
-        case = chosen, rejected, other["weight"]
-        results = [module(*case) for module in (program.module(), Exported(**options))]
-        assert_same_bits(*(differentiated(loss + mean, chosen, rejected, {}) for loss, mean, _ in results))
-        assert_same_bits(results[0][2:], results[1][2:])
 
 
 @pytest.mark.parametrize("tracing_mode", ["real", "symbolic"])
@@ -307,15 +110,6 @@ def test_autograd_goes_through_vmap():
     )
     upstream = torch.arange(4.0)
     assert_same_bits(*(torch.autograd.grad(values, (chosen, rejected), upstream) for values in (losses, expected)))
-
-
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # what dynamo itself does
-def test_vmap_when_compiled_is_vmap():
-    function = torch.vmap(lambda a, b: prefloss.bradley_terry_loss(a, b, return_stats=True))
-    case = [tensor.requires_grad_() for tensor in rows(4)[:2]]
-    results = function(*case), torch.compile(function, fullgraph=True, backend="aot_eager")(*case)
-    assert_same_bits(*(torch.autograd.grad(losses.sum(), case) for losses, _ in results))
-    assert_same_bits(*((losses.detach(), stats.sums) for losses, stats in results))
 
 
 @over_names
