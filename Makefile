@@ -73,7 +73,7 @@ install_in = rm -rf $(1) && $(BIN)/python -m pip install --quiet --no-deps --tar
 runtime = $(shell $(CXX) -print-file-name=lib$(1).so) $(shell $(CXX) -print-file-name=libstdc++.so)
 ASAN := LD_PRELOAD='$(call runtime,asan)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 TSAN := LD_PRELOAD='$(call runtime,tsan)' TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0
-ON_HOST_TESTS := $(addprefix tests/test_,$(addsuffix .py,cuda_kernels paired_values stats standard_error every_way autograd transforms \
+ON_HOST_TESTS := $(addprefix tests/test_,$(addsuffix .py,cuda_kernels paired_values stats standard_error every_way compiled autograd transforms \
   not_plain saved_tensors option_values grouped relevance_and_mask indexed))
 
 build/sanitized/installed: $(INSTALLED)
