@@ -8,11 +8,15 @@ import subprocess
 import sys
 import warnings
 
+import group_bounds
 import numpy as np
 import pytest
+import test_indexed
+import test_paired_values
 import torch
-from calls import ALL, FEW, over_all, over_few
-from sample_inputs import array
+from calls import ALL, FEW, Call, over_all, over_few
+from sample_inputs import array, real
+from test_every_way import all_outputs, check_compiled
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import prefloss
@@ -86,6 +90,51 @@ def test_ties_infinities_and_masked_nan_have_the_gradients_of_the_reference(targ
         assert bool((gradient[given["weight"] == 0.0] == 0.0).all())
     known = [0.5 - target, 2.0 * (0.5 - target), 1.0 - target, -target]  # weighted: two ties, and both ends
     np.testing.assert_allclose(gradients[0][:4].numpy(), known, rtol=10 * u)
+
+
+def check_centring_of_rewards_whose_sum_has_no_double():
+    pair = real([3e38, -2e38], torch.float32), real([1.0, -1e38], torch.float32)
+    options = {"center_rewards_coefficient": 0.01, "reduction": "none"}
+    test_paired_values.check_call(*pair, options, test_paired_values.no_upstream, "cpu")
+
+
+def check_halves_of_groups():
+    """An item has a slope in each of 60 pairs; added up in bfloat16 they would lose two digits."""
+    ranks = torch.arange(61)[None]
+    group_bounds.check(real(np.random.default_rng(0).normal(size=(1, 61)), torch.bfloat16), ranks, {})
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        test_paired_values.test_targets_next_to_one_keep_their_digits_in_float32,
+        test_paired_values.test_statistics_take_the_digits_of_a_float32_loss_that_float32_has_no_room_for,
+        test_indexed.test_half_precision_is_rounded_once_an_item,
+        check_centring_of_rewards_whose_sum_has_no_double,
+        check_halves_of_groups,
+    ],
+)
+def test_digits_are_as_many_as_of_the_kernels(check, composed_on_the_cpu):
+    check()
+
+
+TRACED = [Call(layout, "everything") for layout in ("paired", "masked", "indexed")]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")  # torch's own
+def test_compiled_it_is_one_graph_and_gives_the_same(composed_on_the_cpu):
+    """Without a warning of the compiler's."""
+    torch.compiler.reset()
+    check_compiled(torch.compile(all_outputs, backend="aot_eager", fullgraph=True), TRACED, "cpu")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script", "ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiled_with_sizes_of_groups_the_graph_breaks_and_it_gives_the_same(composed_on_the_cpu):
+    torch.compiler.reset()
+    ragged = [Call("ragged", "everything")]
+    check_compiled(torch.compile(all_outputs, backend="aot_eager"), ragged, "cpu")
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="group_sizes must be read"):
+        check_compiled(torch.compile(all_outputs, backend="aot_eager", fullgraph=True), ragged, "cpu")
 
 
 @pytest.mark.filterwarnings(

@@ -97,7 +97,7 @@ def indexed(
     """The same of comparisons by index. `pairs.chosen` has the scores, one an item."""
     from . import reference
 
-    if not is_watched() and not is_compiling():
+    if not is_compiling() and not is_watched():
         for name, index in (("chosen_index", chosen_index), ("rejected_index", rejected_index)):
             check_indices(name, index, pairs.chosen.shape[0])
     options = _options(pairs, numbers, denominator, reduction, return_stats)
@@ -106,6 +106,10 @@ def indexed(
 
 def grouped(groups: Groups, options: GroupOptions, denominator: Tensor | float | None) -> tuple[Tensor, Tensor]:
     """The same over all pairs of groups, each of which is in memory."""
+    return (_grouped if groups.group_sizes is None else _grouped_by_sizes)(groups, options, denominator)
+
+
+def _grouped(groups: Groups, options: GroupOptions, denominator: Tensor | float | None) -> tuple[Tensor, Tensor]:
     from . import reference
 
     ranks, sizes, mask = groups.ranks, groups.group_sizes, None
@@ -113,7 +117,7 @@ def grouped(groups: Groups, options: GroupOptions, denominator: Tensor | float |
         mask = torch.arange(ranks.shape[-1], device=ranks.device) < groups.filled.unsqueeze(-1)
     if ranks.dtype not in READ_DTYPES:
         ranks = order_keys(ranks, groups.filled)
-    elif ranks.is_floating_point() and not is_watched():
+    elif ranks.is_floating_point() and (is_compiling() or not is_watched()):
         check_ranks(ranks, groups.filled)
     if sizes is not None:
         _check_sizes(sizes, groups.rewards.shape[0])
@@ -131,6 +135,10 @@ def grouped(groups: Groups, options: GroupOptions, denominator: Tensor | float |
             **_shared(numbers, denominator, options.reduction, options.return_stats),
         )
     )
+
+
+# The sizes decide which tensors there are, and are values that a compiler does not know.
+_grouped_by_sizes = torch.compiler.disable(_grouped, reason="without kernels, group_sizes must be read")
 
 
 def _check_sizes(sizes: Tensor, items: int) -> None:
