@@ -157,7 +157,8 @@ class Groups(NamedTuple):
         order = relevance if ranks is None else ranks
         xp = namespace_of(rewards, order)
         rewards, order = as_array(xp, rewards), as_array(xp, order)
-        there = xp.ones_like(order, dtype=xp.bool) if mask is None else beside(mask, order, xp.bool)
+        mask = xp.ones_like(order, dtype=xp.bool) if mask is None else as_array(xp, mask)
+        there = beside(mask, order, xp.bool)
         if not rewards.shape == order.shape == there.shape:
             name = "relevance" if ranks is None else "ranks"
             raise ValueError(
@@ -166,6 +167,8 @@ class Groups(NamedTuple):
             )
         # Halves become wide first, so that what comes back to an item is rounded once, when it is added up.
         rewards = xp.astype(rewards, difference_dtype(rewards), copy=False)
+        if xp.isdtype(mask.dtype, "real floating"):  # nobody knows whether an item is there, nor what depends on it
+            rewards = rewards + xp.astype(xp.where(xp.isnan(mask), xp.nan, -0.0), rewards.dtype, copy=False)
         blocks = _blocks(rewards.shape, group_sizes)
         columns = [[_taken(column, block.items, block.shape) for block in blocks] for column in (rewards, order, there)]
         ahead, tied = [], []
