@@ -18,6 +18,8 @@ from calls import ALL, FEW, Call, over_all, over_few
 from sample_inputs import array, real
 from test_every_way import all_outputs, check_compiled
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import prefloss
 from prefloss import _core, composed, reference
@@ -195,13 +197,30 @@ def nobody_was_warned():
     composed._warn.cache_clear()
 
 
+class NoFloat64(TorchDispatchMode):
+    """Apple's GPUs have none."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == "mps":
+                assert tensor.dtype is not torch.float64, func
+        return result
+
+
 def test_on_devices_without_kernels_one_warning_says_that_it_is_composed(nobody_was_warned):
     """Of fake tensors, which have a device that is not there, but neither slices nor gradients on it."""
-    with FakeTensorMode(), warnings.catch_warnings(record=True) as said:
+    with FakeTensorMode(), NoFloat64(), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
+        wide = {name: torch.tensor(0.5, dtype=torch.float64) for name in ("margin", "target", "denominator")}
         for device in ("mps", "xpu"):
             rewards = torch.ones(2, 3, dtype=torch.bfloat16, device=device)
-            for options in ({}, {"weight": torch.ones_like(rewards), "margin": 0.5}, {"target": 0.5, "beta": 0.1}):
+            for options in (
+                {},
+                {"weight": torch.ones_like(rewards), "margin": 0.5},
+                {"target": 0.5, "beta": 0.1},
+                wide,
+            ):
                 loss, stats = prefloss.bradley_terry_loss(rewards, rewards, **options, return_stats=True)
                 assert (loss.device.type, loss.dtype, loss.shape) == (device, torch.float32, ())
                 assert stats.sums.dtype == torch.float32  # where there may be no float64
