@@ -102,7 +102,8 @@ def bradley_terry_loss_grouped(
     factorises over cells of rewards and a tree of ranks. An entry of the gradient is then right to 2^-23 of the sum of the absolute
     values of its terms (float64: 1e-14). On a GPU, and for second derivatives, each pair is visited.
     Without kernels for a device (see `bradley_terry_loss`) each pair of items is in memory, in either order: K^2 numbers, some ten
-    times over. There `torch.compile` cannot trace a call with ``group_sizes``: its graph breaks, and ``fullgraph=True`` is an error.
+    times over. There `torch.compile` cannot trace a call with ``group_sizes``: its graph breaks, or it is an error with
+    ``fullgraph=True``.
 
     Args:
         rewards: (B, K), B groups of K items; or (N,) with ``group_sizes``. float64, float32, bfloat16 or float16.
