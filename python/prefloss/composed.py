@@ -106,10 +106,6 @@ def indexed(
 
 def grouped(groups: Groups, options: GroupOptions, denominator: Tensor | float | None) -> tuple[Tensor, Tensor]:
     """The same over all pairs of groups, each of which is in memory."""
-    return (_grouped if groups.group_sizes is None else _grouped_by_sizes)(groups, options, denominator)
-
-
-def _grouped(groups: Groups, options: GroupOptions, denominator: Tensor | float | None) -> tuple[Tensor, Tensor]:
     from . import reference
 
     ranks, sizes, mask = groups.ranks, groups.group_sizes, None
@@ -135,10 +131,6 @@ def _grouped(groups: Groups, options: GroupOptions, denominator: Tensor | float 
             **_shared(numbers, denominator, options.reduction, options.return_stats),
         )
     )
-
-
-# The sizes decide which tensors there are, and are values that a compiler does not know.
-_grouped_by_sizes = torch.compiler.disable(_grouped, reason="without kernels, group_sizes must be read")
 
 
 def _check_sizes(sizes: Tensor, items: int) -> None:

@@ -21,7 +21,8 @@ _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
 
 
-# array-api-compat caches what it finds out of a type, and torch.compile warns of caches: so torch's tensors never come to it.
+# array-api-compat caches what it finds out of a type, and torch.compile warns of caches: so neither torch's tensors
+# nor NumPy's arrays come to it.
 def is_torch_array(value: object) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
@@ -32,14 +33,14 @@ def is_jax_array(value: object) -> bool:
 
 
 def is_numpy_array(value: object) -> bool:
-    return not is_torch_array(value) and array_api_compat.is_numpy_array(value)
+    return isinstance(value, (np.ndarray, np.generic))
 
 
 def is_array(value: object) -> bool:
     """Of any library; numbers and sequences are none, but NumPy's own numbers are."""
     if type(value) in (type(None), bool, int, float, list, tuple):
         return False
-    return is_torch_array(value) or array_api_compat.is_array_api_obj(value)
+    return is_torch_array(value) or is_numpy_array(value) or array_api_compat.is_array_api_obj(value)
 
 
 def array_namespace(*arrays: Array) -> Any:
