@@ -185,6 +185,12 @@ def test_bad_ranks_sizes_and_indices_are_refused_as_by_the_kernels(composed_on_t
             prefloss.bradley_terry_loss_indexed(rewards, torch.tensor([index]), torch.tensor([0]))
 
 
+def test_sizes_may_be_a_view_whose_memory_holds_their_opposites(composed_on_the_cpu):
+    rewards, sizes = torch.randn(5), torch._neg_view(torch.tensor([-2, -3]))
+    losses = [prefloss.bradley_terry_loss_grouped(rewards, rewards, group_sizes=given) for given in (sizes, [2, 3])]
+    assert losses[0] == losses[1]
+
+
 def test_unsigned_ranks_beyond_int64_keep_their_order(composed_on_the_cpu):
     ranks = torch.tensor([[2**63 + 1, 5]], dtype=torch.uint64)
     loss = prefloss.bradley_terry_loss_grouped(torch.tensor([[0.0, 3.0]]), ranks)

@@ -117,6 +117,7 @@ def grouped(groups: Groups, options: GroupOptions, denominator: Tensor | float |
         check_ranks(ranks, groups.filled)
     if sizes is not None:
         _check_sizes(sizes, groups.rewards.shape[0])
+        sizes = sizes.resolve_neg()  # NumPy, which finds the groups' places, cannot read a negative view
     numbers = options.numbers
     return _both(
         reference.bradley_terry_loss_grouped(
