@@ -11,7 +11,7 @@ PACKAGE := pyproject.toml constraints.txt CMakeLists.txt $(CXX_SOURCES) $(wildca
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-random test-clients bench bench-check coverage docs lint exact sanitize cuda-on-host cuda-sanitize planted-bugs cuda-report gpu-report wheel wheel-check thread-sanitize arm64-check clean
+.PHONY: help demo test test-random test-composed test-clients bench bench-check coverage docs lint exact sanitize cuda-on-host cuda-sanitize planted-bugs cuda-report gpu-report wheel wheel-check thread-sanitize arm64-check clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 13
@@ -36,6 +36,11 @@ test: $(INSTALLED)  ## run the tests
 
 test-random: $(INSTALLED)  ## the tests whose inputs Hypothesis draws, with new seeds and many more examples
 	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest $(PARALLEL) -m hypothesis $(ARGS)
+
+COMPOSED_TESTS := $(addprefix tests/test_,$(addsuffix .py,composed paired_values half_precision dpo bpr grouped relevance_and_mask indexed \
+  option_values stats standard_error autograd arguments arguments_of_layouts friendly_arguments))
+test-composed: $(INSTALLED)  ## the tests of values, errors and statistics, with losses composed as on a device without kernels
+	PREFLOSS_CPU=composed $(BIN)/python -m pytest $(PARALLEL) $(COMPOSED_TESTS) $(ARGS)
 
 # Without what the last ones ask for: old versions of it, and a torchvision that does not go with this torch.
 test-clients: $(INSTALLED)  ## install the packages that integrations are for (TRL, Lightning, Ray, JAX, ...), and run the tests against them

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from rounding_bounds import error_of_a_sum
+from rounding_bounds import error_of_a_sum, half_ulp_of_gradient_sums
 from sample_inputs import DTYPES, array, real
 
 import prefloss
@@ -63,7 +63,9 @@ def check(rewards, ranks, options, weight=None):
     for value in (loss, alone):
         _close(value.detach(), expected, np.inf if overflows else each * np.abs(expected) + off * ones, u)
     # The slope likewise, with beta's product; a linear-time series has its own promise.
-    _close(gradient, slopes, (error_of_a_sum(pairs, max(9 * u, promise)) + off) * scale, u)
+    items = 2 * max(options.get("group_sizes", rewards.shape[-1:]), default=0)  # terms of one sum: either order
+    each_slope = error_of_a_sum(pairs, max(9 * u, promise)) + items * half_ulp_of_gradient_sums(u)
+    _close(gradient, slopes, (each_slope + off) * scale, u)
     finite = np.isfinite(sums)
     if overflows:
         finite &= np.isfinite(stats.sums.numpy())

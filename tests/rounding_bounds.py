@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from sample_inputs import array, arrays
 
-from prefloss import reference
+from prefloss import composed, reference
 from prefloss.stats import Sum
 
 
@@ -24,6 +24,12 @@ def error_of_a_sum(terms, each):
     n - 1 of them, in whatever order, err by (n - 1) 2^-53 of it (Higham 2002, eq. 4.4, to first order): on each side.
     """
     return each + 2 * terms * 2.0**-53
+
+
+def half_ulp_of_gradient_sums(u):
+    """Of what the slopes of an item are added up in: kernels take float64; without them, torch's derivatives take the type of the
+    loss, of which half an ulp is u. There each slope is rounded to it first, which with n - 1 additions makes n roundings."""
+    return u if composed.ASKED_FOR else 2.0**-53
 
 
 class Bounds:
@@ -104,7 +110,7 @@ class Bounds:
         for index, bounds in zip((chosen_index, rejected_index), self.gradients(upstream), strict=False):
             for total, parts in zip(totals, (*bounds, np.abs(_finite(bounds[0])), 1.0), strict=True):
                 np.add.at(total, array(index), np.broadcast_to(parts, index.shape))
-        slack = 2 * terms * 2.0**-53 * magnitude  # the kernel's sum in float64, and the reference's
+        slack = terms * (half_ulp_of_gradient_sums(self.u) + 2.0**-53) * magnitude  # that sum, and the reference's
         lower, upper = lower - slack - 2 * self.tiny, upper + slack + 2 * self.tiny
         lower, upper = np.where(np.isnan(lower), -np.inf, lower), np.where(np.isnan(upper), np.inf, upper)
         # Terms beyond Real's range of either sign: their sum may be anything, NaN too.

@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 import warnings
 
+import group_bounds
 import numpy as np
 import pytest
+import test_indexed
+import test_paired_values
 import torch
-from calls import ALL, FEW, over_all, over_few
+from calls import ALL, FEW, Call, over_all, over_few
 from fresh_processes import run
-from sample_inputs import array
+from sample_inputs import array, real
+from test_compiled import all_outputs, check_compiled
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import prefloss
 from prefloss import _core, composed, reference
@@ -86,6 +92,52 @@ def test_ties_infinities_and_masked_nan_have_the_gradients_of_the_reference(targ
     np.testing.assert_allclose(gradients[0][:4].numpy(), known, rtol=10 * u)
 
 
+def check_centring_of_rewards_whose_sum_has_no_double():
+    pair = real([3e38, -2e38], torch.float32), real([1.0, -1e38], torch.float32)
+    options = {"center_rewards_coefficient": 0.01, "reduction": "none"}
+    test_paired_values.check_call(*pair, options, test_paired_values.no_upstream, "cpu")
+
+
+def check_halves_of_groups():
+    """An item has a slope in each of 60 pairs; added up in bfloat16 they would lose two digits."""
+    ranks = torch.arange(61)[None]
+    group_bounds.check(real(np.random.default_rng(0).normal(size=(1, 61)), torch.bfloat16), ranks, {})
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        test_paired_values.test_targets_next_to_one_keep_their_digits_in_float32,
+        test_paired_values.test_statistics_take_the_digits_of_a_float32_loss_that_float32_has_no_room_for,
+        test_indexed.test_half_precision_is_rounded_once_an_item,
+        check_centring_of_rewards_whose_sum_has_no_double,
+        check_halves_of_groups,
+    ],
+)
+def test_digits_are_as_many_as_of_the_kernels(check, composed_on_the_cpu):
+    check()
+
+
+TRACED = [Call(layout, "everything") for layout in ("paired", "masked", "indexed")]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")  # torch's own
+def test_compiled_it_is_one_graph_and_gives_the_same(composed_on_the_cpu):
+    """Without a warning of the compiler's."""
+    torch.compiler.reset()
+    check_compiled(torch.compile(all_outputs, backend="aot_eager", fullgraph=True), TRACED, "cpu")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script", "ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiled_with_sizes_of_groups_the_graph_breaks_and_it_gives_the_same(composed_on_the_cpu):
+    torch.compiler.reset()
+    ragged = [Call("ragged", "everything")]
+    check_compiled(torch.compile(all_outputs, backend="aot_eager"), ragged, "cpu")
+    torch.compiler.reset()
+    with pytest.raises((torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError)):
+        check_compiled(torch.compile(all_outputs, backend="aot_eager", fullgraph=True), ragged, "cpu")
+
+
 @pytest.mark.filterwarnings(
     "ignore:`torch.jit.script` is deprecated:DeprecationWarning"
 )  # torch's own, in forward mode
@@ -131,6 +183,12 @@ def test_bad_ranks_sizes_and_indices_are_refused_as_by_the_kernels(composed_on_t
             prefloss.bradley_terry_loss_indexed(rewards, torch.tensor([index]), torch.tensor([0]))
 
 
+def test_sizes_may_be_a_view_whose_memory_holds_their_opposites(composed_on_the_cpu):
+    rewards, sizes = torch.randn(5), torch._neg_view(torch.tensor([-2, -3]))
+    losses = [prefloss.bradley_terry_loss_grouped(rewards, rewards, group_sizes=given) for given in (sizes, [2, 3])]
+    assert losses[0] == losses[1]
+
+
 def test_unsigned_ranks_beyond_int64_keep_their_order(composed_on_the_cpu):
     ranks = torch.tensor([[2**63 + 1, 5]], dtype=torch.uint64)
     loss = prefloss.bradley_terry_loss_grouped(torch.tensor([[0.0, 3.0]]), ranks)
@@ -144,13 +202,30 @@ def nobody_was_warned():
     composed._warn.cache_clear()
 
 
+class NoFloat64(TorchDispatchMode):
+    """Apple's GPUs have none."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == "mps":
+                assert tensor.dtype is not torch.float64, func
+        return result
+
+
 def test_on_devices_without_kernels_one_warning_says_that_it_is_composed(nobody_was_warned):
     """Of fake tensors, which have a device that is not there, but neither slices nor gradients on it."""
-    with FakeTensorMode(), warnings.catch_warnings(record=True) as said:
+    with FakeTensorMode(), NoFloat64(), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
+        wide = {name: torch.tensor(0.5, dtype=torch.float64) for name in ("margin", "target", "denominator")}
         for device in ("mps", "xpu"):
             rewards = torch.ones(2, 3, dtype=torch.bfloat16, device=device)
-            for options in ({}, {"weight": torch.ones_like(rewards), "margin": 0.5}, {"target": 0.5, "beta": 0.1}):
+            for options in (
+                {},
+                {"weight": torch.ones_like(rewards), "margin": 0.5},
+                {"target": 0.5, "beta": 0.1},
+                wide,
+            ):
                 loss, stats = prefloss.bradley_terry_loss(rewards, rewards, **options, return_stats=True)
                 assert (loss.device.type, loss.dtype, loss.shape) == (device, torch.float32, ())
                 assert stats.sums.dtype == torch.float32  # where there may be no float64

@@ -1,4 +1,4 @@
-"""Forward-mode derivatives, which no layout has: each call says so, and never drops a tangent."""
+"""Forward-mode derivatives, which kernels have in no layout: each call says so, and never drops a tangent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 import prefloss
 
 # Forward mode defines script methods in torch itself.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script")
+pytestmark = [pytest.mark.kernels, pytest.mark.filterwarnings("ignore:.torch.jit.script")]
 
 over_ways = pytest.mark.parametrize("options", [{}, {"beta": 0.5}], ids=["default", "with-an-option"])
 

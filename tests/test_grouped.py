@@ -105,9 +105,19 @@ def test_ranks_are_compared_as_they_are():
 @pytest.mark.parametrize(
     ("size", "few", "name"),
     [
-        *((size, few, name) for size in (51, 300, 1001) for few in (1, 7, 9, 40) for name in ("default", "all")),
-        (4200, 7, "all"),  # a thread takes 4096 at a time
-        *(pytest.param(4200, few, name, marks=pytest.mark.slow) for few in (1, 9, 40) for name in ("default", "all")),
+        *((size, few, name) for size in (51, 300) for few in (1, 7, 9, 40) for name in ("default", "all")),
+        # Composed they take gigabytes.
+        *(
+            pytest.param(1001, few, name, marks=pytest.mark.kernels)
+            for few in (1, 7, 9, 40)
+            for name in ("default", "all")
+        ),
+        pytest.param(4200, 7, "all", marks=pytest.mark.kernels),  # a thread takes 4096 at a time
+        *(
+            pytest.param(4200, few, name, marks=[pytest.mark.slow, pytest.mark.kernels])
+            for few in (1, 9, 40)
+            for name in ("default", "all")
+        ),
     ],
 )
 @pytest.mark.parametrize("best", [True, False], ids=["few positives", "few negatives"])
@@ -180,6 +190,7 @@ def test_nan_among_the_ranks_is_named():
             prefloss.bradley_terry_loss_grouped(torch.zeros(4, 9), ranks)
 
 
+@pytest.mark.kernels
 @not_on_host
 @pytest.mark.parametrize("name", ["default", "all"])
 @pytest.mark.parametrize("kind", ["a long list", "one positive"])
@@ -303,6 +314,7 @@ def test_k_responses_are_instructgpts_loss():
     torch.testing.assert_close(prefloss.bradley_terry_loss_grouped(given, ranks), total)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("shape", [(400, 9), (7, 300), (1, 700), (100, 40)], ids=str)
 @pytest.mark.parametrize("name", ["default", "all"])
 def test_the_number_of_threads_does_not_change_a_bit(shape, name, set_threads):
@@ -338,6 +350,7 @@ def test_first_and_second_derivatives_are_those_of_finite_differences(name, ties
         assert torch.autograd.gradgradcheck(function, given)
 
 
+@pytest.mark.kernels
 def test_a_third_derivative_is_refused():
     given = torch.randn(2, 3, requires_grad=True)
     loss = prefloss.bradley_terry_loss_grouped(given, torch.arange(6).reshape(2, 3))
@@ -393,6 +406,7 @@ def test_statistics_of_batches_add_up():
     )
 
 
+@pytest.mark.kernels
 def test_memory_is_that_of_the_items():
     given, ranks = torch.randn(1, 3000, requires_grad=True), torch.randperm(3000)[None]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:

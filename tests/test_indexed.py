@@ -114,6 +114,7 @@ def test_many_comparisons_agree_with_the_reference(items, count, dtype, device):
     check(scores_of(random, items, dtype), *comparisons(random, items, count), options, device)
 
 
+@pytest.mark.kernels
 @pytest.mark.skipif(RUNS_ON_HOST, reason="there the sums are torch's operations, whose bits its threads change")
 @pytest.mark.parametrize(("items", "count"), [(50, 200_001), (20_000, 200_001), (300_000, 100_000)], ids=str)
 @pytest.mark.parametrize("name", ["default", "weight mask", "centring"])
@@ -282,12 +283,14 @@ def test_compiled_with_dynamic_shapes_and_exported_it_stays_right():
     assert_same_bits((exported(scores, *indices),), (Board()(scores, *indices),))
 
 
+@pytest.mark.kernels
 def test_an_index_out_of_range_is_an_error_in_a_compiled_call_too():
     function = torch.compile(prefloss.bradley_terry_loss_indexed, backend="aot_eager", fullgraph=True)
     with pytest.raises(IndexError, match="rejected_index must hold indices of the 3 scores"):
         function(torch.zeros(3), torch.tensor([0]), torch.tensor([3]))
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("operator", [take.operator, accumulate.operator], ids=str)
 @pytest.mark.parametrize("shape", [(6,), (2, 6)], ids=str)
 def test_the_operators_are_registered_right(operator, shape):
@@ -401,6 +404,20 @@ def test_merging_keeps_the_loss_whatever_the_weights_are(options):
     torch.testing.assert_close(after, before, rtol=1e-6, atol=2**-22)
 
 
+def test_without_float64_merged_weights_are_rounded_or_refused(monkeypatch):
+    """As on Apple's GPUs; only on the CPU is there one to try it."""
+    monkeypatch.setattr("prefloss.indexed.dtype_of_sums", lambda device: torch.float32)
+    index, other = torch.tensor([0, 0, 1]), torch.tensor([1, 1, 0])
+    weight = torch.tensor([0.1, 0.2, 0.3])
+    merged = prefloss.merge_comparisons(index, other, weight=weight, target=torch.ones(3))
+    assert {merged[name].dtype for name in ("weight", "target")} == {torch.float32}
+    assert torch.equal(merged["weight"], torch.tensor([weight[:2].double().sum().item(), 0.3]))
+    with pytest.raises(ValueError, match=r"weight must have sums that are finite in float32 on cpu.*got 6"):
+        prefloss.merge_comparisons(index, other, weight=torch.full((3,), 3e38))
+    wide = prefloss.merge_comparisons(index, other, weight=torch.full((3,), 3e38, dtype=torch.float64))
+    assert wide["weight"].dtype is torch.float64
+
+
 @pytest.mark.slow  # sixteen million comparisons
 def test_more_comparisons_of_two_items_than_float32_counts_are_merged():
     """2^24 + 1 against one of the other kind."""
@@ -422,6 +439,7 @@ def test_merged_comparisons_are_accepted_however_few_they_are(count, dtype):
         assert loss.item() == pytest.approx(count * np.log(2), rel=1e-7)
 
 
+@pytest.mark.kernels
 def test_comparisons_take_no_memory_of_their_own():
     """A step over 4 million comparisons of ten items allocates little: torch's peak says so."""
     scores = torch.zeros(10, requires_grad=True)

@@ -18,6 +18,8 @@ import prefloss
 from prefloss import eager, reference
 from prefloss.stats import Sum
 
+pytestmark = pytest.mark.kernels
+
 # On a GPU every pair is visited, as in shorter lists.
 linear = pytest.mark.skipif(RUNS_ON_HOST, reason="the CUDA kernels have no linear time")
 

@@ -133,6 +133,7 @@ def test_stacked_agrees_with_the_reference(dtype, pair_layout):
     check()
 
 
+@pytest.mark.kernels
 @over_layouts
 @over_dtypes
 def test_the_layout_does_not_change_a_bit(layout, dtype, device):
@@ -168,6 +169,7 @@ def test_a_slice_at_any_address_gives_the_same_bits(dtype, device):
             assert_same_bits(everything(*slices, options, device), everything(*copies, options, device))
 
 
+@pytest.mark.kernels
 @over_reductions
 @pytest.mark.parametrize(
     ("dtype", "name"),
@@ -409,6 +411,7 @@ def test_a_common_factor_of_float32_weights_leaves_loss_and_gradients_alone(scal
         torch.testing.assert_close(scaled, plain, rtol=8 * 2.0**-24, atol=0.0)
 
 
+@pytest.mark.kernels
 def test_a_denominator_whose_inverse_is_no_float_has_finite_gradients():
     chosen = torch.tensor([1.0, 2.0], requires_grad=True)
     denominator = torch.tensor(1e-39, dtype=torch.float64)

@@ -81,6 +81,7 @@ def test_relevance_may_be_bool_or_floating(device):
 # ---- mask ----
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @over_ties
 @over_averages
@@ -96,6 +97,7 @@ def test_masked_groups_are_the_groups_without_the_masked_items(dtype, ties, aver
             assert bool((gradient[~mask] == 0).all())
 
 
+@pytest.mark.kernels
 @over_ties
 def test_a_long_masked_list_is_the_list_without_the_masked_items(ties, device):
     rewards, order, mask = padded(device, shape=(2, 3000), ranks=10**6)
@@ -150,6 +152,26 @@ def test_a_mask_of_zeros_and_ones_is_a_mask(dtype, device):
         step(rewards, ranks=order, mask=mask.to(dtype)),
         step(rewards, ranks=order, mask=mask),
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("rewards_dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_an_item_whose_mask_is_nan_makes_what_depends_on_it_nan(dtype, rewards_dtype, device):
+    """The first group has a pair with it, in the second it is alone with its rank, and the third has none such."""
+    nan = math.nan
+    rewards = torch.tensor([[2.0, 0.0, 1.0]] * 3, dtype=rewards_dtype, device=device).requires_grad_()
+    relevance = torch.tensor([[1, 0, 0], [1, 0, 1], [1, 0, 1]], device=device)
+    mask = torch.tensor([[1, 1, nan], [1, 0, nan], [1, 1, 1]], device=device).to(dtype)
+    loss = bradley_terry_loss_grouped(rewards, relevance=relevance, mask=mask, reduction="none")
+    (gradient,) = torch.autograd.grad(loss.sum(), rewards)
+    assert loss.isnan().tolist() == [True, False, False]
+    assert loss[1] == 0
+    assert gradient.isnan().tolist() == [[True, False, True], [False] * 3, [False] * 3]
+    arrays = rewards.detach().double().cpu().numpy(), None
+    options = {"relevance": relevance.cpu().numpy(), "mask": mask.double().cpu().numpy(), "reduction": "none"}
+    assert np.isnan(reference.bradley_terry_loss_grouped(*arrays, **options)).tolist() == [True, False, False]
+    slopes = reference.bradley_terry_gradient_grouped(1.0, *arrays, **options)
+    assert np.isnan(slopes).tolist() == gradient.isnan().tolist()
 
 
 @pytest.mark.parametrize("dtype", [*INTEGERS, torch.bool, torch.float8_e5m2, torch.float64], ids=str)

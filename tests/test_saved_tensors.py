@@ -13,6 +13,10 @@ from sample_inputs import LAYOUTS, laid_out
 from test_not_plain import FORMS, right_or_an_error
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
+pytestmark = (
+    pytest.mark.kernels
+)  # without them torch reads what it has saved itself, and a tensor without memory ends the process
+
 
 def hooked(unpack):
     """Saved tensors are copied, then handed to backward as `unpack` makes them."""

@@ -384,6 +384,7 @@ DESIGNS = {
 }
 
 
+@pytest.mark.kernels
 @pytest.mark.skipif(RUNS_ON_HOST, reason="2,000 calls a design, whose sums the other tests compare")
 @pytest.mark.parametrize("design", DESIGNS, ids=lambda design: design.__name__)
 def test_intervals_cover_what_they_say(design):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .pairs import DEFAULTS, REDUCTIONS, Numbers, accumulation_dtype
+from .sums import dtype_of_sums
 from .torch_internals import requires_gradient
 
 REWARD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -217,7 +218,7 @@ def as_group_sizes(group_sizes: object) -> Tensor | None:
 
 
 def check_to_be_merged(name: str, value: object, index: Tensor) -> Tensor | None:
-    """None, or one real number a comparison, as float64, on the indices' device."""
+    """None, or one real number a comparison, on the indices' device."""
     if value is None:
         return None
     tensor = check_tensor(name, value, "a tensor with one entry a comparison")
@@ -225,7 +226,7 @@ def check_to_be_merged(name: str, value: object, index: Tensor) -> Tensor | None
         raise ValueError(f"{name} must have one entry a comparison, shape {_shape(index)}, got {_shape(tensor)}")
     _check_device(name, tensor, index, "the indices")
     check_no_gradient(name, tensor)
-    return tensor.detach().double()
+    return tensor.detach()
 
 
 def check_no_gradient(name: str, value: object) -> None:
@@ -361,7 +362,11 @@ def check_denominator(denominator: object, reduction: int, rewards: Tensor) -> f
 
 def _beside(number: Tensor, rewards: Tensor) -> Tensor:
     """A tensor that is one number, on the rewards' device. Only one on the CPU may come from elsewhere, as torch has it."""
-    return number.to(rewards.device, non_blocking=True) if number.is_cpu else number
+    if not number.is_cpu or rewards.is_cpu:
+        return number
+    if number.dtype is torch.float64:
+        number = number.to(dtype_of_sums(rewards.device))
+    return number.to(rewards.device, non_blocking=True)
 
 
 def _check_device(name: str, tensor: Tensor, other: Tensor, whose: str) -> None:

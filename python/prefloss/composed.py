@@ -97,7 +97,7 @@ def indexed(
     """The same of comparisons by index. `pairs.chosen` has the scores, one an item."""
     from . import reference
 
-    if not is_watched() and not is_compiling():
+    if not is_compiling() and not is_watched():
         for name, index in (("chosen_index", chosen_index), ("rejected_index", rejected_index)):
             check_indices(name, index, pairs.chosen.shape[0])
     options = _options(pairs, numbers, denominator, reduction, return_stats)
@@ -113,10 +113,11 @@ def grouped(groups: Groups, options: GroupOptions, denominator: Tensor | float |
         mask = torch.arange(ranks.shape[-1], device=ranks.device) < groups.filled.unsqueeze(-1)
     if ranks.dtype not in READ_DTYPES:
         ranks = order_keys(ranks, groups.filled)
-    elif ranks.is_floating_point() and not is_watched():
+    elif ranks.is_floating_point() and (is_compiling() or not is_watched()):
         check_ranks(ranks, groups.filled)
     if sizes is not None:
         _check_sizes(sizes, groups.rewards.shape[0])
+        sizes = sizes.resolve_neg()  # NumPy, which finds the groups' places, cannot read a negative view
     numbers = options.numbers
     return _both(
         reference.bradley_terry_loss_grouped(

@@ -119,7 +119,6 @@ def dpo_loss(
         TypeError: not a dense tensor, or a dtype or type that is not accepted.
         ValueError: shapes, devices or values that are not accepted; one reference without the other; a reference or ``weight``
             that requires a gradient.
-        NotImplementedError: a device without kernels.
 
     Sources: Rafailov et al. 2023 (arXiv 2305.18290) eq. 7; cDPO: Mitchell 2023; robust DPO: Chowdhury, Kini & Natarajan 2024
     (2403.00409) eq. 9.

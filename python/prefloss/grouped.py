@@ -102,7 +102,8 @@ def bradley_terry_loss_grouped(
     factorises over cells of rewards and a tree of ranks. An entry of the gradient is then right to 2^-23 of the sum of the absolute
     values of its terms (float64: 1e-14). On a GPU, and for second derivatives, each pair is visited.
     Without kernels for a device (see `bradley_terry_loss`) each pair of items is in memory, in either order: K^2 numbers, some ten
-    times over.
+    times over. There `torch.compile` cannot trace a call with ``group_sizes``: its graph breaks, or it is an error with
+    ``fullgraph=True``.
 
     Args:
         rewards: (B, K), B groups of K items; or (N,) with ``group_sizes``. float64, float32, bfloat16 or float16.
@@ -110,7 +111,8 @@ def bradley_terry_loss_grouped(
         relevance: the same, but higher is better. Exactly one of ranks and relevance is given. The order is that of the numbers,
             exactly, for integers of any width, signed or not, and bool.
         mask: of the rewards' shape (B, K), bool or numbers: items where it is 0 take no part at all, as if they were left out of
-            their group. Their rewards and ranks may be NaN, their gradient is exactly 0. Not with ``group_sizes``.
+            their group. Their rewards and ranks may be NaN, their gradient is exactly 0. An item whose mask is NaN may be there or
+            not, so its reward counts as NaN: the loss of its group is NaN if a pair has it. Not with ``group_sizes``.
         group_sizes: the groups' sizes, >= 0, which add up to N, for rewards (N,): a sequence of integers (NumPy's too), or a tensor
             (G,) of any integer dtype on the CPU.
         average: "groups" is the mean over a group's pairs, then over the groups that have at least one (Ouyang et al. 2022, eq.

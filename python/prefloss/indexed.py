@@ -14,6 +14,7 @@ from .operators.indexed import indexed_loss
 from .paired import Reduction, Result
 from .pairs import DEFAULTS, Pairs, accumulation_dtype
 from .stats import PairStats
+from .sums import dtype_of_sums
 from .torch_internals import is_watched
 
 if TYPE_CHECKING:
@@ -181,10 +182,12 @@ def merge_comparisons(
     Returns:
         A dictionary of `bradley_terry_loss_indexed`'s arguments: both indices, sorted, weight (those of sum 0 are left out) and
         target (or None, where none is given). These are float32, or float64 where one of those given is, or where float32
-        cannot hold a sum of weights.
+        cannot hold a sum of weights. On devices that may have no float64 (Apple's and Intel's GPUs) they are computed on the CPU,
+        and a sum that float32 cannot hold is rounded to it.
 
     Raises:
-        TypeError, ValueError: shapes, dtypes, devices, values that are not accepted. IndexError: a negative index.
+        TypeError, ValueError: shapes, dtypes, devices, values that are not accepted; there, a sum of weights beyond float32.
+        IndexError: a negative index.
     """
     arguments.check_index_pair(chosen_index, rejected_index)
     dtype = torch.float32
@@ -193,6 +196,11 @@ def merge_comparisons(
             dtype = torch.float64
     counts = arguments.check_to_be_merged("weight", weight, chosen_index)
     targets = arguments.check_to_be_merged("target", target, chosen_index)
+    device = chosen_index.device
+    may_be_wide = torch.float64 in (dtype, dtype_of_sums(device))
+    if not may_be_wide:
+        chosen_index, rejected_index = chosen_index.cpu(), rejected_index.cpu()
+    counts, targets = (each if each is None else each.to(chosen_index.device).double() for each in (counts, targets))
     if counts is None:
         counts = torch.ones_like(chosen_index, dtype=torch.float64)
     if not bool((counts >= 0).all() & (counts < torch.inf).all()):
@@ -208,15 +216,21 @@ def merge_comparisons(
         raise ValueError("weight must have finite sums: those of comparisons of the same two items add up to inf")
     kept = total > 0
     pairs, weights = pairs[kept], total[kept]
-    if not torch.equal(weights.float().double(), weights):
+    if may_be_wide and not torch.equal(weights.float().double(), weights):
         dtype = torch.float64
+    if dtype is torch.float32 and bool(weights.float().isinf().any()):
+        raise ValueError(
+            f"weight must have sums that are finite in float32 on {device}, which may have no float64, got {weights.max().item()!r}"
+        )
     merged: Comparisons = {
-        "chosen_index": items[pairs // max(len(items), 1)].to(chosen_index.dtype),
-        "rejected_index": items[pairs % max(len(items), 1)].to(rejected_index.dtype),
-        "weight": weights.to(dtype),
+        "chosen_index": items[pairs // max(len(items), 1)].to(device, chosen_index.dtype),
+        "rejected_index": items[pairs % max(len(items), 1)].to(device, rejected_index.dtype),
+        "weight": weights.to(device, dtype),
         "target": None,
     }
     if targets is not None:
         products = torch.where(counts == 0, 0.0, counts * targets)  # one that counts nothing may be NaN
-        merged["target"] = (counts.new_zeros(total.shape).index_add_(0, place, products)[kept] / weights).to(dtype)
+        merged["target"] = (counts.new_zeros(total.shape).index_add_(0, place, products)[kept] / weights).to(
+            device, dtype
+        )
     return merged

@@ -120,9 +120,11 @@ def bradley_terry_loss(
             require a gradient.
 
     On a device without kernels (Apple's, Intel's and AMD's GPUs, and NVIDIA's where the package was built without CUDA) the same is
-    composed of torch's operations, and a warning says so, once in a process; `torch.compile` breaks its graph there.
-    Gradients are torch's own there, of any order and in forward mode too, and the result is only as exact as torch is:
-    ``PREFLOSS_CPU=composed`` shows it on the CPU.
+    composed of torch's operations, and a warning says so, once in a process; ``PREFLOSS_CPU=composed`` shows it on the CPU.
+    Gradients are torch's own there, of any order and in forward mode too. Each pair is computed in the type of the loss. The loss
+    and the statistics are added up in float64 where the device has it, the gradients of an item in several pairs in the type of the
+    loss. Bits may change with strides and the number of threads. An upstream gradient over the divisor must fit into the type of
+    the loss.
 
     Sources: Bradley & Terry 1952; Ouyang et al. 2022 (arXiv 2203.02155) eq. 1; margin: Touvron et al. 2023 (2307.09288)
     eq. 2; centring: Eisenstein et al. 2023 (2312.09244) eq. 2; label smoothing: Mitchell 2023 (cDPO); flip rate: Natarajan et al.

@@ -154,9 +154,13 @@ def _in_common_dtype(ranks: Tensor) -> Tensor:
 def without_masked(rewards: Tensor, ranks: Tensor, mask: Tensor, weight: Tensor | None) -> Groups:
     """The groups of the items whose mask is not 0: these take the first places of their rows, the others the last.
 
-    Shapes stay as they are, so that nothing waits for the device, and nothing is compiled anew.
+    Shapes stay as they are, so that nothing waits for the device, and nothing is compiled anew. Where the mask is NaN nobody knows
+    whether the item is there: its reward becomes NaN, and so does whatever depends on it.
     """
+    mask = _in_common_dtype(mask)
     there = mask.to(torch.bool)
+    if mask.is_floating_point():
+        rewards = rewards + torch.where(mask.isnan(), torch.nan, -0.0).to(rewards.dtype)  # any number + -0 is itself
     filled = there.sum(-1)
     place = torch.where(there, there.cumsum(-1), (~there).cumsum(-1) + filled.unsqueeze(-1)) - 1
     ranks = _in_common_dtype(ranks).masked_fill(~there, 0)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from .arrays import Array, ArrayLike, as_array, beside, formula_dtype, namespace_of
+from .arrays import Array, ArrayLike, as_array, beside, formula_dtype, namespace_of, without_warnings
 from .paired import Reduction, bradley_terry_loss
 
 
-@np.errstate(all="ignore")
+@without_warnings
 def dpo_loss(
     policy_chosen_logps: ArrayLike,
     policy_rejected_logps: ArrayLike,

@@ -7,10 +7,23 @@ from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from array_api_compat import array_namespace, is_numpy_array
 from numpy.typing import NDArray
 
-from .arrays import Array, ArrayLike, as_array, beside, formula_dtype, namespace_of, sum_dtype, total
+from .arrays import (
+    Array,
+    ArrayLike,
+    array_namespace,
+    as_array,
+    beside,
+    difference_dtype,
+    formula_dtype,
+    identity,
+    is_numpy_array,
+    namespace_of,
+    sum_dtype,
+    total,
+    without_warnings,
+)
 from .paired import (
     Pairs,
     Reduction,
@@ -24,7 +37,7 @@ Average: TypeAlias = Literal["groups", "pairs"]
 Ties: TypeAlias = Literal["skip", "half"]
 
 
-@np.errstate(all="ignore")
+@without_warnings
 def bradley_terry_loss_grouped(
     rewards: ArrayLike,
     ranks: ArrayLike | None = None,
@@ -68,7 +81,7 @@ def bradley_terry_loss_grouped(
     return (loss, _sums(groups, share, options, ties)) if return_stats else loss
 
 
-@np.errstate(all="ignore")
+@without_warnings
 def bradley_terry_gradient_grouped(
     grad: ArrayLike,
     rewards: ArrayLike,
@@ -108,12 +121,13 @@ def bradley_terry_gradient_grouped(
 class Block(NamedTuple):
     """Groups of one size: which items they have is known before any value is, and the same for all values."""
 
-    groups: NDArray[np.int32]  # (G,): their places among all groups
-    items: NDArray[np.int32]  # (G, K): the places of their items among all items
+    shape: tuple[int, int]  # (G, K): how many groups, and of how many items
+    groups: NDArray[np.int32] | None = None  # (G,): their places among all groups; None: these are all, in their order
+    items: NDArray[np.int32] | None = None  # (G, K): the places of their items among all items; None likewise
 
     @property
     def pairs(self) -> tuple[int, int, int]:
-        return *self.items.shape, self.items.shape[1]
+        return *self.shape, self.shape[1]
 
 
 class Groups(NamedTuple):
@@ -143,20 +157,25 @@ class Groups(NamedTuple):
         order = relevance if ranks is None else ranks
         xp = namespace_of(rewards, order)
         rewards, order = as_array(xp, rewards), as_array(xp, order)
-        there = xp.ones_like(order, dtype=xp.bool) if mask is None else beside(mask, order, xp.bool)
+        mask = xp.ones_like(order, dtype=xp.bool) if mask is None else as_array(xp, mask)
+        there = beside(mask, order, xp.bool)
         if not rewards.shape == order.shape == there.shape:
             name = "relevance" if ranks is None else "ranks"
             raise ValueError(
                 f"rewards, {name} and mask must have the same shape; got {tuple(rewards.shape)}, {tuple(order.shape)} and "
                 f"{tuple(there.shape)}"
             )
+        # Halves become wide first, so that what comes back to an item is rounded once, when it is added up.
+        rewards = xp.astype(rewards, difference_dtype(rewards), copy=False)
+        if xp.isdtype(mask.dtype, "real floating"):  # nobody knows whether an item is there, nor what depends on it
+            rewards = rewards + xp.astype(xp.where(xp.isnan(mask), xp.nan, -0.0), rewards.dtype, copy=False)
         blocks = _blocks(rewards.shape, group_sizes)
-        columns = [[_taken(column, block.items) for block in blocks] for column in (rewards, order, there)]
+        columns = [[_taken(column, block.items, block.shape) for block in blocks] for column in (rewards, order, there)]
         ahead, tied = [], []
         for its_order, its_there in zip(*columns[1:], strict=True):
             first, second = its_order[:, :, None], its_order[:, None, :]
             both = its_there[:, :, None] & its_there[:, None, :]
-            itself = beside(np.eye(its_order.shape[1], dtype=np.bool_), order, xp.bool)
+            itself = identity(its_order.shape[1], order)
             ahead.append((first > second if ranks is None else first < second) & both)
             tied.append((first == second) & both & ~itself)
         better, equal, counted = _joined(ahead), _joined(tied), None
@@ -203,7 +222,7 @@ class Groups(NamedTuple):
         """For each pair the entry of its group."""
         xp = array_namespace(values)
         found = _joined(
-            xp.broadcast_to(_taken(values, block.groups)[:, None, None], block.pairs) for block in self.blocks
+            xp.broadcast_to(_taken(values, block.groups, (block.shape[0], 1, 1)), block.pairs) for block in self.blocks
         )
         return found if self.counted is None else found[self.counted]
 
@@ -223,34 +242,44 @@ class Groups(NamedTuple):
     def total(self, values: Array) -> Array:
         """One sum a group, of what its pairs have."""
         sums = _joined(total(matrix, axis=(1, 2)) for matrix in self.matrices(values))
-        return _taken(sums, np.argsort(np.concatenate([block.groups for block in self.blocks])))
+        return _in_order(sums, [block.groups for block in self.blocks])
 
     def total_by_item(self, as_chosen: Array, as_rejected: Array) -> Array:
         """One sum an item, of what it has in the pairs in which it is the one or the other."""
         both = zip(self.matrices(as_chosen), self.matrices(as_rejected), strict=True)
         sums = _joined(total(one, axis=2) + total(other, axis=1) for one, other in both)
-        return _taken(sums, np.argsort(np.concatenate([block.items.ravel() for block in self.blocks])))
+        return _in_order(sums, [block.items for block in self.blocks])
 
 
 def _blocks(shape: tuple[int, ...], group_sizes: ArrayLike | None) -> list[Block]:
+    if group_sizes is None:
+        return [Block((shape[0], shape[1]))]
     count = math.prod(shape)
-    sizes = np.full(shape[0], shape[1]) if group_sizes is None else np.asarray(group_sizes, dtype=np.int64)
+    sizes = np.asarray(group_sizes, dtype=np.int64)
     if sizes.sum() != count:
         raise ValueError(f"group_sizes must add up to the {count} rewards; got {sizes.sum()}")
     starts = np.cumsum(sizes) - sizes
     blocks = []
-    for size in np.unique(sizes) if sizes.size else [0]:
+    for size in np.unique(sizes).tolist() or [0]:
         (groups,) = np.nonzero(sizes == size)
         items = starts[groups, None] + np.arange(size)
-        blocks.append(Block(groups.astype(np.int32), items.astype(np.int32)))
+        blocks.append(Block((len(groups), size), groups.astype(np.int32), items.astype(np.int32)))
     return blocks
 
 
-def _taken(values: Array, places: NDArray[Any]) -> Array:
-    """The entries at these places, in the shape of the places."""
+def _taken(values: Array, places: NDArray[Any] | None, shape: tuple[int, ...]) -> Array:
+    """The entries at these places, or all of them, in this shape."""
     xp = array_namespace(values)
-    flat = xp.take(xp.reshape(values, (-1,)), beside(places.ravel(), values, xp.int32), axis=0)
-    return xp.reshape(flat, places.shape)
+    flat = xp.reshape(values, (-1,))
+    if places is not None:
+        flat = xp.take(flat, beside(places.ravel(), values, xp.int32), axis=0)
+    return xp.reshape(flat, shape)
+
+
+def _in_order(values: Array, places: list[NDArray[np.int32] | None]) -> Array:
+    """The entries, each at its place: those of each block in turn. Without places they lie in order."""
+    known = [each.ravel() for each in places if each is not None]
+    return _taken(values, np.argsort(np.concatenate(known)), values.shape) if known else values
 
 
 def _joined(parts: Iterable[Array]) -> Array:
@@ -264,7 +293,7 @@ def _sums(groups: Groups, share: Array, options: dict[str, Any], ties: Ties) -> 
     """The sums of `PairStats`, for which each group is a unit."""
     smoothing = options.pop("label_smoothing")
     pairs = Pairs.of(groups.chosen, groups.rejected, **options, smoothing=smoothing)
-    losses = pairs.losses()
+    losses = pairs.losses(sum_dtype(pairs.z))
     xp, counts = array_namespace(losses), groups.total(groups.times)
     units = share * counts, groups.total(groups.times * losses) / xp.where(counts == 0.0, 1.0, counts)
     variance: tuple[ArrayLike, ArrayLike] = (0.0, 0.0)

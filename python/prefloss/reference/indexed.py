@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from array_api_compat import array_namespace, is_torch_array
-
 from .arrays import (
     Array,
     ArrayLike,
+    array_namespace,
     as_array,
     difference_dtype,
     is_known_to_hold,
+    is_torch_array,
     namespace_of,
     sum_dtype,
     total_by_index,
+    without_warnings,
 )
 from .paired import Pairs, bradley_terry_gradient, bradley_terry_loss, least, scale_of, smoothing_of, sums_of
 
 
-@np.errstate(all="ignore")
+@without_warnings
 def bradley_terry_loss_indexed(
     scores: ArrayLike, chosen_index: ArrayLike, rejected_index: ArrayLike, **options: Any
 ) -> Array | tuple[Array, Array]:
@@ -36,9 +36,8 @@ def bradley_terry_loss_indexed(
 
 def _sums(pairs: Pairs, indices: tuple[Array, Array], items: int) -> Array:
     """The sums of `PairStats`. A unit is an item, with half of each of its comparisons."""
-    losses = pairs.losses()
-    xp, dtype = array_namespace(losses), sum_dtype(losses)
-    w, loss = xp.astype(pairs.weight, dtype, copy=False), xp.astype(losses, dtype, copy=False)
+    xp, dtype = array_namespace(pairs.z), sum_dtype(pairs.z)
+    w, loss = xp.astype(pairs.weight, dtype, copy=False), pairs.losses(dtype)
     ends = xp.concat(indices)
     weight, sum_of_losses = (total_by_index(ends, xp.concat((0.5 * each,) * 2), items) for each in (w, w * loss))
     from_mean = w / scale_of(weight) * (loss - xp.sum(w * loss) / xp.sum(w))
@@ -46,7 +45,7 @@ def _sums(pairs: Pairs, indices: tuple[Array, Array], items: int) -> Array:
     in_all = -least(-xp.abs(weight), 0.0) >= 0.5 * xp.abs(xp.sum(w)) * (1.0 - 1e-9)  # an item is in all of them
     return sums_of(
         pairs,
-        losses,
+        loss,
         units=(weight, xp.where(weight == 0.0, 0.0, sum_of_losses / weight)),
         linked=(xp.where(in_all, 2.0, 1.0) * linked, xp.sum(xp.where(pairs.counted, xp.square(from_mean), 0.0))),
     )

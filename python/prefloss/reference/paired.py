@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
-import numpy as np
-from array_api_compat import array_namespace
-
 from .arrays import (
     Array,
     ArrayLike,
+    array_namespace,
     as_array,
     beside,
     difference_dtype,
@@ -17,13 +15,14 @@ from .arrays import (
     namespace_of,
     sum_dtype,
     total,
+    without_warnings,
 )
 
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
 Layout: TypeAlias = Literal["halves", "interleaved"]
 
 
-@np.errstate(all="ignore")
+@without_warnings
 def pair_loss(z: ArrayLike, target: ArrayLike = 1.0, complement: ArrayLike | None = None) -> Array:
     """l(z, t) = -t log sigma(z) - (1 - t) log sigma(-z) = log1p(exp(-|z|)) + |z| (t where z < 0, else 1 - t).
 
@@ -38,14 +37,14 @@ def pair_loss(z: ArrayLike, target: ArrayLike = 1.0, complement: ArrayLike | Non
     return xp.log1p(xp.exp(-magnitude)) + hinge
 
 
-@np.errstate(all="ignore")
+@without_warnings
 def pair_slope(z: ArrayLike, target: ArrayLike = 1.0, complement: ArrayLike | None = None) -> Array:
     """dl/dz = -t sigma(-z) + (1 - t) sigma(z); never sigma(z) - 1, which loses the tail."""
     z, target, complement = _targets(z, target, complement)
     return complement * _sigmoid(z) - target * _sigmoid(-z)
 
 
-@np.errstate(all="ignore")
+@without_warnings
 def pair_curvature(z: ArrayLike) -> Array:
     """d2l/dz2 = sigma(z) sigma(-z), whatever the target."""
     z, *_ = _targets(z, 1.0, None)
@@ -86,7 +85,7 @@ def bradley_terry_loss(
     denominator: ArrayLike | None = ...,
     return_stats: Literal[True],
 ) -> tuple[Array, Array]: ...
-@np.errstate(all="ignore")
+@without_warnings
 def bradley_terry_loss(
     chosen: ArrayLike,
     rejected: ArrayLike,
@@ -112,12 +111,13 @@ def bradley_terry_loss(
     losses = pairs.losses()
     terms = losses
     if center_rewards_coefficient != 0.0:  # an option that is off must not turn an overflowing square into NaN
-        terms = losses + center_rewards_coefficient * xp.square(pairs.sum)
+        # Of half the sum: a derivative of the square of all of it would multiply by 2 (a + b), which may be too large.
+        terms = losses + 4.0 * (center_rewards_coefficient * xp.square(0.5 * pairs.sum))
     loss = xp.where(pairs.counted, pairs.weight * xp.astype(terms, sum_dtype(terms), copy=False), 0.0)
     if reduction != "none":
         loss = xp.sum(loss) / _divisor(pairs, reduction, denominator)
     loss = xp.astype(loss, losses.dtype, copy=False)
-    return (loss, sums_of(pairs, losses)) if return_stats else loss
+    return (loss, sums_of(pairs, pairs.losses(sum_dtype(losses)))) if return_stats else loss
 
 
 @overload
@@ -192,7 +192,7 @@ def bradley_terry_loss_stacked(
     return result
 
 
-@np.errstate(all="ignore")
+@without_warnings
 def bradley_terry_gradient(
     grad: ArrayLike,
     chosen: ArrayLike,
@@ -277,9 +277,15 @@ class Pairs(NamedTuple):
             _a_pair(name, default if value is None else value, a, wide)
             for name, value, default in (("margin", margin, 0.0), ("target", target, 1.0), ("weight", weight, 1.0))
         )
+        # Of a number, 1 - target is taken before it is rounded to the type of the formula.
+        complements = 1.0 - targets
+        if isinstance(target, (int, float)):
+            complements = _a_pair("target", 1.0 - target, a, wide)
         counted = weights != 0.0
         if weight is not None:
-            a, b, margins, targets = (xp.where(counted, column, 0.0) for column in (a, b, margins, targets))
+            a, b, margins, targets, complements = (
+                xp.where(counted, column, 0.0) for column in (a, b, margins, targets, complements)
+            )
         difference, both = xp.astype(a - b, wide, copy=False), xp.astype(a + b, wide, copy=False)
         return cls(
             chosen=xp.astype(a, wide, copy=False),
@@ -288,14 +294,16 @@ class Pairs(NamedTuple):
             sum=both,
             z=beta * difference - margins,
             target=targets * (1.0 - 2.0 * smoothing) + smoothing,
-            complement=(1.0 - targets) * (1.0 - 2.0 * smoothing) + smoothing,
+            complement=complements * (1.0 - 2.0 * smoothing) + smoothing,
             weight=weights,
             counted=counted,
         )
 
-    def losses(self) -> Array:
-        """Without centring."""
-        return pair_loss(self.z, self.target, self.complement)
+    def losses(self, dtype: Any = None) -> Array:
+        """Without centring. For statistics in the type of the sums, whose digits nearly equal losses differ by."""
+        xp = array_namespace(self.z)
+        of_pairs = self.z, self.target, self.complement
+        return pair_loss(*(xp.astype(each, self.z.dtype if dtype is None else dtype, copy=False) for each in of_pairs))
 
 
 def _a_pair(name: str, value: ArrayLike, rewards: Array, dtype: Any) -> Array:
@@ -316,7 +324,6 @@ def _divisor(pairs: Pairs, reduction: Reduction, denominator: ArrayLike | None) 
     return xp.where(weight == 0.0, 1.0, weight)  # no pairs: the loss is 0, not 0 / 0
 
 
-@np.errstate(all="ignore")
 def sums_of(
     pairs: Pairs,
     losses: Array,
