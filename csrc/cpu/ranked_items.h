@@ -23,7 +23,8 @@ struct RankedItems {
   std::vector<Real> rewards;
   std::vector<double> slopes;
   std::vector<double> losses;      // the sum of each item's, where it is wanted; else empty
-  std::vector<double> curvatures;  // the second derivatives by each item's reward, where they are wanted; else empty
+  std::vector<double> curvatures;  // the second derivatives of each item's sum, where they are wanted; else empty
+  std::vector<double> directions;  // one an item, where the second derivatives' product with them is wanted; else empty
 
   void make_room(int items) {
     size = items;
@@ -33,6 +34,7 @@ struct RankedItems {
     slopes.assign(room, 0.0);
     losses.clear();
     curvatures.clear();
+    directions.clear();
   }
 
   // The items [begin, end) of another group.

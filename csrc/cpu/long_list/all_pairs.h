@@ -30,7 +30,9 @@ class AllPairs {
         threads_(threads),
         cells_(items, beta_, threads),
         series_(interpolation_, cells_.half()),
-        sums_{items.slopes.data(), by_item(items.curvatures), by_item(items.losses)} {
+        bends_(items.directions.size(), 0.0),
+        sums_{items.slopes.data(), by_item(items.curvatures), by_item(bends_), by_item(items.losses),
+              by_item(items.directions)} {
     ranked_.margin = static_cast<double>(options.ranked.margin);
     ranked_.prepare(interpolation_, cells_.range(), cells_.width, threads);
     if (half_ties_) tied_.prepare(interpolation_, cells_.range(), cells_.width, threads);
@@ -52,6 +54,8 @@ class AllPairs {
       for (const std::vector<int>& nodes : depths_) for_nodes(nodes, [&](TreeNode& node, int) { pass_down(node); });
       for_nodes(blocks_, [&](TreeNode& block, int) { finish(block); });
     }
+    for (size_t i = 0; i < bends_.size(); i++)
+      items_.slopes[i] = items_.curvatures[i] * items_.directions[i] - bends_[i];
     double losses = 0;
     for (const TreeNode& each : nodes_) losses += each.loss;
     return losses;
@@ -69,6 +73,7 @@ class AllPairs {
   ListCells<Real> cells_;
   const Interpolation<kCount> interpolation_{};
   const Series<Real> series_;
+  std::vector<double> bends_;  // the sums of sigma'(w) times the other item's direction
   ItemSums sums_;
   Relation<Real> ranked_, tied_;
   int leaf_ = kLeafOfProducts;  // items that one has at most
@@ -224,11 +229,14 @@ class AllPairs {
   void start(TreeNode& block) {
     const std::vector<int> places = number_cells_of(block);
     block.moments.assign(block.cells.size() * kCount, 0.0);
+    block.weighted.assign(sums_.directions ? block.moments.size() : 0, 0.0);
     for (int i = block.begin; i < block.end; i++) {
       double polynomials[kCount];
       chebyshev<kCount>(t(i), polynomials);
-      double* moments = &block.moments[static_cast<size_t>(places[static_cast<size_t>(i - block.begin)]) * kCount];
-      for (int k = 0; k < kCount; k++) moments[k] += polynomials[k];
+      const size_t c = static_cast<size_t>(places[static_cast<size_t>(i - block.begin)]) * kCount;
+      for (size_t k = 0; k < kCount; k++) block.moments[c + k] += polynomials[k];
+      for (size_t k = 0; k < kCount && sums_.directions; k++)
+        block.weighted[c + k] += sums_.directions[i] * polynomials[k];
     }
   }
 
@@ -263,12 +271,28 @@ class AllPairs {
     std::set_union(left.cells.begin(), left.cells.end(), right.cells.begin(), right.cells.end(),
                    std::back_inserter(parent.cells));
     parent.moments.assign(parent.cells.size() * kCount, 0.0);
+    parent.weighted.assign(sums_.directions ? parent.moments.size() : 0, 0.0);
     for (TreeNode* child : {&left, &right}) {
-      for_cells_of(parent, *child, [&](size_t its, size_t childs) {
-        for (size_t k = 0; k < kCount; k++) parent.moments[its + k] += child->moments[childs + k];
-      });
-      child->moments = {};
+      add_up(parent, *child, parent.moments, child->moments);
+      add_up(parent, *child, parent.weighted, child->weighted);
+      child->moments = child->weighted = {};
     }
+  }
+
+  // Adds a child's coefficients to its parent's, cell by cell; or the parent's to the child's. Either has none where
+  // they are not wanted.
+  static void add_up(const TreeNode& parent, const TreeNode& child, std::vector<double>& to,
+                     const std::vector<double>& from) {
+    for_cells_of(parent, child, [&](size_t its, size_t childs) {
+      for (size_t k = 0; k < kCount && !from.empty(); k++) to[its + k] += from[childs + k];
+    });
+  }
+
+  static void add_down(const TreeNode& parent, const TreeNode& child, const std::vector<double>& from,
+                       std::vector<double>& to) {
+    for_cells_of(parent, child, [&](size_t its, size_t childs) {
+      for (size_t k = 0; k < kCount && !from.empty(); k++) to[childs + k] += from[its + k];
+    });
   }
 
   // Calls body(place among the parent's coefficients, place among the child's) for the cells of a child.
@@ -283,13 +307,11 @@ class AllPairs {
   // A node's potentials, added to those of its children.
   void pass_down(TreeNode& parent) {
     for (TreeNode* child : {&node(parent.left), &node(parent.right)}) {
-      if (parent.potentials.empty()) continue;
-      for_cells_of(parent, *child, [&](size_t its, size_t childs) {
-        for (size_t k = 0; k < kCount; k++) child->potentials[childs + k] += parent.potentials[its + k];
-        for (size_t k = 0; k < kCount && sums_.losses; k++) child->losses[childs + k] += parent.losses[its + k];
-      });
+      add_down(parent, *child, parent.potentials, child->potentials);
+      add_down(parent, *child, parent.losses, child->losses);
+      add_down(parent, *child, parent.bends, child->bends);
     }
-    parent.potentials = parent.losses = {};
+    parent.potentials = parent.losses = parent.bends = {};
   }
 
   void finish(TreeNode& block) {
@@ -303,6 +325,7 @@ class AllPairs {
       const Polynomial slope = evaluate<kCount>(potentials, its);
       sums_.slopes[item] += slope.value;
       if (sums_.curvatures) sums_.curvatures[item] += slope.derivative / cells_.half();
+      if (sums_.bends) sums_.bends[item] += evaluate<kCount>(&block.bends[c * kCount], its).derivative / cells_.half();
     }
   }
 };

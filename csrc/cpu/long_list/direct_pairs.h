@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "../../elementary.h"
 
@@ -32,11 +33,25 @@ constexpr Way way_of(double greatest) {
                                                      : Way::kExponential;
 }
 
-// Sums over the pairs of an item: of sigma(w), of its derivative, of softplus(w).
+// What is wanted of an item's pairs: the sums of sigma(w); also those of its derivative; also those of the derivative
+// times the other item's direction.
+enum class Wanted { kSlopes, kCurvatures, kBends };
+
+// One each an item. Where the sum of its pairs' softplus(w) is wanted, it is in `losses`.
 struct ItemSums {
-  double *slopes = nullptr, *curvatures = nullptr,
-         *losses = nullptr;  // one an item; the last two where they are wanted
+  double *slopes = nullptr, *curvatures = nullptr, *bends = nullptr, *losses = nullptr;
+  const double* directions = nullptr;
+
+  Wanted wanted() const { return bends ? Wanted::kBends : curvatures ? Wanted::kCurvatures : Wanted::kSlopes; }
 };
+
+// Calls body(std::integral_constant) of what is wanted.
+template <typename Body>
+auto with_wanted(Wanted wanted, const Body& body) {
+  if (wanted == Wanted::kBends) return body(std::integral_constant<Wanted, Wanted::kBends>());
+  if (wanted == Wanted::kCurvatures) return body(std::integral_constant<Wanted, Wanted::kCurvatures>());
+  return body(std::integral_constant<Wanted, Wanted::kSlopes>());
+}
 
 // softplus(w) over many pairs, a lane at a time: log1p of a product, as LossProduct has it, and max(w, 0).
 class DirectLosses {
@@ -73,26 +88,32 @@ class DirectLosses {
   }
 };
 
-// What is taken of an item: exp of its score, for the first way, and of minus that, for the second; and its reward,
-// where these do not do.
+// What is taken of an item: exp of its score, for the first way, and of minus that, for the second; its reward, where
+// these do not do; its direction. And its sums.
 struct DirectItems {
-  const double *up = nullptr, *down = nullptr, *rewards = nullptr;
+  const double *up = nullptr, *down = nullptr, *rewards = nullptr, *directions = nullptr;
+  double *slopes = nullptr, *curvatures = nullptr, *bends = nullptr;
 };
 
 // Better items, and what they add up over the lanes.
-template <bool kCurvatures>
+template <Wanted kWanted>
 struct DirectRows {
+  static constexpr bool kCurvatures = kWanted != Wanted::kSlopes, kBends = kWanted == Wanted::kBends;
   int count;
-  double up[kDirectRows], down[kDirectRows], rewards[kDirectRows];
-  double slopes[kDirectRows][kLanes], curvatures[kCurvatures ? kDirectRows : 1][kLanes];
+  double up[kDirectRows], down[kDirectRows], rewards[kDirectRows], directions[kDirectRows];
+  double slopes[kDirectRows][kLanes], curvatures[kDirectRows][kLanes], bends[kDirectRows][kLanes];
 
   explicit DirectRows(int rows) : count(rows) {
     for (int row = 0; row < count; row++) {
-      for (int lane = 0; lane < kLanes; lane++) slopes[row][lane] = 0;
+      clear(slopes[row]);
+      if (kCurvatures) clear(curvatures[row]);
+      if (kBends) clear(bends[row]);
     }
-    for (int row = 0; row < (kCurvatures ? count : 0); row++) {
-      for (int lane = 0; lane < kLanes; lane++) curvatures[row][lane] = 0;
-    }
+  }
+
+ private:
+  static void clear(double (&lanes)[kLanes]) {
+    for (double& lane : lanes) lane = 0;
   }
 };
 
@@ -101,16 +122,17 @@ struct Logit {
   double beta = 1, margin = 0, up = 1, down = 1;  // exp of the margin, and of minus that
 };
 
-// The pairs of rows and kLanes others for which counted(row, lane) holds. logit(row, lane) is how they are compared.
-template <Way kWay, bool kCurvatures, typename Counted, typename Compared>
-PREFLOSS_HOST_DEVICE void add_direct(DirectRows<kCurvatures>& rows, const DirectItems& others, double* slopes,
-                                     double* curvatures, DirectLosses& losses, const Counted& counted,
-                                     const Compared& compared) {
-  double slope[kLanes] = {}, curvature[kLanes] = {}, product[kLanes] = {}, hinge[kLanes] = {};
+// The pairs of rows and kLanes others for which counted(row, lane) holds. compared(row, lane) is how.
+template <Way kWay, Wanted kWanted, typename Counted, typename Compared>
+PREFLOSS_HOST_DEVICE void add_direct(DirectRows<kWanted>& rows, const DirectItems& others, DirectLosses& losses,
+                                     const Counted& counted, const Compared& compared) {
+  constexpr bool kCurvatures = kWanted != Wanted::kSlopes, kBends = kWanted == Wanted::kBends;
+  double slope[kLanes] = {}, curvature[kLanes] = {}, bend[kLanes] = {}, product[kLanes] = {}, hinge[kLanes] = {};
   for (int row = 0; row < rows.count; row++) {
-    const double up = rows.up[row], down = rows.down[row], reward = rows.rewards[row];
+    const double up = rows.up[row], down = rows.down[row], reward = rows.rewards[row], direction = rows.directions[row];
     double* __restrict row_slopes = rows.slopes[row];
-    double* __restrict row_curvatures = rows.curvatures[kCurvatures ? row : 0];
+    double* __restrict row_curvatures = rows.curvatures[row];
+    double* __restrict row_bends = rows.bends[row];
 #pragma omp simd
     for (int lane = 0; lane < kLanes; lane++) {
       const Logit logit = compared(row, lane);
@@ -136,15 +158,22 @@ PREFLOSS_HOST_DEVICE void add_direct(DirectRows<kCurvatures>& rows, const Direct
       slope[lane] += sigma;
       row_slopes[lane] += sigma;
       if constexpr (kCurvatures) {
-        curvature[lane] += e * inverse * inverse;
-        row_curvatures[lane] += e * inverse * inverse;
+        const double its = e * inverse * inverse;
+        curvature[lane] += its;
+        row_curvatures[lane] += its;
+        if constexpr (kBends) {
+          bend[lane] += its * direction;
+          row_bends[lane] += its * others.directions[lane];
+        }
       }
     }
   }
-  for (int lane = 0; lane < kLanes; lane++) slopes[lane] += slope[lane];
-  if constexpr (kCurvatures) {
-    for (int lane = 0; lane < kLanes; lane++) curvatures[lane] += curvature[lane];
-  }
+  const auto add = [](const double (&lanes)[kLanes], double* sums) {
+    for (int lane = 0; lane < kLanes; lane++) sums[lane] += lanes[lane];
+  };
+  add(slope, others.slopes);
+  if (kCurvatures) add(curvature, others.curvatures);
+  if (kBends) add(bend, others.bends);
   losses.add(product, hinge);
 }
 

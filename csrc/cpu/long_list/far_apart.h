@@ -48,6 +48,13 @@ struct alignas(64) Exponentials {
     return products;
   }
 
+  Exponentials times(double factor) const {
+    Exponentials products;
+#pragma omp simd
+    for (int m = 0; m < kSeries; m++) products.sum[m] = factor * sum[m];
+    return products;
+  }
+
   double dot(const double (&factors)[kSeries]) const {
     double total = 0;
 #pragma omp simd reduction(+ : total)
@@ -165,26 +172,33 @@ struct FarApart {
 
 // Of |w|, where an item lies in the midst of its cell and the others in cells beyond those near it.
 struct Beyond {
-  Count large;         // of |w|
-  Exponentials small;  // of -|w|
+  Count large;            // of |w|
+  Exponentials small;     // of -|w|
+  Exponentials weighted;  // the same times the items' directions, where they are wanted
 
   // As many cells further.
   void move(double cells, const FarApart& far) {
     large = large.shifted(far.width * cells);
     if (small.sum[0] == 0) return;
     if (!far.steps.reach(cells)) {
-      small = {};
+      small = weighted = {};
       return;
     }
-    small = small.times(far.steps.at(cells));
+    const Exponentials decay = far.steps.at(cells);
+    small = small.times(decay);
+    weighted = weighted.times(decay);
 #pragma omp simd
-    for (int m = 0; m < kSeries; m++) small.sum[m] = small.sum[m] < kLeast[m] ? 0 : small.sum[m];
+    for (int m = 0; m < kSeries; m++) {
+      const bool gone = small.sum[m] < kLeast[m];
+      small.sum[m] = gone ? 0 : small.sum[m];
+      weighted.sum[m] = gone ? 0 : weighted.sum[m];
+    }
   }
 };
 
 // Calls with each cell of a set, and what lies beyond those near it: upwards, or downwards. A set says how many cells
-// it has, the key of each, and `exponentials(n, turned)` and `places(n)`, the sums over a cell's items of exp(m u) and
-// of u.
+// it has, the key of each, and `exponentials(n, turned)`, `weighted(n, turned)` and `places(n)`: the sums over a cell's
+// items of exp(m u), of that times their directions, where it `has_directions`, and of u.
 template <typename Cells, typename Body>
 void for_beyond(const Cells& receivers, const Cells& sources, bool up, const FarApart& far, const Body& body) {
   Beyond beyond;
@@ -202,8 +216,10 @@ void for_beyond(const Cells& receivers, const Cells& sources, bool up, const Far
       Count places = sources.places(source);
       if (!up) places.sum = -places.sum;
       beyond.large.add(places.shifted(far.width * distance + far.margin));
-      if (far.entries.reach(distance))
-        beyond.small.add(sources.exponentials(source, up).times(far.entries.at(distance)));
+      if (!far.entries.reach(distance)) continue;
+      const Exponentials decay = far.entries.at(distance);
+      beyond.small.add(sources.exponentials(source, up).times(decay));
+      if (sources.has_directions()) beyond.weighted.add(sources.weighted(source, up).times(decay));
     }
     if (beyond.large.count > 0) body(c, beyond);
   }

@@ -17,6 +17,7 @@ struct TreeNode {
   std::vector<int> cells;                   // numbers of cells, ascending
   std::vector<double> moments, potentials;  // kCount a cell: sums of T_k over its items; over T_k, the slope of an item
   std::vector<double> losses;               // as potentials, of the sum of an item's losses, where it is wanted
+  std::vector<double> weighted, bends;      // as moments, of items times their directions; what these give to others
   double loss = 0;                          // the sum of its pairs' softplus(w)
 
   int size() const { return end - begin; }
@@ -35,6 +36,7 @@ class Interaction {
     for (TreeNode* node : {&better, &worse}) {
       node->potentials.assign(node->moments.size(), 0.0);
       if (by_item_) node->losses.assign(node->moments.size(), 0.0);
+      node->bends.assign(node->weighted.size(), 0.0);
     }
     double losses = near(relation, better, worse);
     if (relation.has_far)
@@ -65,6 +67,7 @@ class Interaction {
         add_product(pair.slope, others, slope);
         add_product(pair.slope_turned, its, slope_turned);
         if (by_item_) add_product_turned(pair.loss, its, &worse.losses[b * kCount]);
+        if (!worse.weighted.empty()) bend(pair, better, a, worse, b);
         for (int k = 0; k < kCount; k++) worse.potentials[b * kCount + k] += slope_turned[k];
       }
       for (int k = 0; k < kCount; k++) {
@@ -76,6 +79,16 @@ class Interaction {
     return losses;
   }
 
+  static void bend(const CellPair<kCount>& pair, TreeNode& better, size_t a, TreeNode& worse, size_t b) {
+    double slope[kCount] = {}, slope_turned[kCount] = {};
+    add_product(pair.slope, &worse.weighted[b * kCount], slope);
+    add_product(pair.slope_turned, &better.weighted[a * kCount], slope_turned);
+    for (size_t k = 0; k < kCount; k++) {
+      better.bends[a * kCount + k] -= slope[k];
+      worse.bends[b * kCount + k] += slope_turned[k];
+    }
+  }
+
   // A node's cells, for `for_beyond`.
   struct Cells {
     const Interaction& all;
@@ -85,6 +98,8 @@ class Interaction {
     double key(size_t c) const { return all.key(node, c); }
     const double* moments(size_t c) const { return &node.moments[c * kCount]; }
     Exponentials exponentials(size_t c, bool turned) const { return all.series_.of(moments(c), turned); }
+    bool has_directions() const { return !node.weighted.empty(); }
+    Exponentials weighted(size_t c, bool turned) const { return all.series_.of(&node.weighted[c * kCount], turned); }
     Count places(size_t c) const { return {moments(c)[0], all.half_ * moments(c)[1]}; }
   };
 
@@ -95,26 +110,30 @@ class Interaction {
     Exponentials both;
     for_beyond(better_cells, worse_cells, above, apart, [&](size_t a, const Beyond& beyond) {
       both.add(better_cells.exponentials(a, !above).times(beyond.small));
-      add_slopes(beyond, !above, above, -1, &better.potentials[a * kCount]);
+      add_slopes(beyond.small, !above, above ? 1 : -1, &better.potentials[a * kCount]);
+      if (better_cells.has_directions()) add_slopes(beyond.weighted, !above, above ? 1 : -1, &better.bends[a * kCount]);
       if (by_item_) add_losses(beyond, !above, above, &better.losses[a * kCount]);
       if (!above) return;
+      better.potentials[a * kCount] -= beyond.large.count;
       const Count places = better_cells.places(a);
       losses += places.count * beyond.large.sum - beyond.large.count * places.sum;
     });
     losses += both.dot(kLossTerms);
     for_beyond(worse_cells, better_cells, !above, apart, [&](size_t b, const Beyond& beyond) {
-      add_slopes(beyond, above, above, 1, &worse.potentials[b * kCount]);
+      add_slopes(beyond.small, above, above ? -1 : 1, &worse.potentials[b * kCount]);
+      if (above) worse.potentials[b * kCount] += beyond.large.count;
+      if (worse_cells.has_directions()) add_slopes(beyond.weighted, above, above ? -1 : 1, &worse.bends[b * kCount]);
       if (by_item_) add_losses(beyond, above, above, &worse.losses[b * kCount]);
     });
     return losses;
   }
 
-  // sigma(w) of an item at u with all those beyond, times `sign`; `turned`: |w| grows with u.
-  void add_slopes(const Beyond& beyond, bool turned, bool above, double sign, double* potential) const {
+  // The part of sigma(w) that is a series, of an item at u with all those beyond, times `sign`; `turned`: |w| grows
+  // with u.
+  void add_slopes(const Exponentials& beyond, bool turned, double sign, double* potential) const {
     double slope[kCount] = {};
-    add_product(series_.slope[turned], beyond.small.sum, slope);
-    for (int k = 0; k < kCount; k++) potential[k] += above ? -sign * slope[k] : sign * slope[k];
-    if (above) potential[0] += sign * beyond.large.count;
+    add_product(series_.slope[turned], beyond.sum, slope);
+    for (int k = 0; k < kCount; k++) potential[k] += sign * slope[k];
   }
 
   void add_losses(const Beyond& beyond, bool turned, bool above, double* losses) const {

@@ -29,7 +29,8 @@ class Leaf {
     begin_ = begin;
     size_ = end - begin;
     options_ = options;
-    for (double* each : {up_, down_, rewards_, slopes_, curvatures_}) std::fill_n(each, kRoom, 0.0);
+    for (double* each : {up_, down_, rewards_, directions_, slopes_, curvatures_, bends_})
+      std::fill_n(each, kRoom, 0.0);
     const double origin = cells.key(begin);
     double low = HUGE_VAL, high = -HUGE_VAL;
     for (int i = 0; i < size_; i++) {
@@ -52,9 +53,14 @@ class Leaf {
 
   // Adds to the items' sums, and returns that of the losses.
   double run(const ItemSums& sums) {
-    const double losses = sums.curvatures ? run<true>() : run<false>();
-    for (int i = 0; i < size_; i++) sums.slopes[begin_ + i] += slopes_[i];
-    for (int i = 0; i < size_ && sums.curvatures; i++) sums.curvatures[begin_ + i] += curvatures_[i];
+    for (int i = 0; i < size_ && sums.directions; i++) directions_[i] = sums.directions[begin_ + i];
+    const double losses = with_wanted(sums.wanted(), [&](auto wanted) { return run<wanted>(); });
+    const auto add = [&](const double* its, double* all) {
+      for (int i = 0; i < size_ && all; i++) all[begin_ + i] += its[i];
+    };
+    add(slopes_, sums.slopes);
+    add(curvatures_, sums.curvatures);
+    add(bends_, sums.bends);
     return losses;
   }
 
@@ -64,22 +70,23 @@ class Leaf {
   LeafOptions options_;
   Way way_ = Way::kExponential;
   double greatest_ = 0;  // no |w| is greater
-  alignas(64) double up_[kRoom], down_[kRoom], rewards_[kRoom], slopes_[kRoom], curvatures_[kRoom];
+  alignas(64) double up_[kRoom], down_[kRoom], rewards_[kRoom], directions_[kRoom];
+  alignas(64) double slopes_[kRoom], curvatures_[kRoom], bends_[kRoom];
   int64_t level_end_[kMost];
 
-  template <bool kCurvatures>
+  template <Wanted kWanted>
   double run() {
-    return way_ == Way::kProduct          ? run<kCurvatures, Way::kProduct>()
-           : way_ == Way::kSmallerProduct ? run<kCurvatures, Way::kSmallerProduct>()
-                                          : run<kCurvatures, Way::kExponential>();
+    return way_ == Way::kProduct          ? run<kWanted, Way::kProduct>()
+           : way_ == Way::kSmallerProduct ? run<kWanted, Way::kSmallerProduct>()
+                                          : run<kWanted, Way::kExponential>();
   }
 
-  template <bool kCurvatures, Way kWay>
+  template <Wanted kWanted, Way kWay>
   double run() {
-    return options_.half_ties ? run<kCurvatures, kWay, true>() : run<kCurvatures, kWay, false>();
+    return options_.half_ties ? run<kWanted, kWay, true>() : run<kWanted, kWay, false>();
   }
 
-  template <bool kCurvatures, Way kWay, bool kHalfTies>
+  template <Wanted kWanted, Way kWay, bool kHalfTies>
   double run() {
     DirectLosses losses(kWay == Way::kProduct ? greatest_ : 0);  // else exp(-|w|), at most 1
     Logit tied, ranked;
@@ -89,32 +96,33 @@ class Leaf {
     ranked.down = std::exp(-options_.margin);
     const int64_t end = size_;
     for (int top = 0; top < size_; top += kDirectRows) {
-      DirectRows<kCurvatures> rows(std::min(kDirectRows, size_ - top));
+      DirectRows<kWanted> rows(std::min(kDirectRows, size_ - top));
       int64_t begin[kDirectRows] = {}, ranked_from[kDirectRows] = {};
       for (int row = 0; row < rows.count; row++) {
         rows.up[row] = up_[top + row];
         rows.down[row] = down_[top + row];
         rows.rewards[row] = rewards_[top + row];
+        rows.directions[row] = directions_[top + row];
         ranked_from[row] = level_end_[top + row];
         begin[row] = kHalfTies ? top + row + 1 : ranked_from[row];
       }
       const int64_t all_from = ranked_from[rows.count - 1];
       for (int64_t first = begin[0] / kLanes * kLanes; first < end; first += kLanes) {
-        const DirectItems others{up_ + first, down_ + first, rewards_ + first};
-        double *const slopes = slopes_ + first, *const curvatures = curvatures_ + first;
+        const DirectItems others{up_ + first,     down_ + first,       rewards_ + first, directions_ + first,
+                                 slopes_ + first, curvatures_ + first, bends_ + first};
         if (first >= all_from && first + kLanes <= end)
           add_direct<kWay>(
-              rows, others, slopes, curvatures, losses, [](int, int64_t) { return true; },
-              [=](int, int64_t) { return ranked; });
+              rows, others, losses, [](int, int64_t) { return true; }, [=](int, int64_t) { return ranked; });
         else
           add_direct<kWay>(
-              rows, others, slopes, curvatures, losses,
+              rows, others, losses,
               [&](int row, int64_t lane) { return (first + lane >= begin[row]) & (first + lane < end); },
               [&](int row, int64_t lane) { return kHalfTies && first + lane < ranked_from[row] ? tied : ranked; });
       }
       for (int row = 0; row < rows.count; row++) {
         slopes_[top + row] -= sum_of_lanes(rows.slopes[row]);
-        if (kCurvatures) curvatures_[top + row] += sum_of_lanes(rows.curvatures[row]);
+        if (kWanted != Wanted::kSlopes) curvatures_[top + row] += sum_of_lanes(rows.curvatures[row]);
+        if (kWanted == Wanted::kBends) bends_[top + row] += sum_of_lanes(rows.bends[row]);
       }
     }
     return losses.total();

@@ -50,13 +50,15 @@ class LinearTerms {
         beta_(static_cast<double>(options.ranked.formula.beta)),
         center_(static_cast<double>(options.ranked.formula.center)),
         margin_(static_cast<double>(options.ranked.margin)),
-        wrong_(static_cast<double>(options.ranked.formula.smoothed(options.ranked.target).wrong)),
-        tied_wrong_(static_cast<double>(options.tied.formula.smoothed(options.tied.target).wrong)),
+        along_(!items.directions.empty()),
+        wrong_(along_ ? 0 : static_cast<double>(options.ranked.formula.smoothed(options.ranked.target).wrong)),
+        tied_wrong_(along_ ? 0 : static_cast<double>(options.tied.formula.smoothed(options.tied.target).wrong)),
         half_ties_(options.half_ties) {}
 
   LinearSums run() {
     const size_t size = static_cast<size_t>(items_.size);
-    for (size_t i = 0; i < size; i++) items_.slopes[i] *= beta_;
+    for (size_t i = 0; i < size; i++) items_.slopes[i] *= along_ ? beta_ * beta_ : beta_;
+    for (double& each : items_.curvatures) each *= beta_ * beta_;
     LinearSums sums;
     if (wrong_ == 0 && center_ == 0 && !half_ties_) return sums;
     for_levels(true, [&](int begin, int end, const RunningMean& better) { add_better(begin, end, better); });
@@ -69,10 +71,15 @@ class LinearTerms {
 
  private:
   RankedItems<Real>& items_;
-  double beta_, center_, margin_, wrong_, tied_wrong_;
+  double beta_, center_, margin_;
+  bool along_;  // whether the slopes are the second derivatives' product with directions: then these are the numbers
+  double wrong_, tied_wrong_;
   bool half_ties_;
 
-  double reward(int i) const { return static_cast<double>(items_.rewards[static_cast<size_t>(i)]); }
+  double number(int i) const {
+    const size_t item = static_cast<size_t>(i);
+    return along_ ? items_.directions[item] : static_cast<double>(items_.rewards[item]);
+  }
   double& slope(int i) { return items_.slopes[static_cast<size_t>(i)]; }
   bool by_item() const { return !items_.losses.empty(); }
 
@@ -84,7 +91,7 @@ class LinearTerms {
       const int begin = best_first ? done : items_.level_begin(items_.size - done - 1);
       const int end = best_first ? items_.level_end[static_cast<size_t>(done)] : items_.size - done;
       body(begin, end, others);
-      for (int i = begin; i < end; i++) others.add(reward(i));
+      for (int i = begin; i < end; i++) others.add(number(i));
       count = end - begin;
     }
   }
@@ -93,6 +100,7 @@ class LinearTerms {
   void add_better(int begin, int end, const RunningMean& better) {
     for (int i = begin; i < end; i++) {
       slope(i) += -wrong_ * beta_ * better.count() + pull(better, i);
+      bend(better, i);
       if (by_item()) items_.losses[static_cast<size_t>(i)] -= wrong_ * sum_of_logits(beta_, better, i);
     }
   }
@@ -100,6 +108,7 @@ class LinearTerms {
   void add_worse(int begin, int end, const RunningMean& worse, LinearSums& sums) {
     for (int i = begin; i < end; i++) {
       slope(i) += wrong_ * beta_ * worse.count() + pull(worse, i);
+      bend(worse, i);
       const double loss = wrong_ == 0 ? 0 : -wrong_ * sum_of_logits(-beta_, worse, i);
       sums.losses += loss;
       if (by_item()) items_.losses[static_cast<size_t>(i)] += loss;
@@ -112,30 +121,37 @@ class LinearTerms {
     RunningMean before;
     for (int i = begin; i < end; i++) {
       slope(i) += tied_wrong_ * beta_ * (end - 1 - i - before.count());
-      sums.losses -= tied_wrong_ * beta_ * before.count() * before.minus(reward(i));
+      sums.losses -= tied_wrong_ * beta_ * before.count() * before.minus(number(i));
       if (center_ != 0) sums.centring += squares_of_totals(before, i);
       slope(i) += pull(before, i);
-      before.add(reward(i));
+      bend(before, i);
+      before.add(number(i));
     }
     if (center_ == 0) return;
     RunningMean after;
     for (int i = end; i-- > begin;) {
       slope(i) += pull(after, i);
-      after.add(reward(i));
+      bend(after, i);
+      after.add(number(i));
     }
   }
 
   double sum_of_logits(double beta, const RunningMean& others, int i) const {
-    return others.count() * (beta * others.minus(reward(i)) + margin_);
+    return others.count() * (beta * others.minus(number(i)) + margin_);
   }
 
   double pull(const RunningMean& others, int i) const {
-    return center_ == 0 ? 0 : 2 * center_ * others.count() * others.plus(reward(i));
+    return center_ == 0 ? 0 : 2 * center_ * others.count() * others.plus(number(i));
+  }
+
+  // Its derivative.
+  void bend(const RunningMean& others, int i) {
+    if (!items_.curvatures.empty()) items_.curvatures[static_cast<size_t>(i)] += 2 * center_ * others.count();
   }
 
   // c times the sum of (a + b)^2.
   double squares_of_totals(const RunningMean& others, int i) const {
-    const double total = others.plus(reward(i));
+    const double total = others.plus(number(i));
     return center_ * (others.count() * total * total + others.squares());
   }
 };

@@ -36,6 +36,7 @@ struct Run {
 struct SparseItems {
   SparseItem* items = nullptr;
   std::vector<Run> runs;
+  const double* directions = nullptr;  // of the list's items, where they are wanted
 
   void set(SparseItem* first, int count) {
     items = first;
@@ -52,10 +53,22 @@ struct SparseItems {
   double key(size_t n) const { return runs[n].key; }
   Count places(size_t n) const { return {static_cast<double>(runs[n].size()), runs[n].places}; }
   Exponentials exponentials(size_t n, bool turned) const {
-    Exponentials sums = Exponentials::of(turned ? items[runs[n].begin].down() : items[runs[n].begin].up);
-    for (int i = runs[n].begin + 1; i < runs[n].end; i++)
-      sums.add(Exponentials::of(turned ? items[i].down() : items[i].up));
+    Exponentials sums;
+    for_items_of(n, turned, [&](const Exponentials& its, int) { sums.add(its); });
     return sums;
+  }
+  bool has_directions() const { return directions != nullptr; }
+  Exponentials weighted(size_t n, bool turned) const {
+    Exponentials sums;
+    for_items_of(n, turned, [&](const Exponentials& its, int item) { sums.add(its.times(directions[item])); });
+    return sums;
+  }
+
+ private:
+  template <typename Body>
+  void for_items_of(size_t n, bool turned, const Body& body) const {
+    for (int i = runs[n].begin; i < runs[n].end; i++)
+      body(Exponentials::of(turned ? items[i].down() : items[i].up), items[i].item);
   }
 };
 
@@ -66,7 +79,9 @@ class SparseInteraction {
 
  public:
   SparseInteraction(const Relation<Real>& relation, double width, double half, const ItemSums& sums)
-      : relation_(relation), half_(half), greatest_(kSeriesFrom<Real> + 3 * width), sums_(sums) {}
+      : relation_(relation), half_(half), greatest_(kSeriesFrom<Real> + 3 * width), sums_(sums) {
+    better.directions = worse.directions = sums.directions;
+  }
 
   SparseItems better, worse;
 
@@ -87,7 +102,8 @@ class SparseInteraction {
   const Relation<Real>& relation_;
   double half_, greatest_;
   ItemSums sums_;
-  std::vector<double> others_, slopes_, curvatures_, losses_, moments_, potentials_, loss_potentials_;
+  std::vector<double> others_, directions_, slopes_, curvatures_, bends_, losses_;  // of the items met one by one
+  std::vector<double> moments_, potentials_, loss_potentials_, weighted_, weighted_potentials_;  // of runs
   std::vector<int> places_;
 
   // What the items of one side get from those that lie far from them on the other.
@@ -110,6 +126,9 @@ class SparseInteraction {
           slope += above ? -part : part;
           all.add(small);
           if (sums_.curvatures) sums_.curvatures[item] += small.dot(kCurvatureTerms);
+          if (sums_.bends)
+            sums_.bends[item] +=
+                beyond.weighted.times(Exponentials::of(turned ? its.down() : its.up)).dot(kCurvatureTerms);
           if (sums_.losses) sums_.losses[item] += small.dot(kLossTerms);
         }
         its.slope += kWorse ? slope : -slope;
@@ -123,14 +142,13 @@ class SparseInteraction {
   double near() {
     DirectLosses direct(greatest_);
     double losses = 0;
-    moments_.clear();
-    potentials_.clear();
-    loss_potentials_.clear();
+    for (auto* each : {&moments_, &potentials_, &loss_potentials_, &weighted_, &weighted_potentials_}) each->clear();
     for (size_t a = 0, first = 0; a < better.size(); a++) {
       Run& its = better.runs[a];
       const auto distance = [&](size_t b) { return worse.key(b) - better.key(a); };
       while (first < worse.size() && distance(first) < relation_.nearest) first++;
       others_.clear();
+      directions_.clear();
       places_.clear();
       for (size_t b = first; b < worse.size() && distance(b) <= relation_.furthest; b++) {
         Run& run = worse.runs[b];
@@ -151,35 +169,52 @@ class SparseInteraction {
     for (int i = run.begin; i < run.end; i++) {
       others_.push_back(factor * worse.items[i].up);
       places_.push_back(i);
+      if (sums_.directions) directions_.push_back(sums_.directions[worse.items[i].item]);
     }
   }
 
   // All pairs of a run with the listed items.
   void visit(const Run& run, DirectLosses& losses) {
-    sums_.curvatures ? visit<true>(run, losses) : visit<false>(run, losses);
+    with_wanted(sums_.wanted(), [&](auto wanted) { visit<wanted>(run, losses); });
     for (size_t n = 0; n < places_.size(); n++) worse.items[places_[n]].slope += slopes_[n];
-    for (size_t n = 0; n < places_.size() && sums_.curvatures; n++)
-      sums_.curvatures[worse.items[places_[n]].item] += curvatures_[n];
+    const auto add = [&](const std::vector<double>& its, double* all) {
+      for (size_t n = 0; n < places_.size() && all; n++) all[worse.items[places_[n]].item] += its[n];
+    };
+    add(curvatures_, sums_.curvatures);
+    add(bends_, sums_.bends);
     if (sums_.losses) add_losses(run);
   }
 
-  template <bool kCurvatures>
+  template <Wanted kWanted>
   void visit(const Run& run, DirectLosses& losses) {
+    constexpr bool kCurvatures = kWanted != Wanted::kSlopes, kBends = kWanted == Wanted::kBends;
     const size_t room = (places_.size() + kLanes - 1) / kLanes * kLanes;
     others_.resize(room, 0.0);
     slopes_.assign(room, 0.0);
-    curvatures_.assign(kCurvatures ? room : 0, 0.0);
+    if (kCurvatures) curvatures_.assign(room, 0.0);
+    if (kBends) bends_.assign(room, 0.0);
+    if (kBends) directions_.resize(room, 0.0);
     for (int top = run.begin; top < run.end; top += kDirectRows) {
-      DirectRows<kCurvatures> rows(std::min(kDirectRows, run.end - top));
-      for (int row = 0; row < rows.count; row++) rows.down[row] = better.items[top + row].down();
-      for (size_t n = 0; n < room; n += kLanes)
+      DirectRows<kWanted> rows(std::min(kDirectRows, run.end - top));
+      for (int row = 0; row < rows.count; row++) {
+        rows.down[row] = better.items[top + row].down();
+        if (kBends) rows.directions[row] = sums_.directions[better.items[top + row].item];
+      }
+      for (size_t n = 0; n < room; n += kLanes) {
+        DirectItems others;
+        others.up = &others_[n];
+        others.slopes = &slopes_[n];
+        if (kCurvatures) others.curvatures = &curvatures_[n];
+        if (kBends) others.bends = &bends_[n];
+        if (kBends) others.directions = &directions_[n];
         add_direct<Way::kProduct>(
-            rows, {&others_[n]}, &slopes_[n], kCurvatures ? &curvatures_[n] : nullptr, losses,
-            [](int, int) { return true; }, [](int, int) { return Logit(); });
+            rows, others, losses, [](int, int) { return true; }, [](int, int) { return Logit(); });
+      }
       for (int row = 0; row < rows.count; row++) {
         SparseItem& item = better.items[top + row];
         item.slope -= sum_of_lanes(rows.slopes[row]);
         if (kCurvatures) sums_.curvatures[item.item] += sum_of_lanes(rows.curvatures[row]);
+        if (kBends) sums_.bends[item.item] += sum_of_lanes(rows.bends[row]);
       }
     }
   }
@@ -214,6 +249,15 @@ class SparseInteraction {
       worse_slopes[k] += slope_turned[k];
       losses += loss[k] * above[k];
     }
+    if (sums_.bends) {
+      double along[kCount] = {}, along_turned[kCount] = {};
+      add_product(pair.slope, of(weighted_, others), along);
+      add_product(pair.slope_turned, of(weighted_, its), along_turned);
+      for (int k = 0; k < kCount; k++) {
+        of(weighted_potentials_, its)[k] -= along[k];
+        of(weighted_potentials_, others)[k] += along_turned[k];
+      }
+    }
     if (!sums_.losses) return losses;
     for (int k = 0; k < kCount; k++) of(loss_potentials_, its)[k] += loss[k];
     add_product_turned(pair.loss, above, of(loss_potentials_, others));
@@ -231,11 +275,16 @@ class SparseInteraction {
     moments_.resize(end, 0.0);
     potentials_.resize(end, 0.0);
     if (sums_.losses) loss_potentials_.resize(end, 0.0);
+    if (sums_.bends) weighted_.resize(end, 0.0);
+    if (sums_.bends) weighted_potentials_.resize(end, 0.0);
     double* const moments = of(moments_, run);
     for (int i = run.begin; i < run.end; i++) {
       double polynomials[kCount];
       chebyshev<kCount>(side.items[i].place / half_, polynomials);
       for (int k = 0; k < kCount; k++) moments[k] += polynomials[k];
+      if (!sums_.bends) continue;
+      const double direction = sums_.directions[side.items[i].item];
+      for (int k = 0; k < kCount; k++) of(weighted_, run)[k] += direction * polynomials[k];
     }
   }
 
@@ -249,6 +298,7 @@ class SparseInteraction {
         const Polynomial slope = evaluate<kCount>(of(potentials_, run), t);
         side.items[i].slope += slope.value;
         if (sums_.curvatures) sums_.curvatures[item] += slope.derivative / half_;
+        if (sums_.bends) sums_.bends[item] += evaluate<kCount>(of(weighted_potentials_, run), t).derivative / half_;
         if (sums_.losses) sums_.losses[item] += evaluate<kCount>(of(loss_potentials_, run), t).value;
       }
     }
