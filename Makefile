@@ -43,7 +43,7 @@ test-composed: $(INSTALLED)  ## the tests of values, errors and statistics, with
 	PREFLOSS_CPU=composed $(BIN)/python -m pytest $(PARALLEL) $(COMPOSED_TESTS) $(ARGS)
 
 # Without what the last ones ask for: old versions of it, and a torchvision that does not go with this torch.
-test-clients: $(INSTALLED)  ## install the packages that integrations are for (TRL, Lightning, Ray, JAX, ...), and run the tests against them
+test-clients: $(INSTALLED)  ## install the packages that integrations are for (TRL, Lightning, Ray, XGBoost, JAX, ...), and run the tests against them
 	$(BIN)/python -m pip install --quiet -c constraints.txt '.[clients]'
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps recbole libauc allRank openrlhf
 	$(BIN)/python -m pytest -m clients --ignore tests/test_jax.py $(ARGS)

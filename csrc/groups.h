@@ -23,8 +23,9 @@ PREFLOSS_HOST_DEVICE double entry_of(const Column& column, int64_t row, int64_t 
   }
 }
 
-// Groups of so many items take linear time on the CPU; in smaller ones it is quicker to visit each pair.
-constexpr int64_t kLargeGroup = 1024;
+// Groups of so many items take linear time on the CPU, or of twice as many where scores lie far apart; in smaller ones
+// it is quicker to visit each pair.
+constexpr int64_t kLargeGroup = 512;
 
 // Lower ranks are preferred. `rewards` and `ranks` have an entry an item, of `items` / `rows` a row. Group g has the
 // items offsets[g] ... offsets[g + 1] - 1, counted through all rows, at most `size` of them, or, where there are no

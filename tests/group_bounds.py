@@ -84,6 +84,31 @@ def check(rewards, ranks, options, weight=None):
     assert np.all((np.abs(stats.sums.numpy() - sums) <= tolerance * size + 1e-300)[finite])
 
 
+@np.errstate(all="ignore")
+def check_derivatives(rewards, ranks, options, weight=None):
+    """Both derivatives of a call, within what rounding can do to each of their pairs, and to their sums."""
+    given = {"average": "pairs", "reduction": "sum", **options} | ({} if weight is None else {"weight": weight})
+    found = prefloss.bradley_terry_derivatives_grouped(rewards, ranks, **given)
+    assert all(value.dtype is torch.float64 and value.shape == rewards.shape for value in found)
+    call = {name: array(value) for name, value in given.items()}
+    inputs = array(rewards), array(ranks)
+    gradient, curvature = reference.bradley_terry_derivatives_grouped(*inputs, **call)
+    u, promise = epsilon(rewards.dtype), 1e-14 if rewards.dtype is torch.float64 else 0.0
+    beta = np.abs(options.get("beta", 1.0))
+    off = 4 * u * (1 + beta * _spread(inputs[0]) + np.abs(options.get("margin", 0.0)))
+    scale, pairs, _ = _magnitudes(1.0, *inputs, call)
+    _close(found[0], gradient, (error_of_a_sum(pairs, max(9 * u, promise)) + off) * scale, u)
+    # Of a pair's curvature: two sigmoids, 1.5 ulp or 3 u each, and their product; then beta, centring and factor, four roundings in
+    # float64, and the reference's own 11. ln sigma'(z) changes by no more than z. Below u's type there is nothing.
+    each = 7 * u + 15 * 2.0**-53
+    tiny = 2.0**-1074 if rewards.dtype is torch.float64 else 2.0**-149
+    most = (
+        beta * scale / 4 + 1e-300
+    )  # a pair's curvature is at most beta^2 / 4; what centring adds has no error but `each`
+    tolerance = error_of_a_sum(pairs, each) * np.abs(curvature) + np.minimum(np.expm1(off) * np.abs(curvature), most)
+    _close(found[1], curvature, tolerance + 4 * tiny * beta * scale, u)
+
+
 def _spread(values):
     values = values[np.isfinite(values)].astype(np.float64)
     return np.ptp(values) if values.size else 0.0

@@ -1,5 +1,6 @@
-// The grouped loss for Python: eager calls over tensors as they are, and the operators prefloss::grouped_forward,
-// grouped_backward, grouped_double_backward. Names, reading of arguments, where results go; no arithmetic.
+// The grouped loss and its derivatives for Python: eager calls over tensors as they are, and the operators
+// prefloss::grouped_forward, grouped_backward, grouped_double_backward. Names, reading of arguments, where results go;
+// no arithmetic.
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 #include <string>
 #include <utility>
 
+#include "../cpu/kernels.h"
 #include "call.h"
 #include "views.h"
 
@@ -157,6 +159,29 @@ bool forward(py::handle rewards, py::handle ranks, py::handle group_sizes, py::h
   }
   GroupStatus status = GroupStatus::kDone;
   run_without_gil(groups.items, [&] { status = grouped_forward(groups, average, outputs, place); });
+  return status == GroupStatus::kDone;
+}
+
+// Both derivatives, on the CPU. False where a rank is NaN.
+bool derivatives(py::handle rewards, py::handle ranks, py::handle group_sizes, py::handle weight,
+                 const GroupedCall& call, int64_t large, py::handle gradient, py::handle curvatures) {
+  EagerGroups given;
+  Groups& groups = given.groups;
+  if (given.read_from(rewards, ranks, group_sizes, weight, py::none()) != Fit::kYes || given.rewards.cuda ||
+      call.reduction == kNone || call.has_denominator())
+    throw std::invalid_argument("grouped_derivatives was given what grouped_call refuses");
+  given.divide();
+  groups.options = call.options;
+  groups.half_ties = call.half_ties;
+  groups.large = large;
+  GroupAverage average{given.weight, call.over_pairs, false, {}};
+  average.divisor.total_weight = call.reduction == kMean;
+  double* const first = static_cast<double*>(output(gradient, Dtype::kFloat64, groups.items));
+  double* const second = static_cast<double*>(output(curvatures, Dtype::kFloat64, groups.items));
+  const int threads = place_of(false, 0, kParallelPairs).threads;
+  GroupStatus status = GroupStatus::kDone;
+  run_without_gil(groups.items,
+                  [&] { status = cpu::kernels().grouped_derivatives(groups, average, first, second, threads); });
   return status == GroupStatus::kDone;
 }
 
@@ -366,6 +391,8 @@ void add_grouped(py::module_& module) {
   module.def("grouped_forward", &forward, py::arg("rewards"), py::arg("ranks"), py::arg("group_sizes"),
              py::arg("weight"), py::arg("filled"), py::arg("denominator"), py::arg("call"), py::arg("large"),
              py::arg("loss"), py::arg("slopes"), py::arg("sums"));
+  module.def("grouped_derivatives", &derivatives, py::arg("rewards"), py::arg("ranks"), py::arg("group_sizes"),
+             py::arg("weight"), py::arg("call"), py::arg("large"), py::arg("gradient"), py::arg("curvatures"));
   module.def("scale_slopes", &scale_slopes, py::arg("grad"), py::arg("slopes"), py::arg("group_sizes"),
              py::arg("per_group"), py::arg("result"));
 }

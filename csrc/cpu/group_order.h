@@ -118,6 +118,28 @@ const Real* load_rewards(const Column& rewards, int64_t row, int64_t begin, int 
   return copy;
 }
 
+// Groups next to each other in one row, brought to contiguous memory.
+template <typename Real>
+struct LoadedItems {
+  using Integer = IntegerLike<Real>;
+  std::vector<Real> copy;
+  std::vector<Integer> memory;
+  const Real* rewards = nullptr;
+  const Integer* levels = nullptr;
+
+  // False where a rank is NaN.
+  bool load(const Groups& groups, int64_t first, int64_t end) {
+    const int64_t row = groups.row_of(first), begin = groups.in_row(groups.begin(first), row);
+    const int size = static_cast<int>(groups.begin(end - 1) + groups.size_of(end - 1) - groups.begin(first));
+    if (copy.size() < static_cast<size_t>(size) && !is_in_place<Real>(groups.rewards))
+      copy.resize(static_cast<size_t>(size));
+    if (memory.size() < static_cast<size_t>(size)) memory.resize(static_cast<size_t>(size));
+    rewards = load_rewards(groups.rewards, row, begin, size, copy.data());
+    levels = memory.data();
+    return load_levels(groups.ranks, row, begin, size, memory.data());
+  }
+};
+
 // How the items of a group are distributed over the ranks.
 template <typename Integer>
 struct Ranks {

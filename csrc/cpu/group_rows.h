@@ -231,6 +231,48 @@ void for_ranges(const RankedItems<Real>& items, const GroupOptions<Real>& option
   }
 }
 
+// The derivatives by the rewards of the product of a group's unscaled slopes with `direction`, in the items' order.
+template <typename Real>
+void bend(RankedItems<Real>& items, const GroupOptions<Real>& options, const Real* direction) {
+  std::vector<Real> directions(items.order.size());
+  for (size_t i = 0; i < directions.size(); i++) directions[i] = direction[items.order[i]];
+  for_ranges(items, options, [&](const Range& range, const PairOptions<Real>& pairs, bool) {
+    const size_t i = static_cast<size_t>(range.i);
+    const Real a = items.rewards[i], v = directions[i];
+    const Real *others = items.rewards.data(), *towards = directions.data();
+    double* slopes = items.slopes.data();
+    double total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int j = range.begin; j < range.end; j++) {
+      const PairGradient<Real> second = pairs.formula
+                                            .second(a, others[j], pairs.margin, Real(1), pairs.target, Scale<Real>(),
+                                                    Scale<Real>(), v, towards[j], Real(0))
+                                            .gradient;
+      total += static_cast<double>(second.chosen);
+      slopes[j] += static_cast<double>(second.rejected);
+    }
+    slopes[i] += total;
+  });
+}
+
+// Adds each item's second derivatives, over all pairs of the group.
+template <typename Real>
+void add_curvatures(RankedItems<Real>& items, const GroupOptions<Real>& options) {
+  for_ranges(items, options, [&](const Range& range, const PairOptions<Real>& pairs, bool) {
+    const Real a = items.rewards[static_cast<size_t>(range.i)], *others = items.rewards.data();
+    const Formula<Real> formula = pairs.formula;
+    const Real margin = pairs.margin;
+    double *curvatures = items.curvatures.data(), total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int j = range.begin; j < range.end; j++) {
+      const double curvature = formula.curvature(a, others[j], margin);
+      total += curvature;
+      curvatures[j] += curvature;
+    }
+    curvatures[range.i] += total;
+  });
+}
+
 template <typename Real>
 void forward_group(RankedItems<Real>& items, const GroupOptions<Real>& options, bool statistics, double* sums) {
   LaneSums lanes, row;

@@ -1,4 +1,5 @@
-// All pairs of different rank of each group: forward, backward, double backward. Compiled once per instruction set.
+// All pairs of different rank of each group: forward, backward, double backward, and both derivatives without a loss.
+// Compiled once per instruction set.
 //
 // Threads share groups; a group with a large part of all items is done by all threads alone. So the bits do not depend
 // on their number.
@@ -35,55 +36,50 @@ class Memory {
 // Scores beyond this, of float64 alone, would overflow when they are squared.
 constexpr double kGreatest = 1e150;
 
+// Where scores lie further apart than this, lists of less than twice as many items as `large` are done pair by pair:
+// cells with one item each cost more than they save.
+constexpr double kFarApart = 650;
+
 // Whether a list takes linear time. Its cells need finite numbers.
 template <typename Real>
 bool is_long(const Real* rewards, int64_t size, const GroupOptions<Real>& options) {
-  const Real beta = options.ranked.formula.beta;
-  if (size < options.large || !std::isfinite(beta) || !std::isfinite(options.ranked.margin)) return false;
-  if constexpr (sizeof(Real) == sizeof(float)) return true;
-  const double most = kGreatest / std::max(1.0, std::abs(static_cast<double>(beta)));
-  return std::none_of(rewards, rewards + size,
-                      [=](Real x) { return std::abs(x) > most && std::abs(x) <= std::numeric_limits<Real>::max(); });
+  const double beta = std::abs(static_cast<double>(options.ranked.formula.beta)),
+               margin = std::abs(static_cast<double>(options.ranked.margin)), most = kGreatest / std::max(1.0, beta);
+  if (size < options.large || !(beta < kGreatest && std::isfinite(margin))) return false;
+  double low = HUGE_VAL, high = -HUGE_VAL;  // of the finite ones
+  for (int64_t i = 0; i < size; i++) {
+    const double reward = static_cast<double>(rewards[i]), finite = reward - reward == 0 ? reward : 0.0;
+    low = std::min(low, finite);
+    high = std::max(high, finite);
+  }
+  return std::max(-low, high) <= most && (size >= 2 * options.large || beta * (high - low) + margin <= kFarApart);
 }
 
-// Groups next to each other in one row, brought to contiguous memory.
+// Whether a list's second derivatives take linear time too.
 template <typename Real>
-struct LoadedItems {
-  using Integer = IntegerLike<Real>;
-  std::vector<Real> copy;
-  std::vector<Integer> memory;
-  const Real* rewards = nullptr;
-  const Integer* levels = nullptr;
+bool are_finite(const Real* rewards, int64_t size) {
+  return std::all_of(rewards, rewards + size, [](Real x) { return x - x == 0; });
+}
 
-  // False where a rank is NaN.
-  bool load(const Groups& groups, int64_t first, int64_t end) {
-    const int64_t row = groups.row_of(first), begin = groups.in_row(groups.begin(first), row);
-    const int size = static_cast<int>(groups.begin(end - 1) + groups.size_of(end - 1) - groups.begin(first));
-    if (copy.size() < static_cast<size_t>(size) && !is_in_place<Real>(groups.rewards))
-      copy.resize(static_cast<size_t>(size));
-    if (memory.size() < static_cast<size_t>(size)) memory.resize(static_cast<size_t>(size));
-    rewards = load_rewards(groups.rewards, row, begin, size, copy.data());
-    levels = memory.data();
-    return load_levels(groups.ranks, row, begin, size, memory.data());
-  }
+// What the pass over the pairs finds, unscaled. `table`: the sums of each group. `slopes`, and `curvatures` where they
+// are wanted: the first and the second derivatives of its kTerms by each reward. `lists`: where `set_list` writes,
+// where rows have one group each; else nullptr.
+struct GroupResults {
+  double *table = nullptr, *slopes = nullptr, *curvatures = nullptr, *lists = nullptr;
 };
 
-// Forward over some of the groups: the sums of each, and the derivatives of its kTerms by its rewards.
+// The pass over the pairs of some of the groups.
 template <typename Real>
 class GroupsForward {
   using Integer = IntegerLike<Real>;
 
  public:
-  // `lists`: where `set_list` writes, where rows have one group each; else nullptr.
-  GroupsForward(const Groups& groups, const GroupOptions<Real>& options, bool statistics, double* table, double* slopes,
-                double* lists)
+  GroupsForward(const Groups& groups, const GroupOptions<Real>& options, bool statistics, const GroupResults& results)
       : groups_(groups),
         options_(options),
         statistics_(statistics),
         stride_(group_sums(statistics)),
-        table_(table),
-        slopes_(slopes),
-        lists_(lists) {}
+        results_(results) {}
 
   // The groups [begin, end) for which wanted(group) holds. False where a rank is NaN.
   template <typename Wanted>
@@ -108,8 +104,7 @@ class GroupsForward {
   const GroupOptions<Real>& options_;
   bool statistics_;
   int stride_;
-  double *table_, *slopes_;
-  double* lists_;
+  GroupResults results_;
   LoadedItems<Real> items_;
   RankedItems<Real> ranked_;
   GroupsInLanes<Real, kMostInLane> lanes_;
@@ -125,7 +120,7 @@ class GroupsForward {
 
   // Whether these groups together take fewer steps than one after another; then they are done.
   bool in_lanes(int64_t first, int64_t many) {
-    if (statistics_ || many == 1) return false;
+    if (statistics_ || results_.curvatures || many == 1) return false;
     int64_t largest = 0, squares = 0;
     for (int64_t g = first; g < first + many; g++) {
       largest = std::max(largest, groups_.size_of(g));
@@ -148,10 +143,10 @@ class GroupsForward {
     }
     lanes_.template add_pairs<false>(options_);
     for (int64_t lane = 0; lane < many; lane++) {
-      double* const sums = table_ + (first + lane) * stride_;
+      double* const sums = results_.table + (first + lane) * stride_;
       sums[kPairs] = lanes_.pairs.of[lane];
       sums[kTerms] = lanes_.terms.of[lane];
-      double* const slopes = slopes_ + groups_.begin(first + lane);
+      double* const slopes = results_.slopes + groups_.begin(first + lane);
       for (int64_t i = 0; i < groups_.size_of(first + lane); i++) slopes[i] = lanes_.slopes[i][lane];
     }
     return true;
@@ -170,28 +165,35 @@ class GroupsForward {
     const int size = static_cast<int>(groups_.size_of(group));
     const Real* const rewards = items_.rewards + from;
     const Integer* const levels = items_.levels + from;
-    double *const sums = table_ + group * stride_, *const slopes = slopes_ + groups_.begin(group);
+    double *const sums = results_.table + group * stride_, *const slopes = results_.slopes + groups_.begin(group);
     const Ranks<Integer> ranks(levels, size);
     if (ranks.are_one() && !options_.half_ties) {
       std::fill_n(sums, stride_, 0.0);
       return;
     }
-    if (!statistics_ && !options_.half_ties && are_few(ranks, size)) {
+    if (!statistics_ && !results_.curvatures && !options_.half_ties && are_few(ranks, size)) {
       sums[kPairs] = static_cast<double>(ranks.at_least) * static_cast<double>(ranks.at_most);
       sums[kTerms] = FewItems<Real>(options_, rewards, levels, size, ranks).forward(slopes, threads);
       return;
     }
     double all_sums[kGroupSums];
     put_in_order(rewards, levels, size, ranks, threads, ranked_);
-    const bool by_item = lists_ != nullptr && ranks.are_two(size) && !options_.half_ties;
+    const bool by_item = results_.lists && ranks.are_two(size) && !options_.half_ties;
     if (by_item) ranked_.losses.assign(static_cast<size_t>(size), 0.0);
-    if (is_long(rewards, size, options_))
+    if (results_.curvatures) ranked_.curvatures.assign(static_cast<size_t>(size), 0.0);
+    const bool second = results_.curvatures != nullptr;
+    if (is_long(rewards, size, options_) && (!second || are_finite(rewards, size))) {
       forward_long_list(ranked_, groups_, statistics_, all_sums, threads);
-    else
+    } else {
       forward_group(ranked_, options_, statistics_, all_sums);
+      if (second) add_curvatures(ranked_, options_);
+    }
     std::copy_n(all_sums, stride_, sums);
-    if (by_item) set_list_of(lists_ + kListSums * group);
+    if (by_item) set_list_of(results_.lists + kListSums * group);
     for_items(size, threads, [&](size_t i) { slopes[ranked_.order[i]] = ranked_.slopes[i]; });
+    if (!results_.curvatures) return;
+    double* const curvatures = results_.curvatures + groups_.begin(group);
+    for_items(size, threads, [&](size_t i) { curvatures[ranked_.order[i]] = ranked_.curvatures[i]; });
   }
 
   // Of the items' losses, each of the better ones with each of the worse.
@@ -246,6 +248,43 @@ void finish_groups(const Groups& groups, const double* table, const GroupAverage
   for (int64_t g = begin; g < end; g++) factors[g] /= by;
 }
 
+// The pass over the pairs of all groups, which share the threads. False where a rank is NaN.
+template <typename Real>
+bool visit_groups(const Groups& groups, const GroupOptions<Real>& options, bool statistics, const GroupResults& results,
+                  int threads) {
+  // With one chunk the threads are all its own.
+  const auto is_alone = [&](int64_t group) {
+    return threads > 1 && groups.size_of(group) > kMostInLane && 2 * threads * groups.size_of(group) >= groups.items;
+  };
+  std::atomic<bool> nan{false};
+  const auto run = [&](int64_t begin, int64_t end, int its_threads, const auto& wanted) {
+    GroupsForward<Real> part(groups, options, statistics, results);
+    if (!nan && !part.run(begin, end, its_threads, wanted)) nan = true;
+  };
+  for (int64_t g = 0; threads > 1 && g < groups.count(); g++) {
+    if (is_alone(g)) run(g, g + 1, threads, is_alone);
+  }
+  for_parts(groups, threads,
+            [&](int64_t begin, int64_t end) { run(begin, end, 1, [&](int64_t group) { return !is_alone(group); }); });
+  return !nan;
+}
+
+// Each slope times the factor of its group: exactly 0 in a group that counts nothing, and where there is no item.
+template <typename Result>
+void scale_groups(const Groups& groups, const double* factors, const double* slopes, Result* scaled, int threads) {
+  for_parts(groups, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; g++) {
+      const int64_t first = groups.begin(g), last = first + groups.size_of(g);
+      const double factor = factors[g];
+      if (factor == 0)
+        std::fill(scaled + first, scaled + last, Result(0));
+      else
+        for (int64_t i = first; i < last; i++) scaled[i] = static_cast<Result>(factor * slopes[i]);
+      std::fill(scaled + last, scaled + first + groups.places_of(g), Result(0));
+    }
+  });
+}
+
 template <typename Real>
 GroupStatus forward(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs, int threads) {
   const GroupOptions<Real> options(groups);
@@ -256,36 +295,30 @@ GroupStatus forward(const Groups& groups, const GroupAverage& average, const Gro
   std::vector<double> lists(outputs.statistics && groups.groups == 1 ? static_cast<size_t>(kListSums * count) : 0);
   double* const of_lists = lists.empty() ? nullptr : lists.data();
   threads = useful_threads(groups, threads);
-  // With one chunk the threads are all its own.
-  const auto is_alone = [&](int64_t group) {
-    return threads > 1 && groups.size_of(group) > kMostInLane && 2 * threads * groups.size_of(group) >= groups.items;
-  };
-  std::atomic<bool> nan{false};
-  const auto run = [&](int64_t begin, int64_t end, int its_threads, const auto& wanted) {
-    GroupsForward<Real> part(groups, options, outputs.statistics, table.data(), slopes.data(), of_lists);
-    if (!nan && !part.run(begin, end, its_threads, wanted)) nan = true;
-  };
-  for (int64_t g = 0; threads > 1 && g < count; g++) {
-    if (is_alone(g)) run(g, g + 1, threads, is_alone);
-  }
-  for_parts(groups, threads,
-            [&](int64_t begin, int64_t end) { run(begin, end, 1, [&](int64_t group) { return !is_alone(group); }); });
-  if (nan) return GroupStatus::kNanRank;
+  if (!visit_groups(groups, options, outputs.statistics, {table.data(), slopes.data(), nullptr, of_lists}, threads))
+    return GroupStatus::kNanRank;
   for (int64_t row = 0; row < groups.rows; row++)
     finish_groups<Real>(groups, table.data(), average, outputs, of_lists, row, factors);
-  Real* const scaled = static_cast<Real*>(outputs.slopes);
-  if (scaled == nullptr) return GroupStatus::kDone;
-  for_parts(groups, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t g = begin; g < end; g++) {
-      const int64_t first = groups.begin(g), last = first + groups.size_of(g);
-      const double factor = factors[g], *its = slopes.data();
-      if (factor == 0)
-        std::fill(scaled + first, scaled + last, Real(0));
-      else
-        for (int64_t i = first; i < last; i++) scaled[i] = static_cast<Real>(factor * its[i]);
-      std::fill(scaled + last, scaled + first + groups.places_of(g), Real(0));
-    }
-  });
+  if (outputs.slopes) scale_groups(groups, factors, slopes.data(), static_cast<Real*>(outputs.slopes), threads);
+  return GroupStatus::kDone;
+}
+
+// Of one row, and of one loss for all groups.
+template <typename Real>
+GroupStatus derivatives(const Groups& groups, const GroupAverage& average, double* gradient, double* curvatures,
+                        int threads) {
+  std::vector<double> table(static_cast<size_t>(groups.count() * group_sums(false))),
+      factors(static_cast<size_t>(groups.count()));
+  threads = useful_threads(groups, threads);
+  const GroupOptions<Real> options(groups);
+  if (!visit_groups(groups, options, false, {table.data(), gradient, curvatures, nullptr}, threads))
+    return GroupStatus::kNanRank;
+  Real loss = 0;
+  GroupOutputs outputs;
+  outputs.loss = &loss;
+  finish_groups<Real>(groups, table.data(), average, outputs, nullptr, 0, factors.data());
+  scale_groups(groups, factors.data(), gradient, gradient, threads);
+  scale_groups(groups, factors.data(), curvatures, curvatures, threads);
   return GroupStatus::kDone;
 }
 
@@ -317,28 +350,17 @@ void backward(const Groups& groups, const Real* slopes, const GroupUpstream& ups
   });
 }
 
-// The derivatives by the rewards of the product of a group's unscaled slopes with `direction`, in the items' order.
+// The product of a group's second derivatives with `direction`, in the items' order: their slopes become that.
 template <typename Real>
-void bend(RankedItems<Real>& items, const GroupOptions<Real>& options, const Real* direction) {
-  std::vector<Real> directions(items.order.size());
-  for (size_t i = 0; i < directions.size(); i++) directions[i] = direction[items.order[i]];
-  for_ranges(items, options, [&](const Range& range, const PairOptions<Real>& pairs, bool) {
-    const size_t i = static_cast<size_t>(range.i);
-    const Real a = items.rewards[i], v = directions[i];
-    const Real *others = items.rewards.data(), *towards = directions.data();
-    double* slopes = items.slopes.data();
-    double total = 0;
-#pragma omp simd reduction(+ : total)
-    for (int j = range.begin; j < range.end; j++) {
-      const PairGradient<Real> second = pairs.formula
-                                            .second(a, others[j], pairs.margin, Real(1), pairs.target, Scale<Real>(),
-                                                    Scale<Real>(), v, towards[j], Real(0))
-                                            .gradient;
-      total += static_cast<double>(second.chosen);
-      slopes[j] += static_cast<double>(second.rejected);
-    }
-    slopes[i] += total;
-  });
+void multiply(RankedItems<Real>& items, const Groups& groups, const GroupOptions<Real>& options, const Real* direction,
+              int threads) {
+  if (!is_long(items.rewards.data(), items.size, options) || !are_finite(items.rewards.data(), items.size))
+    return bend(items, options, direction);
+  double sums[kGroupSums];
+  items.curvatures.assign(items.order.size(), 0.0);
+  items.directions.resize(items.order.size());
+  for (size_t i = 0; i < items.order.size(); i++) items.directions[i] = static_cast<double>(direction[items.order[i]]);
+  forward_long_list(items, groups, false, sums, threads);
 }
 
 template <typename Real>
@@ -347,7 +369,9 @@ GroupStatus double_backward(const Groups& groups, const Real* slopes, const doub
                             double* along, int threads) {
   const GroupOptions<Real> options(groups);
   std::atomic<bool> nan{false};
-  for_parts(groups, useful_threads(groups, threads), [&](int64_t begin, int64_t end) {
+  threads = useful_threads(groups, threads);
+  const int its_threads = groups.count() == 1 ? threads : 1;  // with one chunk the threads are all its own
+  for_parts(groups, threads, [&](int64_t begin, int64_t end) {
     LoadedItems<Real> loaded;
     RankedItems<Real> items;
     std::vector<Real> copy;
@@ -364,8 +388,9 @@ GroupStatus double_backward(const Groups& groups, const Real* slopes, const doub
         nan = true;
         return;
       }
-      put_in_order(loaded.rewards, loaded.levels, size, Ranks<IntegerLike<Real>>(loaded.levels, size), 1, items);
-      bend(items, options, its);
+      put_in_order(loaded.rewards, loaded.levels, size, Ranks<IntegerLike<Real>>(loaded.levels, size), its_threads,
+                   items);
+      multiply(items, groups, options, its, its_threads);
       std::vector<double> bent(static_cast<size_t>(size));
       for (size_t i = 0; i < bent.size(); i++) bent[static_cast<size_t>(items.order[i])] = items.slopes[i];
       const double factor = factors[g] == 0 ? 0 : factors[g] * upstream.of(groups, g);
@@ -399,6 +424,12 @@ GroupStatus grouped_double_backward(const Groups& groups, const void* slopes, co
                                                gradient, along, threads)
                              : double_backward(groups, static_cast<const float*>(slopes), factors, upstream, direction,
                                                gradient, along, threads);
+}
+
+GroupStatus grouped_derivatives(const Groups& groups, const GroupAverage& average, double* gradient, double* curvatures,
+                                int threads) {
+  return groups.in_float64() ? derivatives<double>(groups, average, gradient, curvatures, threads)
+                             : derivatives<float>(groups, average, gradient, curvatures, threads);
 }
 
 }  // namespace PREFLOSS_CPU_PATH

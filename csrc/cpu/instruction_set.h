@@ -20,6 +20,7 @@ GroupStatus grouped_forward(const Groups&, const GroupAverage&, const GroupOutpu
 void grouped_backward(const Groups&, const void* slopes, const GroupUpstream&, const Column& result, int threads);
 GroupStatus grouped_double_backward(const Groups&, const void* slopes, const double* factors, const GroupUpstream&,
                                     const Column& direction, const Column& gradient, double* along, int threads);
+GroupStatus grouped_derivatives(const Groups&, const GroupAverage&, double* gradient, double* curvatures, int threads);
 void pair_statistics(const EvaluatedPairs&, double* result);
 void add_statistics(const EvaluatedPairs&, const StatisticSums&);
 

@@ -11,8 +11,9 @@ namespace prefloss::cpu {
 // indexed_forward: `pairs` has the options of the comparisons, and neither chosen nor rejected. `slopes`, one an item,
 // of the type that is computed in, where they are wanted: the derivatives of the loss. False where an index is out of
 // range. grouped_double_backward: `gradient`, the derivative by the rewards of the sum of the gradients times
-// `direction`; `along`, one a group, that of the upstream gradient's entry, or its group's part of it. pair_statistics:
-// `result` is (statistics, pairs). These two run on the calling thread.
+// `direction`; `along`, one a group, that of the upstream gradient's entry, or its group's part of it.
+// grouped_derivatives: of the loss by each reward, the first and the second, an item each, contiguous. pair_statistics:
+// `result` is (statistics, pairs). It and add_statistics run on the calling thread.
 struct Kernels {
   const char* name;
   void (*paired_forward)(const Pairs&, const Divisor&, const ForwardOutputs&, int threads);
@@ -25,6 +26,8 @@ struct Kernels {
   void (*grouped_backward)(const Groups&, const void* slopes, const GroupUpstream&, const Column& result, int threads);
   GroupStatus (*grouped_double_backward)(const Groups&, const void* slopes, const double* factors, const GroupUpstream&,
                                          const Column& direction, const Column& gradient, double* along, int threads);
+  GroupStatus (*grouped_derivatives)(const Groups&, const GroupAverage&, double* gradient, double* curvatures,
+                                     int threads);
   void (*pair_statistics)(const EvaluatedPairs&, double* result);
   void (*add_statistics)(const EvaluatedPairs&, const StatisticSums&);
 };

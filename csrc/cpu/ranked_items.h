@@ -22,7 +22,9 @@ struct RankedItems {
   std::vector<int> level_end;  // where the items of higher rank begin
   std::vector<Real> rewards;
   std::vector<double> slopes;
-  std::vector<double> losses;  // the sum of each item's, where it is wanted; else empty
+  std::vector<double> losses;      // the sum of each item's, where it is wanted; else empty
+  std::vector<double> curvatures;  // the second derivatives of each item's sum, where they are wanted; else empty
+  std::vector<double> directions;  // one an item, where the second derivatives' product with them is wanted; else empty
 
   void make_room(int items) {
     size = items;
@@ -31,6 +33,8 @@ struct RankedItems {
     rewards.assign(room, Real(0));
     slopes.assign(room, 0.0);
     losses.clear();
+    curvatures.clear();
+    directions.clear();
   }
 
   // The items [begin, end) of another group.

@@ -4,8 +4,8 @@
 
 namespace prefloss::cpu::PREFLOSS_CPU_PATH {
 
-extern const Kernels kKernels = {PREFLOSS_CPU_NAME, paired_forward,  paired_backward,  paired_double_backward,
-                                 indexed_forward,   grouped_forward, grouped_backward, grouped_double_backward,
-                                 pair_statistics,   add_statistics};
+extern const Kernels kKernels = {PREFLOSS_CPU_NAME,   paired_forward,  paired_backward,  paired_double_backward,
+                                 indexed_forward,     grouped_forward, grouped_backward, grouped_double_backward,
+                                 grouped_derivatives, pair_statistics, add_statistics};
 
 }  // namespace prefloss::cpu::PREFLOSS_CPU_PATH

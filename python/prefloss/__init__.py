@@ -24,7 +24,7 @@ if _core.__version__ != __version__:
     )
 
 from .dpo import dpo_loss
-from .grouped import bradley_terry_loss_grouped
+from .grouped import bradley_terry_derivatives_grouped, bradley_terry_loss_grouped
 from .indexed import bradley_terry_loss_indexed, merge_comparisons
 from .module import BradleyTerryLoss
 from .paired import bradley_terry_loss, bradley_terry_loss_stacked
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BradleyTerryLoss",
     "PairStats",
+    "bradley_terry_derivatives_grouped",
     "bradley_terry_loss",
     "bradley_terry_loss_grouped",
     "bradley_terry_loss_indexed",

@@ -115,6 +115,19 @@ def grouped_forward(
     sums: Tensor | None,
 ) -> bool: ...
 
+# Only what `grouped_call` has accepted, on the CPU, without a denominator, and not reduction "none". False: there is NaN among the
+# ranks.
+def grouped_derivatives(
+    rewards: Tensor,
+    ranks: Tensor,
+    group_sizes: Tensor | None,
+    weight: Tensor | None,
+    call: GroupedCall,
+    large: int,
+    gradient: Tensor,
+    curvatures: Tensor,
+) -> bool: ...
+
 # False: an index is out of range.
 def indexed_forward(
     scores: Tensor,

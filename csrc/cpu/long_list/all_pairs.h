@@ -1,160 +1,159 @@
 // All pairs of a large ranked group in time linear in its items. Compiled once per instruction set, so everything here
 // has internal linkage.
 //
-// The sum over the pairs of two sets of items factorises, cell by cell: items to moments, moments times moments,
-// moments to items. A binary tree over the items in rank order adds moments upwards, multiplies those of siblings, and
-// passes potentials downwards; pairs within a leaf are visited one by one. Cells exist only where there are scores. Two
-// of them interact by a matrix that depends on their distance alone, or, far apart, by plain sums.
+// A binary tree over the items in rank order: each node has the pairs of its left half, which is better, with its right
+// half. Pairs within a leaf are visited one by one. In the nodes next above the leaves, where few items share a cell of
+// scores, items meet by themselves (sparse.h). Above, cells do, by their moments (interaction.h): these are added
+// upwards, multiplied with those of siblings, and what comes of it is passed down.
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <iterator>
 #include <vector>
 
-#include "../group_lanes.h"
-#include "../group_rows.h"
+#include "../group_visit.h"
+#include "cells.h"
 #include "interaction.h"
+#include "leaf.h"
+#include "sparse.h"
 
 namespace prefloss::cpu {
 namespace {
 
-// A leaf has no more items than this. Where there are many cells, each has few of a node's items, and pairs cost less.
-constexpr int kLeaf = 128, kLeafOfManyCells = 384;
-constexpr size_t kManyCells = 40;
-
 template <typename Real>
 class AllPairs {
  public:
-  AllPairs(RankedItems<Real>& items, const GroupOptions<Real>& options, bool statistics, int threads)
-      : items_(items), options_(options), statistics_(statistics), threads_(threads) {
-    beta_ = static_cast<double>(options.ranked.formula.beta);
-    center_ = static_cast<double>(options.ranked.formula.center);
-    set(ranked_, options.ranked);
-    set(tied_, options.tied);
+  AllPairs(RankedItems<Real>& items, const GroupOptions<Real>& options, int threads)
+      : items_(items),
+        beta_(static_cast<double>(options.ranked.formula.beta)),
+        half_ties_(options.half_ties),
+        threads_(threads),
+        cells_(items, beta_, threads),
+        series_(interpolation_, cells_.half()),
+        bends_(items.directions.size(), 0.0),
+        sums_{items.slopes.data(), by_item(items.curvatures), by_item(bends_), by_item(items.losses),
+              by_item(items.directions)} {
+    ranked_.margin = static_cast<double>(options.ranked.margin);
+    ranked_.prepare(interpolation_, cells_.range(), cells_.width, threads);
+    if (half_ties_) tied_.prepare(interpolation_, cells_.range(), cells_.width, threads);
   }
 
-  // Adds to the items' slopes. Rewards must be finite.
-  PairSums run() {
-    number_cells();
+  // Adds to the items' slopes and, where they are wanted, curvatures and losses: by their scores beta x. Returns the
+  // sum of softplus(w). Rewards must be finite.
+  double run() {
     grow();
-    const double range = keys_.back() - keys_.front();
-    ranked_.prepare(interpolation_, range, threads_);
-    if (options_.half_ties) tied_.prepare(interpolation_, range, threads_);
-    visit_pairs();
-    for_nodes(leaves_, [&](TreeNode& leaf) { start(leaf); });
-    for (size_t depth = depths_.size(); depth-- > 0;) for_nodes(depths_[depth], [&](TreeNode& node) { gather(node); });
-    for (const std::vector<int>& nodes : depths_) for_nodes(nodes, [&](TreeNode& node) { interact(node); });
-    for_nodes(leaves_, [&](TreeNode& leaf) { finish(leaf); });
-    PairSums total;
-    for (const TreeNode& node : nodes_) total.add(node.sums);
-    return total;
+    visit_leaves();
+    for (size_t depth = sparse_.size(); depth-- > 0;)
+      for_nodes(sparse_[depth], [&](TreeNode& node, int threads) { interact_by_item(node, threads); });
+    take_slopes();
+    if (!depths_.empty()) {
+      cells_.number_items();
+      for_nodes(blocks_, [&](TreeNode& block, int) { start(block); });
+      for (size_t depth = depths_.size(); depth-- > 0;)
+        for_nodes(depths_[depth], [&](TreeNode& node, int) { gather(node); });
+      for (const std::vector<int>& nodes : depths_) for_nodes(nodes, [&](TreeNode& node, int) { pass_down(node); });
+      for_nodes(blocks_, [&](TreeNode& block, int) { finish(block); });
+    }
+    for (size_t i = 0; i < bends_.size(); i++)
+      items_.slopes[i] = items_.curvatures[i] * items_.directions[i] - bends_[i];
+    double losses = 0;
+    for (const TreeNode& each : nodes_) losses += each.loss;
+    return losses;
   }
 
  private:
   static constexpr int kCount = kPolynomials<Real>;
-  using LeafLanes = GroupsInLanes<Real, kLeafOfManyCells>;
+  // Nodes in which a cell has no more items than this, on average, are done an item at a time.
+  static constexpr int kFewInCell = 12;
 
   RankedItems<Real>& items_;
-  const GroupOptions<Real>& options_;
-  bool statistics_;
+  double beta_;
+  bool half_ties_;
   int threads_;
-  double beta_, center_;
-  Relation<Real> ranked_, tied_;
+  ListCells<Real> cells_;
   const Interpolation<kCount> interpolation_{};
-  const Series<Real> series_{interpolation_};
-  std::vector<double> keys_;  // of the cells: the scores in [2 key, 2 key + 2) are in it
-  std::vector<int> cell_;     // of each item
-  int leaf_ = kLeaf;
+  const Series<Real> series_;
+  std::vector<double> bends_;  // the sums of sigma'(w) times the other item's direction
+  ItemSums sums_;
+  Relation<Real> ranked_, tied_;
+  int leaf_ = kLeafOfProducts;  // items that one has at most
   std::vector<TreeNode> nodes_;
-  std::vector<int> leaves_;
-  std::vector<std::vector<int>> depths_;  // the nodes that have children
+  std::vector<int> leaves_, blocks_;               // blocks: leaves, or the roots of what is done an item at a time
+  std::vector<std::vector<int>> depths_, sparse_;  // the nodes that have children, of both kinds
+  // Each node's items sorted by cell, in one or the other; a parent's are merged from one into the other.
+  std::vector<SparseItem> items_by_cell_[2];
 
-  static void set(Relation<Real>& relation, const PairOptions<Real>& pairs) {
-    relation.margin = static_cast<double>(pairs.margin);
-    relation.wrong = static_cast<double>(pairs.formula.smoothed(pairs.target).wrong);
-  }
-
-  double score(int i) const { return beta_ * static_cast<double>(items_.rewards[static_cast<size_t>(i)]); }
-  double key_of(int i) const { return std::floor(score(i) / 2); }
-  // Where in its cell an item's score is, from -1 to 1.
-  double place(int i) const { return score(i) - 2 * keys_[static_cast<size_t>(cell_[static_cast<size_t>(i)])] - 1; }
-  // In the midst of the scores.
-  double origin() const { return 2 * keys_[keys_.size() / 2]; }
-
-  // Whether the sums of each item's losses are wanted, of a list of two ranks, which are the root's two children.
-  bool by_item() const { return !items_.losses.empty(); }
-
+  static double* by_item(std::vector<double>& wanted) { return wanted.empty() ? nullptr : wanted.data(); }
   TreeNode& node(int n) { return nodes_[static_cast<size_t>(n)]; }
+  // An item's place in its cell, from -1 to 1.
+  double t(int i) const { return cells_.place(i, cells_.key(i)) / cells_.half(); }
 
+  // Calls body(node, threads): few nodes have the threads to themselves, one after the other.
   template <typename Body>
   void for_nodes(const std::vector<int>& nodes, const Body& body) {
     const int64_t count = static_cast<int64_t>(nodes.size()), parts = std::min<int64_t>(count, 64);
+    if (count == 1) return body(node(nodes[0]), threads_);
     for_chunks(parts, threads_, [&](int64_t part) {
       for (int64_t n = part * count / parts; n < (part + 1) * count / parts; n++)
-        body(nodes_[static_cast<size_t>(nodes[static_cast<size_t>(n)])]);
+        body(node(nodes[static_cast<size_t>(n)]), 1);
     });
   }
 
-  // Gives each item its cell.
-  void number_cells() {
-    const int size = items_.size;
-    std::vector<double> key(static_cast<size_t>(size));
-    double low = HUGE_VAL, high = -HUGE_VAL;
-    for (int i = 0; i < size; i++) {
-      const double its = key_of(i);
-      key[static_cast<size_t>(i)] = its;
-      low = std::min(low, its);
-      high = std::max(high, its);
+  // The largest nodes that are done an item at a time: so large that in nodes above, whatever the order of the ranks,
+  // a cell has more than kFewInCell items on average. A cell of n items is in no more than n nodes.
+  int largest_sparse() const {
+    for (int64_t size = leaf_;; size *= 2) {
+      const int64_t nodes = std::max<int64_t>(items_.size / size, 1);
+      int64_t cells = 0;
+      for (const int items : cells_.counts) cells += std::min<int64_t>(items, nodes);
+      if (kFewInCell * cells <= items_.size) return static_cast<int>(size);
+      if (nodes == 1) return items_.size;
     }
-    cell_.resize(static_cast<size_t>(size));
-    if (high - low < 4.0 * size) {  // a table of all cells there could be
-      std::vector<int> number(static_cast<size_t>(high - low) + 1, 0);
-      for (const double its : key) number[static_cast<size_t>(its - low)] = 1;
-      for (size_t n = 0; n < number.size(); n++) {
-        if (number[n] == 0) continue;
-        number[n] = static_cast<int>(keys_.size());
-        keys_.push_back(low + static_cast<double>(n));
-      }
-      for (size_t i = 0; i < key.size(); i++) cell_[i] = number[static_cast<size_t>(key[i] - low)];
-      return;
-    }
-    keys_ = key;
-    std::sort(keys_.begin(), keys_.end());
-    keys_.erase(std::unique(keys_.begin(), keys_.end()), keys_.end());
-    for (size_t i = 0; i < key.size(); i++)
-      cell_[i] = static_cast<int>(std::lower_bound(keys_.begin(), keys_.end(), key[i]) - keys_.begin());
   }
 
   void grow() {
-    if (keys_.size() > kManyCells) leaf_ = kLeafOfManyCells;
-    nodes_.reserve(static_cast<size_t>(4 * items_.size / leaf_ + 16));
+    const Way way = way_of<Real>(cells_.width * cells_.range() + std::abs(ranked_.margin));
+    leaf_ = way == Way::kProduct          ? kLeafOfProducts
+            : way == Way::kSmallerProduct ? kLeafOfSmallerProducts
+                                          : kLeafOfExponentials;
+    const int largest = largest_sparse();
+    const bool any_sparse = largest > leaf_;
+    nodes_.reserve(static_cast<size_t>(4 * (items_.size / leaf_) + 16));
     nodes_.emplace_back();
-    nodes_[0].end = items_.size;
+    node(0).end = items_.size;
     std::vector<int> now{0};
-    while (!now.empty()) {
-      std::vector<int> parents, next;
-      for (const int n : now) {
-        const int begin = nodes_[static_cast<size_t>(n)].begin, end = nodes_[static_cast<size_t>(n)].end;
-        nodes_[static_cast<size_t>(n)].tied = end <= items_.level_end[static_cast<size_t>(begin)];
+    std::vector<bool> in_block{false};
+    for (size_t depth = 0; !now.empty(); depth++) {
+      std::vector<int> dense, sparse, next;
+      std::vector<bool> next_in_block;
+      for (size_t place = 0; place < now.size(); place++) {
+        const int n = now[place], begin = node(n).begin, end = node(n).end;
+        node(n).tied = end <= items_.level_end[static_cast<size_t>(begin)];
         const int split = end - begin > leaf_ ? split_of(begin, end) : begin;
-        if (split == begin) {
+        const bool is_leaf = split == begin, is_block = !in_block[place] && (is_leaf || end - begin <= largest);
+        if (is_block) blocks_.push_back(n);
+        if (is_leaf) {
           leaves_.push_back(n);
           continue;
         }
-        parents.push_back(n);
+        (in_block[place] || is_block ? sparse : dense).push_back(n);
         for (const bool right : {false, true}) {
           const int child = static_cast<int>(nodes_.size());
-          (right ? nodes_[static_cast<size_t>(n)].right : nodes_[static_cast<size_t>(n)].left) = child;
+          (right ? node(n).right : node(n).left) = child;
           next.push_back(child);
+          next_in_block.push_back(in_block[place] || is_block);
           nodes_.emplace_back();
           nodes_.back().begin = right ? split : begin;
           nodes_.back().end = right ? end : split;
         }
       }
-      if (!parents.empty()) depths_.push_back(parents);
+      if (!dense.empty()) depths_.push_back(dense);
+      sparse_.push_back(sparse);
       now.swap(next);
+      in_block.swap(next_in_block);
     }
+    if (any_sparse) items_by_cell_[0].resize(static_cast<size_t>(items_.size));
+    if (any_sparse) items_by_cell_[1].resize(static_cast<size_t>(items_.size));
   }
 
   // Where a rank begins, as near to the middle as there is. Where all are of one rank: `begin`, or, if such pairs
@@ -164,153 +163,169 @@ class AllPairs {
     const int before = items_.level_begin(middle);
     if (before > begin && (after >= end || middle - before <= after - middle)) return before;
     if (after < end) return after;
-    return options_.half_ties ? middle : begin;
+    return half_ties_ ? middle : begin;
   }
 
-  // The pairs within the leaves; without statistics several leaves at a time.
-  void visit_pairs() {
-    std::vector<int> leaves;
-    for (const int leaf : leaves_) {
-      if (!node(leaf).tied || options_.half_ties) leaves.push_back(leaf);
-    }
-    const int64_t count = static_cast<int64_t>(leaves.size()), unit = statistics_ ? 1 : kTile,
-                  units = (count + unit - 1) / unit, parts = std::min<int64_t>(units, 64);
+  const Relation<Real>& relation(const TreeNode& node) const { return node.tied ? tied_ : ranked_; }
+
+  void visit_leaves() {
+    const int64_t count = static_cast<int64_t>(leaves_.size()), parts = std::min<int64_t>(count, 64);
     for_chunks(parts, threads_, [&](int64_t part) {
-      LeafLanes lanes;
-      for (int64_t n = part * units / parts * unit; n < std::min(count, (part + 1) * units / parts * unit); n += unit) {
-        if (statistics_)
-          visit_pairs_of(node(leaves[static_cast<size_t>(n)]));
-        else
-          visit_pairs_in_lanes(lanes, &leaves[static_cast<size_t>(n)], static_cast<int>(std::min(unit, count - n)));
+      Leaf pairs;
+      for (int64_t n = part * count / parts; n < (part + 1) * count / parts; n++) {
+        TreeNode& leaf = node(leaves_[static_cast<size_t>(n)]);
+        if (!leaf.tied || half_ties_) {
+          pairs.load(items_, cells_, {beta_, ranked_.margin, half_ties_}, leaf.begin, leaf.end);
+          leaf.loss = pairs.run(sums_);
+        }
+        if (!items_by_cell_[0].empty()) sort_by_cell(leaf);
       }
     });
   }
 
-  void visit_pairs_of(TreeNode& leaf) {
-    RankedItems<Real> own;
-    own.copy_of(items_, leaf.begin, leaf.end);
-    double sums[kGroupSums];
-    forward_group(own, options_, false, sums);
-    leaf.sums.terms = sums[kTerms];
-    if (statistics_) {
-      own.losses.assign(by_item() ? static_cast<size_t>(leaf.size()) : 0, 0.0);
-      for_ranges(own, options_, [&](const Range& range, const PairOptions<Real>& pairs, bool) {
-        leaf.sums.losses += losses_of(own, range, pairs);
-      });
-    }
-    std::copy_n(own.slopes.begin(), leaf.size(), items_.slopes.begin() + leaf.begin);
-    std::copy(own.losses.begin(), own.losses.end(), items_.losses.begin() + (by_item() ? leaf.begin : 0));
-  }
-
-  void visit_pairs_in_lanes(LeafLanes& lanes, const int* leaves, int count) {
-    IntegerLike<Real> levels[kLeafOfManyCells];
-    int most = 0;
-    for (int lane = 0; lane < count; lane++) most = std::max(most, node(leaves[lane]).size());
-    lanes.clear(most);
-    for (int lane = 0; lane < count; lane++) {
-      const TreeNode& leaf = node(leaves[lane]);
-      std::copy(items_.level_end.begin() + leaf.begin, items_.level_end.begin() + leaf.end, levels);
-      lanes.put(lane, &items_.rewards[static_cast<size_t>(leaf.begin)], levels, leaf.size());
-    }
-    lanes.template add_pairs<true>(options_);
-    for (int lane = 0; lane < count; lane++) {
-      TreeNode& leaf = node(leaves[lane]);
-      leaf.sums.terms = lanes.terms.of[lane];
-      for (int i = leaf.begin; i < leaf.end; i++)
-        items_.slopes[static_cast<size_t>(i)] = lanes.slopes[i - leaf.begin][lane];
-    }
-  }
-
-  // A leaf's moments.
-  void start(TreeNode& leaf) {
-    const std::vector<int> places = number_cells_of(leaf);
-    leaf.moments.assign(leaf.cells.size() * kCount, 0.0);
+  // A leaf's items, for the nodes above it.
+  void sort_by_cell(TreeNode& leaf) {
+    leaf.in_second = false;
+    SparseItem* const sorted = &items_by_cell_[0][static_cast<size_t>(leaf.begin)];
     for (int i = leaf.begin; i < leaf.end; i++) {
-      const double u = place(i);
-      leaf.rewards.add(Powers::of(static_cast<double>(items_.rewards[static_cast<size_t>(i)])));
-      leaf.scores.add(Powers::of(score(i) - origin()));
+      const double key = cells_.key(i), place = cells_.place(i, key), e = exp_negative(absolute(place)).value;
+      sorted[i - leaf.begin] = {key, place, place < 0 ? e : 1 / e, 0, i};
+    }
+    std::sort(sorted, sorted + leaf.size(), is_before);
+  }
+
+  // In the order of their cells; in one, in that of the list.
+  static bool is_before(const SparseItem& a, const SparseItem& b) {
+    return a.key != b.key ? a.key < b.key : a.item < b.item;
+  }
+
+  void interact_by_item(TreeNode& parent, int threads) {
+    const TreeNode &left = node(parent.left), &right = node(parent.right);
+    SparseItem* const from = items_by_cell_[left.in_second].data();
+    if (left.in_second != right.in_second)
+      std::copy_n(items_by_cell_[right.in_second].begin() + right.begin, right.size(), from + right.begin);
+    SparseInteraction<Real> pairs(relation(parent), cells_.width, cells_.half(), sums_);
+    pairs.better.set(from + left.begin, left.size());
+    pairs.worse.set(from + right.begin, right.size());
+    parent.loss = pairs.run(threads);
+    parent.in_second = !left.in_second;
+    std::merge(from + left.begin, from + left.end, from + right.begin, from + right.end,
+               items_by_cell_[parent.in_second].data() + parent.begin, is_before);
+  }
+
+  // From the items in the order of their cells, which are needed no longer.
+  void take_slopes() {
+    for_nodes(blocks_, [&](TreeNode& block, int) {
+      const std::vector<SparseItem>& sorted = items_by_cell_[block.in_second];
+      for (int i = block.begin; i < block.end && !sorted.empty(); i++) {
+        const SparseItem& its = sorted[static_cast<size_t>(i)];
+        sums_.slopes[its.item] += its.slope;
+      }
+    });
+    items_by_cell_[0] = items_by_cell_[1] = {};
+  }
+
+  // A block's moments.
+  void start(TreeNode& block) {
+    const std::vector<int> places = number_cells_of(block);
+    block.moments.assign(block.cells.size() * kCount, 0.0);
+    block.weighted.assign(sums_.directions ? block.moments.size() : 0, 0.0);
+    for (int i = block.begin; i < block.end; i++) {
       double polynomials[kCount];
-      chebyshev<kCount>(u, polynomials);
-      const size_t c = static_cast<size_t>(places[static_cast<size_t>(i - leaf.begin)]);
-      double* moments = &leaf.moments[c * kCount];
-      for (int k = 0; k < kCount; k++) moments[k] += polynomials[k];
+      chebyshev<kCount>(t(i), polynomials);
+      const size_t c = static_cast<size_t>(places[static_cast<size_t>(i - block.begin)]) * kCount;
+      for (size_t k = 0; k < kCount; k++) block.moments[c + k] += polynomials[k];
+      for (size_t k = 0; k < kCount && sums_.directions; k++)
+        block.weighted[c + k] += sums_.directions[i] * polynomials[k];
     }
   }
 
-  // Lists the cells of a leaf, and returns the place of each item's among them.
-  std::vector<int> number_cells_of(TreeNode& leaf) const {
-    std::vector<int> places(cell_.begin() + leaf.begin, cell_.begin() + leaf.end);
-    leaf.cells.clear();
-    if (keys_.size() <= 8 * places.size()) {
-      std::vector<int> place_of(keys_.size(), -1);
-      for (const int cell : places) place_of[static_cast<size_t>(cell)] = 0;
-      for (size_t cell = 0; cell < place_of.size(); cell++) {
-        if (place_of[cell] < 0) continue;
-        place_of[cell] = static_cast<int>(leaf.cells.size());
-        leaf.cells.push_back(static_cast<int>(cell));
+  // Lists the cells of a block, and returns the place of each item's among them.
+  std::vector<int> number_cells_of(TreeNode& block) const {
+    std::vector<int> places(cells_.cell.begin() + block.begin, cells_.cell.begin() + block.end);
+    block.cells.clear();
+    if (cells_.keys.size() <= 8 * places.size()) {
+      std::vector<int> place_of(cells_.keys.size(), -1);
+      for (const int its : places) place_of[static_cast<size_t>(its)] = 0;
+      for (size_t its = 0; its < place_of.size(); its++) {
+        if (place_of[its] < 0) continue;
+        place_of[its] = static_cast<int>(block.cells.size());
+        block.cells.push_back(static_cast<int>(its));
       }
-      for (int& cell : places) cell = place_of[static_cast<size_t>(cell)];
+      for (int& its : places) its = place_of[static_cast<size_t>(its)];
       return places;
     }
-    leaf.cells = places;
-    std::sort(leaf.cells.begin(), leaf.cells.end());
-    leaf.cells.erase(std::unique(leaf.cells.begin(), leaf.cells.end()), leaf.cells.end());
-    for (int& cell : places)
-      cell = static_cast<int>(std::lower_bound(leaf.cells.begin(), leaf.cells.end(), cell) - leaf.cells.begin());
+    block.cells = places;
+    std::sort(block.cells.begin(), block.cells.end());
+    block.cells.erase(std::unique(block.cells.begin(), block.cells.end()), block.cells.end());
+    for (int& its : places)
+      its = static_cast<int>(std::lower_bound(block.cells.begin(), block.cells.end(), its) - block.cells.begin());
     return places;
   }
 
-  void gather(TreeNode& node) {
-    const TreeNode &left = nodes_[static_cast<size_t>(node.left)], &right = nodes_[static_cast<size_t>(node.right)];
+  // A node's moments; and the potentials that its children give to each other, after which they need no moments.
+  void gather(TreeNode& parent) {
+    TreeNode &left = node(parent.left), &right = node(parent.right);
+    parent.loss = Interaction<Real>(cells_.keys, series_, cells_.half(), sums_.losses != nullptr)
+                      .run(relation(parent), left, right);
     std::set_union(left.cells.begin(), left.cells.end(), right.cells.begin(), right.cells.end(),
-                   std::back_inserter(node.cells));
-    node.moments.assign(node.cells.size() * kCount, 0.0);
-    for (const TreeNode* child : {&left, &right}) {
-      node.rewards.add(child->rewards);
-      node.scores.add(child->scores);
-      for (size_t c = 0, n = 0; c < child->cells.size(); c++) {
-        while (node.cells[n] != child->cells[c]) n++;
-        const double* its = &child->moments[c * kCount];
-        double* moments = &node.moments[n * kCount];
-        for (int k = 0; k < kCount; k++) moments[k] += its[k];
-      }
-    }
-  }
-
-  // Passes a node's potentials on to its children, and adds those that its children give to each other.
-  void interact(TreeNode& node) {
-    TreeNode &left = nodes_[static_cast<size_t>(node.left)], &right = nodes_[static_cast<size_t>(node.right)];
+                   std::back_inserter(parent.cells));
+    parent.moments.assign(parent.cells.size() * kCount, 0.0);
+    parent.weighted.assign(sums_.directions ? parent.moments.size() : 0, 0.0);
     for (TreeNode* child : {&left, &right}) {
-      child->constant = node.constant;
-      child->linear = node.linear;
-      child->potentials.assign(child->cells.size() * kCount, 0.0);
-      if (node.potentials.empty()) continue;
-      for (size_t c = 0, n = 0; c < child->cells.size(); c++) {
-        while (node.cells[n] != child->cells[c]) n++;
-        std::copy_n(&node.potentials[n * kCount], kCount, &child->potentials[c * kCount]);
-      }
+      add_up(parent, *child, parent.moments, child->moments);
+      add_up(parent, *child, parent.weighted, child->weighted);
+      child->moments = child->weighted = {};
     }
-    node.potentials = {};
-    node.sums =
-        Interaction<Real>{keys_, series_, beta_, center_, by_item()}.run(node.tied ? tied_ : ranked_, left, right);
   }
 
-  void finish(TreeNode& leaf) {
-    if (leaf.potentials.empty()) return;
-    const std::vector<int> places = number_cells_of(leaf);
-    for (int i = leaf.begin; i < leaf.end; i++) {
-      const double u = place(i);
-      const size_t c = static_cast<size_t>(places[static_cast<size_t>(i - leaf.begin)]);
-      double polynomials[kCount], slope = 0;
-      chebyshev<kCount>(u, polynomials);
-      const double* potential = &leaf.potentials[c * kCount];
-      for (int k = 0; k < kCount; k++) slope += potential[k] * polynomials[k];
-      items_.slopes[static_cast<size_t>(i)] +=
-          beta_ * slope + leaf.constant + leaf.linear * static_cast<double>(items_.rewards[static_cast<size_t>(i)]);
-      if (!by_item()) continue;
-      double loss = leaf.loss_constant + leaf.loss_linear * (score(i) - origin());
-      for (int k = 0; k < kCount; k++) loss += leaf.losses[c * kCount + static_cast<size_t>(k)] * polynomials[k];
-      items_.losses[static_cast<size_t>(i)] += loss;
+  // Adds a child's coefficients to its parent's, cell by cell; or the parent's to the child's. Either has none where
+  // they are not wanted.
+  static void add_up(const TreeNode& parent, const TreeNode& child, std::vector<double>& to,
+                     const std::vector<double>& from) {
+    for_cells_of(parent, child, [&](size_t its, size_t childs) {
+      for (size_t k = 0; k < kCount && !from.empty(); k++) to[its + k] += from[childs + k];
+    });
+  }
+
+  static void add_down(const TreeNode& parent, const TreeNode& child, const std::vector<double>& from,
+                       std::vector<double>& to) {
+    for_cells_of(parent, child, [&](size_t its, size_t childs) {
+      for (size_t k = 0; k < kCount && !from.empty(); k++) to[childs + k] += from[its + k];
+    });
+  }
+
+  // Calls body(place among the parent's coefficients, place among the child's) for the cells of a child.
+  template <typename Body>
+  static void for_cells_of(const TreeNode& parent, const TreeNode& child, const Body& body) {
+    for (size_t c = 0, n = 0; c < child.cells.size(); c++) {
+      while (parent.cells[n] != child.cells[c]) n++;
+      body(n * kCount, c * kCount);
+    }
+  }
+
+  // A node's potentials, added to those of its children.
+  void pass_down(TreeNode& parent) {
+    for (TreeNode* child : {&node(parent.left), &node(parent.right)}) {
+      add_down(parent, *child, parent.potentials, child->potentials);
+      add_down(parent, *child, parent.losses, child->losses);
+      add_down(parent, *child, parent.bends, child->bends);
+    }
+    parent.potentials = parent.losses = parent.bends = {};
+  }
+
+  void finish(TreeNode& block) {
+    const std::vector<int> places = number_cells_of(block);
+    for (int i = block.begin; i < block.end; i++) {
+      const size_t item = static_cast<size_t>(i),
+                   c = static_cast<size_t>(places[item - static_cast<size_t>(block.begin)]);
+      const double its = t(i);
+      const double* const potentials = &block.potentials[c * kCount];
+      if (sums_.losses) sums_.losses[item] += evaluate<kCount>(&block.losses[c * kCount], its).value;
+      const Polynomial slope = evaluate<kCount>(potentials, its);
+      sums_.slopes[item] += slope.value;
+      if (sums_.curvatures) sums_.curvatures[item] += slope.derivative / cells_.half();
+      if (sums_.bends) sums_.bends[item] += evaluate<kCount>(&block.bends[c * kCount], its).derivative / cells_.half();
     }
   }
 };

@@ -51,12 +51,11 @@ int64_t sort_and_count(Real* begin, Real* end, Real* work) {
 
 // Pairs of equal numbers, of a sorted range.
 template <typename Real>
-double equal_pairs(const Real* begin, const Real* end) {
-  double pairs = 0;
+int64_t equal_pairs(const Real* begin, const Real* end) {
+  int64_t pairs = 0;
   for (const Real* x = begin; x < end;) {
     const Real* next = std::upper_bound(x, end, *x);
-    const double count = static_cast<double>(next - x);
-    pairs += count * (count - 1) / 2;
+    pairs += (next - x) * (next - x - 1) / 2;
     x = next;
   }
   return pairs;
@@ -64,7 +63,7 @@ double equal_pairs(const Real* begin, const Real* end) {
 
 // Pairs of different rank: in the right order, and of equal reward; and those of equal rank and equal reward.
 struct Concordance {
-  double correct = 0, equal = 0, equal_in_ranks = 0;
+  int64_t correct = 0, equal = 0, equal_in_ranks = 0;
 };
 
 // `rewards` from the best rank to the worst, where each rank ends; no NaN. The rewards are sorted.
@@ -93,7 +92,7 @@ Concordance concordance(std::vector<Real>& rewards, const std::vector<size_t>& e
     });
     rewards.swap(work);
   }
-  for (const int64_t count : counts) result.correct += static_cast<double>(count);
+  for (const int64_t count : counts) result.correct += count;
   result.equal = equal_pairs(rewards.data(), rewards.data() + size) - result.equal_in_ranks;
   return result;
 }

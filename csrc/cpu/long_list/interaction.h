@@ -1,203 +1,147 @@
-// The sums over all pairs of two nodes of the tree over a ranked group: an item of the better node with an item of the
-// worse. Compiled once per instruction set, so everything here has internal linkage.
+// The sums over all pairs of two nodes of the tree over a ranked list: an item of the better node with an item of the
+// worse, by the moments of their cells. Compiled once per instruction set, so everything here has internal linkage.
 #pragma once
 
 #include <vector>
 
-#include "cells.h"
+#include "relation.h"
 
 namespace prefloss::cpu {
 namespace {
 
-// Sums over pairs: of the terms (loss + c (a + b)^2), and of the losses.
-struct PairSums {
-  double terms = 0, losses = 0;
-
-  void add(const PairSums& other) {
-    terms += other.terms;
-    losses += other.losses;
-  }
-};
-
-// The items [begin, end) of a group in rank order, and their cells.
+// The items [begin, end) of a list in rank order, and their cells.
 struct TreeNode {
   int begin = 0, end = 0, left = -1, right = -1;
-  bool tied = false;                          // all items have one rank
-  std::vector<int> cells;                     // numbers of cells, ascending
-  std::vector<double> moments, potentials;    // kCount a cell
-  Powers rewards, scores;                     // of the items; scores from the origin on
-  double constant = 0, linear = 0;            // what an item's slope gets, and what times its reward
-  std::vector<double> losses;                 // as potentials, of the sum of an item's losses, where it is wanted
-  double loss_constant = 0, loss_linear = 0;  // what that sum gets, and what times the item's score
-  PairSums sums;
+  bool tied = false;                        // all items have one rank
+  bool in_second = false;                   // where its items are sorted by cell
+  std::vector<int> cells;                   // numbers of cells, ascending
+  std::vector<double> moments, potentials;  // kCount a cell: sums of T_k over its items; over T_k, the slope of an item
+  std::vector<double> losses;               // as potentials, of the sum of an item's losses, where it is wanted
+  std::vector<double> weighted, bends;      // as moments, of items times their directions; what these give to others
+  double loss = 0;                          // the sum of its pairs' softplus(w)
 
   int size() const { return end - begin; }
 };
 
-// Adds to the nodes' potentials.
+// Adds to the nodes' potentials, and returns the sum of softplus(w).
 template <typename Real>
-struct Interaction {
+class Interaction {
   static constexpr int kCount = kPolynomials<Real>;
-  const std::vector<double>& keys;  // of the cells
-  const Series<Real>& series;
-  double beta, center;
-  bool by_item;  // whether each item's losses are wanted
 
-  PairSums run(const Relation<Real>& relation, TreeNode& better, TreeNode& worse) const {
-    if (by_item) {
-      better.losses.assign(better.potentials.size(), 0.0);
-      worse.losses.assign(worse.potentials.size(), 0.0);
+ public:
+  Interaction(const std::vector<double>& keys, const Series<Real>& series, double half, bool by_item)
+      : keys_(keys), series_(series), half_(half), by_item_(by_item) {}
+
+  double run(const Relation<Real>& relation, TreeNode& better, TreeNode& worse) const {
+    for (TreeNode* node : {&better, &worse}) {
+      node->potentials.assign(node->moments.size(), 0.0);
+      if (by_item_) node->losses.assign(node->moments.size(), 0.0);
+      node->bends.assign(node->weighted.size(), 0.0);
     }
-    PairSums sums = near(relation, better, worse);
-    if (relation.has_far) {
-      for (const bool above : {false, true}) sums.add(far(relation, above, better, worse));
-    }
-    if (relation.wrong != 0) sums.add(turned_round(relation, better, worse));
-    sums.terms = sums.losses + centering(better, worse);
-    return sums;
+    double losses = near(relation, better, worse);
+    if (relation.has_far)
+      losses += far(relation.above, true, better, worse) + far(relation.below, false, better, worse);
+    return losses;
   }
 
  private:
-  // Label smoothing needs no cells: -wrong w over all pairs.
-  PairSums turned_round(const Relation<Real>& relation, TreeNode& better, TreeNode& worse) const {
-    const Powers &above = better.scores, below = worse.scores.shifted(relation.margin);
-    better.constant += relation.wrong * beta * below.count;
-    worse.constant -= relation.wrong * beta * above.count;
-    better.loss_constant -= relation.wrong * below.first;
-    better.loss_linear += relation.wrong * below.count;
-    worse.loss_constant -= relation.wrong * (above.count * relation.margin - above.first);
-    worse.loss_linear -= relation.wrong * above.count;
-    return {0, -relation.wrong * (above.count * below.first - below.count * above.first)};
-  }
+  const std::vector<double>& keys_;  // of the cells
+  const Series<Real>& series_;
+  double half_;
+  bool by_item_;  // whether each item's losses are wanted
 
-  // Nor does c (a + b)^2.
-  double centering(TreeNode& better, TreeNode& worse) const {
-    if (center == 0) return 0;
-    const Powers &a = better.rewards, &b = worse.rewards;
-    better.constant += 2 * center * b.first;
-    worse.constant += 2 * center * a.first;
-    better.linear += 2 * center * b.count;
-    worse.linear += 2 * center * a.count;
-    return center * (b.count * a.second + a.count * b.second + 2 * a.first * b.first);
-  }
+  double key(const TreeNode& node, size_t c) const { return keys_[static_cast<size_t>(node.cells[c])]; }
 
-  double distance(const TreeNode& better, size_t a, const TreeNode& worse, size_t b) const {
-    return key(worse, b) - key(better, a);
-  }
-
-  double key(const TreeNode& node, size_t c) const { return keys[static_cast<size_t>(node.cells[c])]; }
-
-  PairSums near(const Relation<Real>& relation, TreeNode& better, TreeNode& worse) const {
-    PairSums sums;
+  double near(const Relation<Real>& relation, TreeNode& better, TreeNode& worse) const {
+    double losses = 0;
     for (size_t a = 0, first = 0; a < better.cells.size(); a++) {
-      while (first < worse.cells.size() && distance(better, a, worse, first) < relation.nearest) first++;
+      const auto distance = [&](size_t b) { return key(worse, b) - key(better, a); };
+      while (first < worse.cells.size() && distance(first) < relation.nearest) first++;
       const double* its = &better.moments[a * kCount];
       double loss[kCount] = {}, slope[kCount] = {};
-      for (size_t b = first; b < worse.cells.size() && distance(better, a, worse, b) <= relation.furthest; b++) {
-        const CellPair<kCount>& pair = relation.at(distance(better, a, worse, b));
+      for (size_t b = first; b < worse.cells.size() && distance(b) <= relation.furthest; b++) {
+        const CellPair<kCount>& pair = relation.matrix(distance(b));
         const double* others = &worse.moments[b * kCount];
         double slope_turned[kCount] = {};
         add_product(pair.loss, others, loss);
         add_product(pair.slope, others, slope);
         add_product(pair.slope_turned, its, slope_turned);
-        if (by_item) add_product_turned(pair.loss, its, &worse.losses[b * kCount]);
+        if (by_item_) add_product_turned(pair.loss, its, &worse.losses[b * kCount]);
+        if (!worse.weighted.empty()) bend(pair, better, a, worse, b);
         for (int k = 0; k < kCount; k++) worse.potentials[b * kCount + k] += slope_turned[k];
       }
       for (int k = 0; k < kCount; k++) {
-        sums.losses += loss[k] * its[k];
+        losses += loss[k] * its[k];
         better.potentials[a * kCount + k] -= slope[k];
-        if (by_item) better.losses[a * kCount + k] += loss[k];
+        if (by_item_) better.losses[a * kCount + k] += loss[k];
       }
     }
-    return sums;
+    return losses;
   }
 
-  // Pairs of cells without a matrix, with w above 0 or below, by the series in exp(-|w|).
-  PairSums far(const Relation<Real>& relation, bool above, TreeNode& better, TreeNode& worse) const {
-    const double near = above ? relation.furthest : -relation.nearest;
-    const double margin = above ? relation.margin : -relation.margin;
-    PairSums sums;
-    double both[kSeries] = {};  // sums of exp(-m |w|)
-    for_beyond(better, worse, above, near, margin, [&](size_t a, const Beyond& beyond) {
-      const double* moments = &better.moments[a * kCount];
-      const Exponentials its = series.of(moments, !above);
-#pragma omp simd
-      for (int m = 0; m < kSeries; m++) both[m] += its.sum[m] * beyond.small.sum[m];
-      double slope[kCount] = {};
-      add_product(series.slope[!above], beyond.small.sum, slope);
-      double* potential = &better.potentials[a * kCount];
-      for (int k = 0; k < kCount; k++) potential[k] += above ? slope[k] : -slope[k];
-      if (by_item) add_losses(beyond, !above, above, &better.losses[a * kCount]);
-      if (!above) return;
-      const Powers places = powers(moments);
-      sums.losses += places.count * beyond.large.first - beyond.large.count * places.first;
-      potential[0] -= beyond.large.count;
-    });
-    for (int m = 0; m < kSeries; m++) sums.losses += series.loss[m] * both[m];
-    for_beyond(worse, better, !above, near, margin, [&](size_t b, const Beyond& beyond) {
-      double slope[kCount] = {};
-      add_product(series.slope[above], beyond.small.sum, slope);
-      double* potential = &worse.potentials[b * kCount];
-      for (int k = 0; k < kCount; k++) potential[k] += above ? -slope[k] : slope[k];
-      if (by_item) add_losses(beyond, above, above, &worse.losses[b * kCount]);
-      if (above) potential[0] += beyond.large.count;
-    });
-    return sums;
-  }
-
-  // Of |w|, where an item lies in the midst of its cell and the others in cells beyond those near it.
-  struct Beyond {
-    Powers large;
-    Exponentials small;  // of -|w|
-
-    Beyond moved(const Decay& further) const { return {large.shifted(further.by), small.shifted(further)}; }
-
-    void add(const Beyond& other) {
-      large.add(other.large);
-      small.add(other.small);
+  static void bend(const CellPair<kCount>& pair, TreeNode& better, size_t a, TreeNode& worse, size_t b) {
+    double slope[kCount] = {}, slope_turned[kCount] = {};
+    add_product(pair.slope, &worse.weighted[b * kCount], slope);
+    add_product(pair.slope_turned, &better.weighted[a * kCount], slope_turned);
+    for (size_t k = 0; k < kCount; k++) {
+      better.bends[a * kCount + k] -= slope[k];
+      worse.bends[b * kCount + k] += slope_turned[k];
     }
+  }
+
+  // A node's cells, for `for_beyond`.
+  struct Cells {
+    const Interaction& all;
+    const TreeNode& node;
+
+    size_t size() const { return node.cells.size(); }
+    double key(size_t c) const { return all.key(node, c); }
+    const double* moments(size_t c) const { return &node.moments[c * kCount]; }
+    Exponentials exponentials(size_t c, bool turned) const { return all.series_.of(moments(c), turned); }
+    bool has_directions() const { return !node.weighted.empty(); }
+    Exponentials weighted(size_t c, bool turned) const { return all.series_.of(&node.weighted[c * kCount], turned); }
+    Count places(size_t c) const { return {moments(c)[0], all.half_ * moments(c)[1]}; }
   };
 
-  // What an item at u loses against those beyond; `turned`: |w| grows with u.
+  // Pairs of cells without a matrix, with w above 0 or below.
+  double far(const FarApart& apart, bool above, TreeNode& better, TreeNode& worse) const {
+    const Cells better_cells{*this, better}, worse_cells{*this, worse};
+    double losses = 0;
+    Exponentials both;
+    for_beyond(better_cells, worse_cells, above, apart, [&](size_t a, const Beyond& beyond) {
+      both.add(better_cells.exponentials(a, !above).times(beyond.small));
+      add_slopes(beyond.small, !above, above ? 1 : -1, &better.potentials[a * kCount]);
+      if (better_cells.has_directions()) add_slopes(beyond.weighted, !above, above ? 1 : -1, &better.bends[a * kCount]);
+      if (by_item_) add_losses(beyond, !above, above, &better.losses[a * kCount]);
+      if (!above) return;
+      better.potentials[a * kCount] -= beyond.large.count;
+      const Count places = better_cells.places(a);
+      losses += places.count * beyond.large.sum - beyond.large.count * places.sum;
+    });
+    losses += both.dot(kLossTerms);
+    for_beyond(worse_cells, better_cells, !above, apart, [&](size_t b, const Beyond& beyond) {
+      add_slopes(beyond.small, above, above ? -1 : 1, &worse.potentials[b * kCount]);
+      if (above) worse.potentials[b * kCount] += beyond.large.count;
+      if (worse_cells.has_directions()) add_slopes(beyond.weighted, above, above ? -1 : 1, &worse.bends[b * kCount]);
+      if (by_item_) add_losses(beyond, above, above, &worse.losses[b * kCount]);
+    });
+    return losses;
+  }
+
+  // The part of sigma(w) that is a series, of an item at u with all those beyond, times `sign`; `turned`: |w| grows
+  // with u.
+  void add_slopes(const Exponentials& beyond, bool turned, double sign, double* potential) const {
+    double slope[kCount] = {};
+    add_product(series_.slope[turned], beyond.sum, slope);
+    for (int k = 0; k < kCount; k++) potential[k] += sign * slope[k];
+  }
+
   void add_losses(const Beyond& beyond, bool turned, bool above, double* losses) const {
-    series.add_losses(beyond.small, turned, losses);
+    series_.add_losses(beyond.small, turned, losses);
     if (!above) return;
-    losses[0] += beyond.large.first;
-    losses[1] += turned ? beyond.large.count : -beyond.large.count;
+    losses[0] += beyond.large.sum;
+    losses[1] += (turned ? half_ : -half_) * beyond.large.count;
   }
-
-  // Calls with each cell of a node, and what lies beyond those near it: upwards, or downwards.
-  template <typename Body>
-  void for_beyond(const TreeNode& node, const TreeNode& others, bool up, double near, double margin,
-                  const Body& body) const {
-    Beyond beyond;
-    Decay step, entry;
-    const size_t count = node.cells.size(), other_count = others.cells.size();
-    double before = 0;
-    for (size_t n = 0, o = 0; n < count; n++) {
-      const size_t c = up ? count - 1 - n : n;
-      const double here = up ? -key(node, c) : key(node, c);
-      if (beyond.large.count > 0) {
-        step.set(2 * (here - before));
-        beyond = beyond.moved(step);
-      }
-      before = here;
-      for (; o < other_count; o++) {
-        const size_t other = up ? other_count - 1 - o : o;
-        const double distance = here - (up ? -key(others, other) : key(others, other));
-        if (distance <= near) break;
-        const double* moments = &others.moments[other * kCount];
-        Powers places = powers(moments);
-        if (!up) places.first = -places.first;
-        entry.set(2 * distance + margin);
-        beyond.add(Beyond{places, series.of(moments, up)}.moved(entry));
-      }
-      if (beyond.large.count > 0) body(c, beyond);
-    }
-  }
-
-  // Of the items' u in a cell.
-  static Powers powers(const double* moments) { return {moments[0], moments[1], (moments[0] + moments[2]) / 2}; }
 };
 
 }  // namespace

@@ -4,8 +4,10 @@
 #include <limits>
 #include <vector>
 
+#include "../group_rows.h"
 #include "all_pairs.h"
 #include "concordance.h"
+#include "linear_terms.h"
 
 namespace prefloss::cpu {
 namespace {
@@ -24,6 +26,11 @@ template <typename Value>
 double times(double count, Value value) {
   return count == 0 ? 0.0 : count * static_cast<double>(value);
 }
+
+// Sums over pairs: of the terms (loss + c (a + b)^2), and of the losses.
+struct PairSums {
+  double terms = 0, losses = 0;
+};
 
 // The sums of a pair of rewards of two classes.
 template <typename Real>
@@ -100,6 +107,24 @@ void for_ranks(const RankedItems<Real>& items, bool half_ties, const Body& body)
   }
 }
 
+// Of numbers x: how many, and the sums of x and x^2.
+struct Powers {
+  double count = 0, first = 0, second = 0;
+
+  static Powers of(double x) { return {1, x, x * x}; }
+
+  void add(const Powers& other) {
+    count += other.count;
+    first += other.first;
+    second += other.second;
+  }
+};
+
+// The sum of (x - y)^2 over all x and y.
+double squares_of_differences(const Powers& x, const Powers& y) {
+  return y.count * x.second - 2 * y.first * x.first + x.count * y.second;
+}
+
 // The sums of PairStats that come from rank to rank: of the differences of finite rewards, and of chosen and rejected
 // rewards. First the means; then the squares, of rewards taken from the means, by which a difference's are O(items):
 // a - b less its mean is (a - mean a) - (b - mean b).
@@ -162,18 +187,19 @@ template <typename Real>
 void add_concordance(const RankedItems<Real>& items, bool half_ties, double* sums, int threads) {
   std::vector<Real> rewards;
   std::vector<size_t> ends;
-  double same_rank = 0;
+  int64_t same_rank = 0;
   for (int i = 0; i < items.size; i++) {
     const Real reward = items.rewards[static_cast<size_t>(i)];
     if (reward == reward) rewards.push_back(reward);
     if (i + 1 < items.level_end[static_cast<size_t>(i)]) continue;
-    const double count = static_cast<double>(rewards.size() - (ends.empty() ? 0 : ends.back()));
+    const int64_t count = static_cast<int64_t>(rewards.size() - (ends.empty() ? 0 : ends.back()));
     same_rank += count * (count - 1) / 2;
     ends.push_back(rewards.size());
   }
   const Concordance pairs = concordance(rewards, ends, threads);
-  sums[kPairsCorrect] = pairs.correct + (half_ties ? 0.5 * (same_rank - pairs.equal_in_ranks) : 0);
-  sums[kPairsTied] = pairs.equal + (half_ties ? pairs.equal_in_ranks : 0);
+  sums[kPairsCorrect] = static_cast<double>(pairs.correct) +
+                        (half_ties ? 0.5 * static_cast<double>(same_rank - pairs.equal_in_ranks) : 0);
+  sums[kPairsTied] = static_cast<double>(pairs.equal + (half_ties ? pairs.equal_in_ranks : 0));
 }
 
 template <typename Real>
@@ -181,14 +207,20 @@ void forward_large_group(RankedItems<Real>& items, const GroupOptions<Real>& opt
                          int threads) {
   std::fill(sums, sums + kGroupSums, 0.0);
   std::vector<int> finite;
+  int64_t count = 0;
   for (int i = 0; i < items.size; i++) {
     const int end = items.level_end[static_cast<size_t>(i)];
-    sums[kPairs] += items.size - end + (options.half_ties ? end - i - 1 : 0);
+    count += items.size - end + (options.half_ties ? end - i - 1 : 0);
     if (class_of(items.rewards[static_cast<size_t>(i)]) == kFinite) finite.push_back(i);
   }
+  sums[kPairs] = static_cast<double>(count);
   PairSums pairs;
   const auto add_finite = [&](RankedItems<Real>& those) {
-    if (those.size > 0) pairs.add(AllPairs<Real>(those, options, statistics, threads).run());
+    if (those.size == 0) return;
+    const double softplus = AllPairs<Real>(those, options, threads).run();
+    const LinearSums linear = LinearTerms<Real>(those, options).run();
+    pairs.losses += softplus + linear.losses;
+    pairs.terms += softplus + linear.losses + linear.centring;
   };
   if (finite.size() == static_cast<size_t>(items.size)) {
     add_finite(items);

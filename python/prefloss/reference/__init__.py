@@ -25,7 +25,7 @@ margin; Eisenstein et al. 2023 (arXiv 2312.09244), eq. 2 for c; Mitchell 2023 (c
 """
 
 from .dpo import dpo_loss
-from .grouped import bradley_terry_gradient_grouped, bradley_terry_loss_grouped
+from .grouped import bradley_terry_derivatives_grouped, bradley_terry_gradient_grouped, bradley_terry_loss_grouped
 from .indexed import bradley_terry_gradient_indexed, bradley_terry_loss_indexed
 from .paired import (
     bradley_terry_gradient,
@@ -37,6 +37,7 @@ from .paired import (
 )
 
 __all__ = [
+    "bradley_terry_derivatives_grouped",
     "bradley_terry_gradient",
     "bradley_terry_gradient_grouped",
     "bradley_terry_gradient_indexed",

@@ -29,6 +29,7 @@ from .paired import (
     Reduction,
     bradley_terry_gradient,
     bradley_terry_loss,
+    pair_curvature,
     smoothing_of,
     sums_of,
 )
@@ -116,6 +117,58 @@ def bradley_terry_gradient_grouped(
     )
     result = groups.total_by_item(*(groups.times * gradient for gradient in gradients[:2]))
     return xp.reshape(result, np.shape(rewards))
+
+
+@np.errstate(all="ignore")
+def bradley_terry_derivatives_grouped(
+    rewards: ArrayLike,
+    ranks: ArrayLike | None = None,
+    *,
+    relevance: ArrayLike | None = None,
+    group_sizes: ArrayLike | None = None,
+    average: Average = "pairs",
+    ties: Ties = "skip",
+    margin: float = 0.0,
+    weight: ArrayLike | None = None,
+    beta: float = 1.0,
+    label_smoothing: float = 0.0,
+    flip_rate: float = 0.0,
+    center_rewards_coefficient: float = 0.0,
+    reduction: Literal["sum", "mean"] = "sum",
+) -> tuple[Array, Array]:
+    """(gradient, hessian_diagonal) of the loss with respect to the rewards, each in their shape.
+
+    With w_p what a pair weighs and D the divisor, the second is, for each item, over its pairs (a, b), whatever the labels are::
+
+        sum of w_p (beta^2 sigma(z) sigma(-z) + 2c) / D,  z = beta (a - b) - margin
+    """
+    centring = center_rewards_coefficient
+    gradient = bradley_terry_gradient_grouped(
+        1.0,
+        rewards,
+        ranks,
+        relevance=relevance,
+        group_sizes=group_sizes,
+        average=average,
+        ties=ties,
+        margin=margin,
+        weight=weight,
+        beta=beta,
+        label_smoothing=label_smoothing,
+        flip_rate=flip_rate,
+        center_rewards_coefficient=centring,
+        reduction=reduction,
+    )
+    groups = Groups.of(rewards, ranks, group_sizes, ties, relevance)
+    xp = array_namespace(groups.times)
+    share, divisor = groups.shares(weight, average, reduction, None)
+    options = groups.options(share, margin, beta, smoothing_of(label_smoothing, flip_rate))
+    smoothing = options.pop("label_smoothing")
+    pairs = Pairs.of(groups.chosen, groups.rejected, **options, smoothing=smoothing)
+    curvature = beta * (beta * pair_curvature(pairs.z)) + 2.0 * centring
+    curvature = xp.where(pairs.counted, groups.times * pairs.weight * curvature, 0.0)
+    result = groups.total_by_item(curvature, curvature) / divisor
+    return gradient, xp.reshape(result, np.shape(rewards))
 
 
 class Block(NamedTuple):

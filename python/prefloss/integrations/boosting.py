@@ -1,0 +1,161 @@
+"""The loss over all pairs as an objective of boosted trees, for XGBoost and LightGBM alike. It needs neither of them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..arguments import check_choice, check_flag, check_number
+from ..grouped import Ties, bradley_terry_derivatives_grouped
+from ..pairs import DEFAULTS
+
+Scale = Literal["items", "pairs"]
+Derivatives = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+class Data(Protocol):
+    """What `xgboost.DMatrix` and `lightgbm.Dataset` have in common."""
+
+    def get_label(self) -> Any: ...
+    def get_weight(self) -> Any: ...
+    def get_group(self) -> Any: ...
+
+
+class PairwiseObjective:
+    """Gradient and curvature of the loss over all pairs of each query, in each round exactly: no pairs are sampled or left out.
+
+    In a query every row is preferred to every row of a lower label. Labels are relevances, higher is better: any numbers of which
+    the order counts; for the AUC 1 and 0. Equal labels are no pair, or half of one with ``ties="half"``.
+
+        xgboost.train(parameters, xgboost.DMatrix(X, labels, group=sizes), obj=PairwiseObjective())
+        lightgbm.train({"objective": PairwiseObjective(), **parameters}, lightgbm.Dataset(X, labels, group=sizes))
+        lightgbm.LGBMRanker(objective=PairwiseObjective().of_arrays).fit(X, labels, group=sizes)
+        xgboost.XGBClassifier(objective=PairwiseObjective(one_list=True).of_arrays).fit(X, labels)
+
+    `xgboost.XGBRanker` takes no objective but its own. Scores are right up to a constant, and are no probabilities.
+
+    >>> import numpy as np
+    >>> from prefloss.integrations.boosting import PairwiseObjective
+    >>> labels, scores, sizes = np.array([2, 0, 1, 0, 1]), np.zeros(5), np.array([3, 2])
+    >>> PairwiseObjective().of_arrays(labels, scores, None, sizes)  # three pairs, and one
+    (array([-0.5,  0.5,  0. ,  0.5, -0.5], dtype=float32), array([0.25, 0.25, 0.25, 0.25, 0.25], dtype=float32))
+
+    **The guard.** A leaf's value is -sum of gradients / sum of curvatures. Of a pair that the trees have far in the wrong order,
+    the gradient is 1 and the curvature exp(-|z|): their quotient is a step that is far too long. So a row's curvature is at least
+    its |gradient| / `max_step`. Then no leaf's value is beyond `max_step`, before the learning rate, with any regularisation or
+    none. Rows that are in no pair keep gradient and curvature 0.
+
+    Args:
+        one_list: the data are one list, which needs no queries: all positives against all negatives, where labels are two. Without
+            it, data that have no queries are an error, and with it those that have some.
+        scale: "items" gives the pairs of a query together the weight of its rows. A row's curvature is then 1/4 on average where
+            all scores are equal, as in logistic regression, and `lambda`, `min_child_weight`, `min_sum_hessian_in_leaf` mean what
+            they mean there. "pairs" counts each pair once: a query counts by its pairs, and a row by those that it is in.
+        ties: "skip" or "half", as in `prefloss.bradley_terry_loss_grouped`.
+        beta, margin, label_smoothing, flip_rate: as there.
+        max_step: the largest value that a leaf may have, > 0; in the units of the scores.
+
+    Raises:
+        TypeError, ValueError: what `prefloss.bradley_terry_derivatives_grouped` raises. In a round: no queries, or some for one
+            list; weights that differ within a query; scores of several classes.
+    """
+
+    def __init__(
+        self,
+        *,
+        one_list: bool = False,
+        scale: Scale = "items",
+        ties: Ties = "skip",
+        beta: float = DEFAULTS.beta,
+        margin: float = DEFAULTS.margin,
+        label_smoothing: float = DEFAULTS.label_smoothing,
+        flip_rate: float = DEFAULTS.label_smoothing,
+        max_step: float = 10.0,
+    ) -> None:
+        check_flag("one_list", one_list)
+        check_choice("scale", scale, ("items", "pairs"))
+        check_number("max_step", max_step, "a finite number > 0", low=np.nextafter(0.0, 1.0))
+        self.one_list, self.scale, self.max_step = one_list, scale, max_step
+        self.options: dict[str, Any] = {
+            "ties": ties,
+            "beta": beta,
+            "margin": margin,
+            "label_smoothing": label_smoothing,
+            "flip_rate": flip_rate,
+        }
+        bradley_terry_derivatives_grouped(np.zeros((1, 0)), np.zeros((1, 0)), **self.options)  # says now what is wrong
+
+    def __call__(self, predictions: NDArray[Any], data: Data) -> Derivatives:
+        """As both libraries call an objective in each round.
+
+        Args:
+            predictions: (N,), the scores of the trees so far.
+            data: the `DMatrix` or the `Dataset` that is trained on, with labels, the sizes of its queries, and perhaps weights:
+                one a query, as XGBoost has them, or one a row, as LightGBM has them, the same for all rows of a query.
+        """
+        return self.of_arrays(data.get_label(), predictions, data.get_weight(), data.get_group())
+
+    def of_arrays(
+        self,
+        y_true: NDArray[Any],
+        y_pred: NDArray[Any],
+        weight: NDArray[Any] | None = None,
+        group: NDArray[Any] | None = None,
+    ) -> Derivatives:
+        """As the libraries' classes for scikit-learn call an objective.
+
+        Args:
+            y_true, y_pred: (N,), labels and scores.
+            weight: of the queries, or of the rows, as above.
+            group: (Q,), the sizes of the queries.
+        """
+        scores = np.asarray(y_pred)
+        if scores.ndim != 1:
+            raise ValueError(
+                f"there must be one score a row, got predictions of shape {scores.shape}; leave num_class as it is"
+            )
+        sizes = self._sizes(group, len(scores))
+        gradient, curvature = bradley_terry_derivatives_grouped(
+            scores,
+            relevance=np.asarray(y_true),
+            group_sizes=sizes,
+            weight=self._weights(weight, sizes, len(scores)),
+            average="groups" if self.scale == "items" else "pairs",
+            **self.options,
+        )
+        curvature = np.maximum(curvature, np.abs(gradient) / self.max_step)
+        return gradient.astype(np.float32), curvature.astype(np.float32)
+
+    def _sizes(self, group: NDArray[Any] | None, rows: int) -> NDArray[np.int64]:
+        given = group is not None and len(group) > 0
+        if self.one_list and given:
+            raise ValueError(
+                f"one_list=True is for data without queries, got {len(np.asarray(group))} of them; leave one_list out"
+            )
+        if not self.one_list and not given and rows > 0:
+            raise ValueError(
+                "the data must say which rows are of one query, got no group; give group= or qid= to the data, or one_list=True to "
+                "PairwiseObjective for all positives against all negatives"
+            )
+        return np.asarray(group if given else [rows], dtype=np.int64)
+
+    def _weights(self, weight: NDArray[Any] | None, sizes: NDArray[np.int64], rows: int) -> NDArray[np.float64]:
+        """One a query."""
+        weights = np.ones(len(sizes))
+        if weight is not None and len(weight) > 0:
+            weights = np.asarray(weight, dtype=np.float64)
+            if weights.shape == (rows,) != sizes.shape:
+                first = weights[np.minimum(np.cumsum(sizes) - sizes, rows - 1)]
+                if not np.array_equal(np.repeat(first, sizes), weights):
+                    raise ValueError(
+                        "weights must be one a query, or the same for all rows of a query, got different ones within a query: a "
+                        "pair has no weight of its own"
+                    )
+                weights = first
+            if weights.shape != sizes.shape:
+                raise ValueError(
+                    f"weights must be one a query, {len(sizes)}, or one a row, {rows}, got shape {weights.shape}"
+                )
+        return weights * sizes / 2 if self.scale == "items" else weights
