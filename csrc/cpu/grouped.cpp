@@ -52,7 +52,7 @@ bool is_long(const Real* rewards, int64_t size, const GroupOptions<Real>& option
     low = std::min(low, finite);
     high = std::max(high, finite);
   }
-  return std::max(-low, high) <= most && (size >= 2 * options.large || beta * (high - low) + margin <= kFarApart);
+  return std::max(-low, high) <= most && (size >= 2 * options.large || beta * (high - low) + margin <= kFarApart<Real>);
 }
 
 // Whether a list's second derivatives take linear time too.
