@@ -33,7 +33,7 @@ MARKERS = {
 
 
 def draw(results: dict[str, Any], folder: Path) -> None:
-    """Write speed_up.svg, calls.svg, bandwidth.svg and all_pairs.svg into `folder`, each only where `results` has rows for it.
+    """Write speed_up, calls, bandwidth, all_pairs and list_laws.svg into `folder`, each only where `results` has rows for it.
 
     Those of a GPU are called gpu_speed_up.svg and gpu_bandwidth.svg.
     """
@@ -45,6 +45,7 @@ def draw(results: dict[str, Any], folder: Path) -> None:
     float32 = [row for row in results["rows"] if row["dtype"] == "float32"]
     steps = [row for row in float32 if row["kind"] in ("step", "graph replay")]
     lists = [row for row in float32 if row["kind"] == "list"]
+    laws = [row for row in float32 if row["kind"].startswith("list") and row["pairs"] >= 10**6]
     calls = [row for row in float32 if row["kind"].startswith("call ") and len(row["seconds"]) > 1]
     kernels = [row for row in float32 if row["kind"].removesuffix(" kernel") in ("forward", "backward")]
     with plt.rc_context(
@@ -66,6 +67,8 @@ def draw(results: dict[str, Any], folder: Path) -> None:
             _calls(calls, where, folder / f"{prefix}calls.svg")
         if lists:
             _all_pairs(lists, where, folder / f"{prefix}all_pairs.svg")
+        if len(laws) > 1:
+            _laws(laws, where, folder / f"{prefix}list_laws.svg")
         if kernels:
             _bandwidth(kernels, where, folder / f"{prefix}bandwidth.svg")
 
@@ -161,6 +164,21 @@ def _all_pairs(rows: list[dict[str, Any]], where: str, path: Path) -> None:
     axes.set_ylabel("seconds a step")
     axes.set_title("All pairs of one ranked list (loss and gradient), float32", loc="left")
     _finish(axes, where, "items in the list", base=10, columns=2)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _laws(rows: list[dict[str, Any]], where: str, path: Path) -> None:
+    """What all pairs of a long list cost by the law of its scores, in sorts of as many numbers."""
+    names = [row["kind"].removeprefix("list").removeprefix(", ") or "normal" for row in rows][::-1]
+    sorts = [row["seconds"]["prefloss"]["median"] / row["seconds"]["torch.sort"]["median"] for row in rows][::-1]
+    figure, axes = plt.subplots(figsize=(7.2, 0.3 * len(names) + 1.4), layout="constrained")
+    axes.barh(names, sorts, color=COLOURS["prefloss"])
+    for place, value in enumerate(sorts):
+        axes.annotate(f" {value:.1f}", (value, place), va="center", fontsize=8)
+    axes.grid(visible=False, axis="y")
+    axes.set_title(f"All pairs of a list of {rows[0]['pairs']:,} items by its scores, float32", loc="left")
+    axes.set_xlabel(f"time over torch.sort of as many numbers\n{where}")
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 

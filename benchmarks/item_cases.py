@@ -29,8 +29,15 @@ from prefloss import eager, reference
 ITEMS = {10_000_000: 100_000, 2_000_000: 200}  # of so many comparisons by index
 GROUPS = {9: 4_096, 64: 512, 512: 32, 4_096: 1}  # of so many items each
 # One ranked list: distinct ranks and normal scores unless the kind says otherwise.
-LISTS = ("list", "list, two ranks", "list, deviation 30", "list, outlier")
-SPREAD = LISTS[2:]  # these are held against the ordinary list
+SPREAD = {
+    "deviation 30": lambda scores: 30.0 * scores,
+    "outlier": lambda scores: torch.cat([torch.tensor([1e30]), scores[1:]]),
+    "deviation 1,000": lambda scores: 1e3 * scores,
+    "deviation a million": lambda scores: 1e6 * scores,
+    "log-normal, deviation 8": lambda scores: (8.0 * scores).exp(),
+    "rounded": lambda scores: (30.0 * scores).round(),
+}  # these are held against the ordinary list
+LISTS = ("list", "list, two ranks", *(f"list, {law}" for law in SPREAD))
 LIST_SIZES = (32, 128, 512, 1_024, 2_048, 4_096, 10_000, 30_000, 100_000, 1_000_000)
 ONE_BY_ONE, COMPOSED = 30_000, 4_096  # the longest lists whose pairs are visited, and are tensors
 
@@ -128,10 +135,9 @@ def lists(kind: str, size: int, generator: torch.Generator) -> dict[str, Contend
     scores, ranks = torch.randn(size, generator=generator), torch.randperm(size, generator=generator)
     if kind == "list, two ranks":
         ranks = (torch.rand(size, generator=generator) < 0.5).long()
-    elif kind == "list, deviation 30":
-        scores *= 30.0
-    elif kind == "list, outlier":
-        scores[0] = 1e30
+    law = SPREAD.get(kind.removeprefix("list, "))
+    if law is not None:
+        scores = law(scores)
     leaf, numbers = scores[None].clone().requires_grad_(), scores.clone()
 
     def ours(rewards: Tensor) -> Tensor:
@@ -170,7 +176,7 @@ def lists(kind: str, size: int, generator: torch.Generator) -> dict[str, Contend
         return 0.0
 
     contenders = {"prefloss": contender(ours, 2.0**-23), "torch.sort": Contender(sort, check_sort)}
-    if kind in SPREAD:
+    if law is not None:
         contenders["ordinary list"] = lists("list", size, generator)["prefloss"]
     if kind == "list" and size <= ONE_BY_ONE:
         contenders["one by one"] = contender(one_by_one, 2.0**-23)

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import call_cases
 import torch
 from cases import Case
+from item_cases import SPREAD
 
 Sense = Literal["<=", ">="]
 GROUPED_MUST = {9: 4.0, 64: 10.0, 512: 20.0}  # by the size of the groups
@@ -82,10 +83,12 @@ def limits_of(case: Case) -> Iterator[Limit]:
                 yield Limit(f"eager, {form} form", ">=", GROUPED_MUST[size])
         case Case("list", torch.float32, 10_000):
             yield Limit("torch.sort", "<=", 3.0, 1.5)
-        case Case("list", torch.float32, 100_000 | 1_000_000):
-            yield Limit("torch.sort", "<=", 2.5, 1.0)
-        case Case("list, deviation 30" | "list, outlier"):
-            yield Limit("ordinary list", "<=", 10.0, 2.0)
+        case Case("list", torch.float32, 1_000_000):
+            yield Limit("torch.sort", "<=", 1.2, 0.8)
+        case Case("list, deviation 30", torch.float32, 1_000_000):
+            yield Limit("torch.sort", "<=", 3.0, 1.6)
+        case Case(kind, torch.float32, 1_000_000) if kind.removeprefix("list, ") in SPREAD:
+            yield Limit("torch.sort", "<=", 12.0, 6.0)
         case Case("list, two ranks", torch.float32, 1_000_000):
             yield Limit("torch.sort", "<=", 1.0, 0.5)
         case Case("forward kernel", torch.float32, 16_777_216):

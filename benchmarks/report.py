@@ -56,7 +56,7 @@ def _arguments() -> argparse.Namespace:
         "--charts",
         type=Path,
         metavar="FOLDER",
-        help="draw speed_up.svg, calls.svg, bandwidth.svg and all_pairs.svg here",
+        help="draw speed_up, calls, bandwidth, all_pairs and list_laws.svg here",
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="the cases with this in their name")
     parser.add_argument("--seconds", type=float, default=2.0, help="time spent on a case (default: 2)")

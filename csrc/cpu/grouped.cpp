@@ -37,8 +37,9 @@ class Memory {
 constexpr double kGreatest = 1e150;
 
 // Where scores lie further apart than this, lists of less than twice as many items as `large` are done pair by pair:
-// cells with one item each cost more than they save.
-constexpr double kFarApart = 650;
+// cells with one item each cost more than they save. In float64 cells are narrower.
+template <typename Real>
+constexpr double kFarApart = sizeof(Real) == sizeof(double) ? 40 : 650;
 
 // Whether a list takes linear time. Its cells need finite numbers.
 template <typename Real>
