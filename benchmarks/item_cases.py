@@ -29,7 +29,7 @@ from prefloss import eager, reference
 ITEMS = {10_000_000: 100_000, 2_000_000: 200}  # of so many comparisons by index
 GROUPS = {9: 4_096, 64: 512, 512: 32, 4_096: 1}  # of so many items each
 # One ranked list: distinct ranks and normal scores unless the kind says otherwise.
-SPREAD = {
+SPREAD: dict[str, Callable[[Tensor], Tensor]] = {
     "deviation 30": lambda scores: 30.0 * scores,
     "outlier": lambda scores: torch.cat([torch.tensor([1e30]), scores[1:]]),
     "deviation 1,000": lambda scores: 1e3 * scores,
