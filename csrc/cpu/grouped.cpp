@@ -166,19 +166,26 @@ class GroupsForward {
     put_in_order(rewards, levels, size, ranks, threads, ranked_);
     const bool by_item = results_.lists && ranks.are_two(size) && !options_.half_ties;
     if (by_item) ranked_.losses.assign(static_cast<size_t>(size), 0.0);
-    if (results_.curvatures) ranked_.curvatures.assign(static_cast<size_t>(size), 0.0);
-    if (is_long(rewards, size, options_))
+    // Long lists visit each pair too for the second derivatives: the tree does not add them yet.
+    if (results_.curvatures)
+      alone_derivatives(all_sums);
+    else if (is_long(rewards, size, options_))
       forward_long_list(ranked_, groups_, statistics_, all_sums, threads);
     else
       forward_group(ranked_, options_, statistics_, all_sums);
-    // Long lists visit each pair too for the second derivatives: the tree does not add them yet.
-    if (results_.curvatures) add_curvatures(ranked_, options_);
     std::copy_n(all_sums, stride_, sums);
     if (by_item) set_list_of(results_.lists + kListSums * group);
     for_items(size, threads, [&](size_t i) { slopes[ranked_.order[i]] = ranked_.slopes[i]; });
     if (!results_.curvatures) return;
     double* const curvatures = results_.curvatures + groups_.begin(group);
     for_items(size, threads, [&](size_t i) { curvatures[ranked_.order[i]] = ranked_.curvatures[i]; });
+  }
+
+  // Without the sum of the terms.
+  void alone_derivatives(double* sums) {
+    ranked_.curvatures.assign(static_cast<size_t>(ranked_.size), 0.0);
+    sums[kPairs] = derivatives_of_group(ranked_, options_);
+    sums[kTerms] = 0;
   }
 
   // Of the items' losses, each of the better ones with each of the worse.
