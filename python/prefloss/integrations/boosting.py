@@ -27,7 +27,7 @@ class PairwiseObjective:
     """Gradient and curvature of the loss over all pairs of each query, in each round exactly: no pairs are sampled or left out.
 
     In a query every row is preferred to every row of a lower label. Labels are relevances, higher is better: any numbers of which
-    the order counts; for the AUC 1 and 0. Equal labels are no pair, or half of one with ``ties="half"``.
+    the order counts; for the AUC 1 and 0. Equal labels are no pair, or half of one with ``ties="half"``::
 
         xgboost.train(parameters, xgboost.DMatrix(X, labels, group=sizes), obj=PairwiseObjective())
         lightgbm.train({"objective": PairwiseObjective(), **parameters}, lightgbm.Dataset(X, labels, group=sizes))
