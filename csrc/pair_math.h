@@ -72,11 +72,6 @@ PREFLOSS_HOST_DEVICE Real pair_slope(Real z) {
   return -sigmoid(-z);
 }
 
-template <typename Real>
-PREFLOSS_HOST_DEVICE Real pair_curvature(Real z) {
-  return sigmoid(-z) * sigmoid(z);
-}
-
 // factor * pair_slope(z) for |z| <= kModerate, for results that are rounded to half precision: within 2^-17 of it,
 // which is 2^-6 ulp of float16 and 2^-9 of bfloat16. A GPU has instructions for 2^x and 1 / x: they and the product
 // below err by less than 2^-18.
@@ -285,10 +280,9 @@ struct Formula {
 
   // The second derivative of a pair's loss + c (a + b)^2 by either reward: beta^2 sigma(z) sigma(-z) + 2c. In float64,
   // in which the square of any float32 is a number.
-  PREFLOSS_HOST_DEVICE double curvature(Real chosen, Real rejected, Real margin) const {
-    const Real z = logit(chosen, rejected, margin);
-    const double its_beta = static_cast<double>(beta), bend = static_cast<double>(pair_curvature(z));
-    return its_beta * (its_beta * bend) + 2 * static_cast<double>(center);
+  PREFLOSS_HOST_DEVICE double curvature(Real pair_curvature) const {
+    const double its_beta = static_cast<double>(beta);
+    return its_beta * (its_beta * static_cast<double>(pair_curvature)) + 2 * static_cast<double>(center);
   }
 
   // `scale`: the upstream gradient over the divisor.

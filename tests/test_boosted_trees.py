@@ -5,6 +5,8 @@ from __future__ import annotations
 import doctest
 import importlib
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from prefloss.integrations.lightgbm import PairwiseObjective as ForLightGBM
 from prefloss.integrations.xgboost import PairwiseObjective as ForXGBoost
 
 clients = pytest.mark.clients
+PAGE = Path(__file__).parent.parent / "docs" / "boosted_trees.md"
 
 
 def drawn(seed=0, sizes=(5, 1, 30, 64)):
@@ -231,3 +234,13 @@ def test_the_example_of_a_module_gives_what_it_says(name):
     found = doctest.testmod(importlib.import_module(f"prefloss.integrations.{name}"))
     assert found.attempted
     assert not found.failed
+
+
+@clients
+def test_the_lines_of_the_page_run():
+    blocks = re.findall(r"^```\{code-block\} py\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.M)
+    assert len(blocks) >= 3
+    features, labels, sizes = table()
+    space = {"features": features, "relevance": labels, "positive": labels > 1, "sizes": sizes}
+    for code in blocks:
+        exec(compile(code, str(PAGE), "exec"), space)

@@ -255,22 +255,31 @@ void bend(RankedItems<Real>& items, const GroupOptions<Real>& options, const Rea
   });
 }
 
-// Adds each item's second derivatives, over all pairs of the group.
+// How many pairs there are, and of each item's sum the first and the second derivatives: without the loss, whose
+// logarithms cost as much as both.
 template <typename Real>
-void add_curvatures(RankedItems<Real>& items, const GroupOptions<Real>& options) {
+double derivatives_of_group(RankedItems<Real>& items, const GroupOptions<Real>& options) {
+  double count = 0;
   for_ranges(items, options, [&](const Range& range, const PairOptions<Real>& pairs, bool) {
-    const Real a = items.rewards[static_cast<size_t>(range.i)], *others = items.rewards.data();
     const Formula<Real> formula = pairs.formula;
-    const Real margin = pairs.margin;
-    double *curvatures = items.curvatures.data(), total = 0;
-#pragma omp simd reduction(+ : total)
+    const Target<Real> target{pairs.right, pairs.wrong};
+    const Real a = items.rewards[static_cast<size_t>(range.i)], margin = pairs.margin, *others = items.rewards.data();
+    double *slopes = items.slopes.data(), *curvatures = items.curvatures.data(), slope = 0, curvature = 0;
+#pragma omp simd reduction(+ : slope, curvature)
     for (int j = range.begin; j < range.end; j++) {
-      const double curvature = formula.curvature(a, others[j], margin);
-      total += curvature;
-      curvatures[j] += curvature;
+      const PairDerivatives<Real> pair = pair_derivatives(formula.logit(a, others[j], margin), target);
+      const PairGradient<Real> gradient = formula.gradient(pair.slope, a, others[j], Real(1), Scale<Real>());
+      const double bend = formula.curvature(pair.curvature);
+      slope += static_cast<double>(gradient.chosen);
+      slopes[j] += static_cast<double>(gradient.rejected);
+      curvature += bend;
+      curvatures[j] += bend;
     }
-    curvatures[range.i] += total;
+    slopes[range.i] += slope;
+    curvatures[range.i] += curvature;
+    count += range.end - range.begin;
   });
+  return count;
 }
 
 template <typename Real>

@@ -181,20 +181,26 @@ class GroupsForward {
     put_in_order(rewards, levels, size, ranks, threads, ranked_);
     const bool by_item = results_.lists && ranks.are_two(size) && !options_.half_ties;
     if (by_item) ranked_.losses.assign(static_cast<size_t>(size), 0.0);
-    if (results_.curvatures) ranked_.curvatures.assign(static_cast<size_t>(size), 0.0);
     const bool second = results_.curvatures != nullptr;
-    if (is_long(rewards, size, options_) && (!second || are_finite(rewards, size))) {
+    if (second) ranked_.curvatures.assign(static_cast<size_t>(size), 0.0);
+    if (is_long(rewards, size, options_) && (!second || are_finite(rewards, size)))
       forward_long_list(ranked_, groups_, statistics_, all_sums, threads);
-    } else {
+    else if (second)
+      alone_derivatives(all_sums);
+    else
       forward_group(ranked_, options_, statistics_, all_sums);
-      if (second) add_curvatures(ranked_, options_);
-    }
     std::copy_n(all_sums, stride_, sums);
     if (by_item) set_list_of(results_.lists + kListSums * group);
     for_items(size, threads, [&](size_t i) { slopes[ranked_.order[i]] = ranked_.slopes[i]; });
     if (!results_.curvatures) return;
     double* const curvatures = results_.curvatures + groups_.begin(group);
     for_items(size, threads, [&](size_t i) { curvatures[ranked_.order[i]] = ranked_.curvatures[i]; });
+  }
+
+  // Without the sum of the terms.
+  void alone_derivatives(double* sums) {
+    sums[kPairs] = derivatives_of_group(ranked_, options_);
+    sums[kTerms] = 0;
   }
 
   // Of the items' losses, each of the better ones with each of the worse.

@@ -244,8 +244,8 @@ def bradley_terry_derivatives_grouped(
     value, -sum of gradients / sum of curvatures, does not change with what all pairs are multiplied by; only a regularisation that
     is added to these sums feels it.
 
-    On the CPU alone. Results are not differentiable: for further derivatives there is `bradley_terry_loss_grouped`. The gradient
-    of a group of 1,024 items or more takes time in proportion to its items, the second derivatives in proportion to its pairs.
+    On the CPU alone. Results are not differentiable: for further derivatives there is `bradley_terry_loss_grouped`. Long groups of
+    finite rewards take time in proportion to their items, as there.
 
     Args:
         rewards: (B, K), or (N,) with ``group_sizes``: a tensor on the CPU, or a NumPy array. float64, float32, bfloat16 or

@@ -27,7 +27,7 @@ class PairwiseObjective:
     """Gradient and curvature of the loss over all pairs of each query, in each round exactly: no pairs are sampled or left out.
 
     In a query every row is preferred to every row of a lower label. Labels are relevances, higher is better: any numbers of which
-    the order counts; for the AUC 1 and 0. Equal labels are no pair, or half of one with ``ties="half"``.
+    the order counts; for the AUC 1 and 0. Equal labels are no pair, or half of one with ``ties="half"``::
 
         xgboost.train(parameters, xgboost.DMatrix(X, labels, group=sizes), obj=PairwiseObjective())
         lightgbm.train({"objective": PairwiseObjective(), **parameters}, lightgbm.Dataset(X, labels, group=sizes))
@@ -35,6 +35,7 @@ class PairwiseObjective:
         xgboost.XGBClassifier(objective=PairwiseObjective(one_list=True).of_arrays).fit(X, labels)
 
     `xgboost.XGBRanker` takes no objective but its own. Scores are right up to a constant, and are no probabilities.
+    They are read in float32, in which both libraries keep gradients; sums are float64.
 
     >>> import numpy as np
     >>> from prefloss.integrations.boosting import PairwiseObjective
@@ -118,7 +119,7 @@ class PairwiseObjective:
             )
         sizes = self._sizes(group, len(scores))
         gradient, curvature = bradley_terry_derivatives_grouped(
-            scores,
+            scores.astype(np.float32, copy=False),  # as the libraries keep what is returned; half the time of float64
             relevance=np.asarray(y_true),
             group_sizes=sizes,
             weight=self._weights(weight, sizes, len(scores)),
