@@ -1,0 +1,129 @@
+"""Every pair of one list, in NumPy's widest floating type: what linear time is held against, and how far from it it may be."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sample_inputs import array
+
+import prefloss
+
+WIDE = np.longdouble
+
+
+class EveryPair(NamedTuple):
+    """Sums over the pairs; and, of what an entry adds up, the absolute values, and what a rounding of its z would cost each."""
+
+    loss: WIDE
+    gradient: np.ndarray
+    curvature: np.ndarray
+    product: np.ndarray  # of the second derivatives and a direction
+    loss_size: WIDE
+    gradient_size: np.ndarray
+    loss_by_z: WIDE
+    gradient_by_z: np.ndarray
+    product_size: np.ndarray
+
+
+def every_pair(
+    rewards, ranks, direction=None, *, beta=1.0, margin=0.0, label_smoothing=0.0, flip_rate=0.0,
+    center_rewards_coefficient=0.0, ties="skip", wide=WIDE,
+):  # fmt: skip
+    """The definition, with no thought of speed. Options are rounded to the rewards' type, as the package does."""
+    size, x = rewards.size, rewards.astype(wide)
+    beta, margin, pull = (wide(rewards.dtype.type(value)) for value in (beta, margin, center_rewards_coefficient))
+    # Flips are smoothing by a negative number.
+    wrong = wide(rewards.dtype.type(label_smoothing if flip_rate == 0 else -flip_rate / (1 - 2 * flip_rate)))
+    direction = np.zeros(size, wide) if direction is None else direction.astype(wide)
+    loss, loss_size, loss_by_z = wide(0), wide(0), wide(0)
+    gradient, curvature, product, gradient_size, by_z, product_size = np.zeros((6, size), wide)
+    for begin in range(0, size, 256):
+        rows = slice(begin, begin + 256)
+        first = np.arange(size)[None, :] > np.arange(size)[rows, None]
+        kinds = [(ranks[rows, None] < ranks[None, :], margin, wrong)]
+        if ties == "half":
+            kinds.append(((ranks[rows, None] == ranks[None, :]) & first, wide(0), wide(0.5)))
+        for counted, far, smoothed in kinds:
+            a, b = np.nonzero(counted)
+            if not a.size:
+                continue
+            w = beta * (x[None, :] - x[rows, None])[a, b] + far
+            e = np.exp(-np.abs(w))
+            high, low = 1 / (1 + e), e / (1 + e)  # sigma(|w|) and sigma(-|w|)
+            right, mistaken = np.where(w < 0, low, high), np.where(w < 0, high, low)
+            terms = np.log1p(e) + np.where(w < 0, smoothed, 1 - smoothed) * np.abs(w)
+            total = (x[None, :] + x[rows, None])[a, b]
+            centring = pull * total * total
+            loss += (terms + centring).sum()
+            loss_size += (np.abs(terms) + centring).sum()
+            slope_size = np.abs(1 - smoothed) * right + np.abs(smoothed) * mistaken
+            loss_by_z += (slope_size * (np.abs(w) + 2 * np.abs(far))).sum()
+
+            def spread(values, counted=counted):
+                """The pairs' values as a matrix: of the better items, and of the worse."""
+                matrix = np.zeros(counted.shape, wide)
+                matrix[counted] = values
+                return matrix
+
+            slope = spread(beta * (right - smoothed))
+            centred = spread(2 * pull * total)
+            bend = spread(beta * beta * high * low)
+            of_centring = spread(np.full(a.size, 2 * pull))
+            magnitude = spread(np.abs(beta) * slope_size) + np.abs(centred)
+            of_z = spread(np.abs(beta) * high * low * (np.abs(w) + 2 * np.abs(far)))
+            for result, values in ((gradient, centred), (gradient_size, magnitude), (by_z, of_z)):
+                result[rows] += values.sum(1)
+                result += values.sum(0)
+            gradient[rows] -= slope.sum(1)
+            gradient += slope.sum(0)
+            for sign, matrix in ((-1, bend), (1, of_centring)):
+                curvature[rows] += matrix.sum(1)
+                curvature += matrix.sum(0)
+                product[rows] += sign * (matrix @ direction)
+                product += sign * (direction[rows] @ matrix)
+                product_size[rows] += matrix @ np.abs(direction)
+                product_size += np.abs(direction[rows]) @ matrix
+    product += curvature * direction
+    product_size += curvature * np.abs(direction)
+    return EveryPair(loss, gradient, curvature, product, loss_size, gradient_size, loss_by_z, by_z, product_size)
+
+
+def promise_of_loss(dtype):
+    return 1e-13 if dtype == np.float64 else 1e-7
+
+
+def promise_of_gradient(dtype):
+    return 1e-14 if dtype == np.float64 else 2.0**-23
+
+
+def few_meet_many(ranks):
+    """Whether a list is one of those of two ranks whose pairs are visited, in the rewards' type, as in short lists."""
+    _, counts = np.unique(ranks, return_counts=True)
+    return counts.size == 2 and counts.min() <= 64 and counts.min() ** 2 <= 4 * ranks.size
+
+
+def share_of_promise(rewards, ranks, **options):
+    """The largest error of an entry of the gradient over what is promised, and the loss's."""
+    expected = every_pair(rewards, ranks, **options)
+    leaf = torch.from_numpy(rewards).requires_grad_()
+    given = {"reduction": "sum", "average": "pairs", **options}
+    loss = prefloss.bradley_terry_loss_grouped(leaf[None], torch.from_numpy(ranks)[None], **given)
+    found = array(torch.autograd.grad(loss, leaf)[0]).astype(WIDE)
+    visited = few_meet_many(ranks) and options.get("ties", "skip") == "skip"
+    by_z = 2 * np.finfo(rewards.dtype).eps
+    coarse = visited and rewards.dtype == np.float32
+    allowed = (2.0**-22 if coarse else promise_of_gradient(rewards.dtype)) * expected.gradient_size + WIDE(
+        np.finfo(rewards.dtype).tiny
+    )
+    if visited or rewards.dtype == np.float64:
+        allowed += by_z * expected.gradient_by_z
+    # What exceeds the type may be infinite, and so may what is not far below it.
+    held = np.isfinite(allowed) & (np.abs(expected.gradient) + allowed < np.finfo(rewards.dtype).max)
+    error = np.abs(found - expected.gradient)[held] / allowed[held]
+    of_loss = (2.0**-22 if coarse else promise_of_loss(rewards.dtype)) * expected.loss_size
+    of_loss += by_z * expected.loss_by_z * visited + WIDE(np.finfo(rewards.dtype).tiny)
+    is_held = np.abs(expected.loss) + of_loss < np.finfo(rewards.dtype).max
+    off = abs(WIDE(loss.item()) - expected.loss) / of_loss if is_held else 0.0
+    return float(np.max(error, initial=0.0)), float(off)
