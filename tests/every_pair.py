@@ -98,6 +98,11 @@ def promise_of_gradient(dtype):
     return 1e-14 if dtype == np.float64 else 2.0**-23
 
 
+def counts_as_nothing(dtype, size):
+    """What an entry may lack in any case: beyond exp(-702), of float64, far pairs count 0."""
+    return WIDE(1e-304 * size if dtype == np.float64 else np.finfo(dtype).tiny)
+
+
 def few_meet_many(ranks):
     """Whether a list is one of those of two ranks whose pairs are visited, in the rewards' type, as in short lists."""
     _, counts = np.unique(ranks, return_counts=True)
@@ -113,17 +118,17 @@ def share_of_promise(rewards, ranks, **options):
     found = array(torch.autograd.grad(loss, leaf)[0]).astype(WIDE)
     visited = few_meet_many(ranks) and options.get("ties", "skip") == "skip"
     by_z = 2 * np.finfo(rewards.dtype).eps
+    nothing = counts_as_nothing(rewards.dtype, rewards.size)
     coarse = visited and rewards.dtype == np.float32
-    allowed = (2.0**-22 if coarse else promise_of_gradient(rewards.dtype)) * expected.gradient_size + WIDE(
-        np.finfo(rewards.dtype).tiny
-    )
+    share = 2.0**-22 if coarse else promise_of_gradient(rewards.dtype)
+    allowed = share * expected.gradient_size + nothing
     if visited or rewards.dtype == np.float64:
         allowed += by_z * expected.gradient_by_z
     # What exceeds the type may be infinite, and so may what is not far below it.
     held = np.isfinite(allowed) & (np.abs(expected.gradient) + allowed < np.finfo(rewards.dtype).max)
     error = np.abs(found - expected.gradient)[held] / allowed[held]
     of_loss = (2.0**-22 if coarse else promise_of_loss(rewards.dtype)) * expected.loss_size
-    of_loss += by_z * expected.loss_by_z * visited + WIDE(np.finfo(rewards.dtype).tiny)
+    of_loss += by_z * expected.loss_by_z * visited + nothing * rewards.size
     is_held = np.abs(expected.loss) + of_loss < np.finfo(rewards.dtype).max
     off = abs(WIDE(loss.item()) - expected.loss) / of_loss if is_held else 0.0
     return float(np.max(error, initial=0.0)), float(off)

@@ -126,9 +126,10 @@ def bradley_terry_loss_grouped(
     >>> prefloss.bradley_terry_loss_grouped(rewards, relevance=relevance, mask=torch.tensor([[1, 1, 0]]))
     tensor(0.1269)
 
-    On the CPU a group of 1,024 items or more takes time and memory in proportion to its items, not to its pairs: their sum
-    factorises over cells of rewards and a tree of ranks. An entry of the gradient is then right to 2^-23 of the sum of the absolute
-    values of its terms (float64: 1e-14). On a GPU, and for second derivatives, each pair is visited.
+    On the CPU a long group takes time and memory in proportion to its items, not to its pairs: one of 512 items or more, of 1,024
+    where rewards times beta lie further apart than 650 (float64: 40). The pairs' sum factorises over cells of rewards and a tree of ranks, in float64. An entry of the gradient is then right to 2^-23 of the sum of
+    the absolute values of its terms (float64: 1e-14, and what rounding z costs). Second derivatives take linear time too. Where one
+    of two ranks has few items, 64 at most, its pairs are visited, in the rewards' type. On a GPU each pair is visited.
     Without kernels for a device (see `bradley_terry_loss`) each pair of items is in memory, in either order: K^2 numbers, some ten
     times over. There `torch.compile` cannot trace a call with ``group_sizes``: its graph breaks, or it is an error with
     ``fullgraph=True``.
@@ -244,8 +245,8 @@ def bradley_terry_derivatives_grouped(
     value, -sum of gradients / sum of curvatures, does not change with what all pairs are multiplied by; only a regularisation that
     is added to these sums feels it.
 
-    On the CPU alone. Results are not differentiable: for further derivatives there is `bradley_terry_loss_grouped`. Long groups of
-    finite rewards take time in proportion to their items, as there.
+    On the CPU alone. Results are not differentiable: for further derivatives there is `bradley_terry_loss_grouped`. A long
+    group takes time and memory in proportion to its items, as there, where all of its rewards are finite.
 
     Args:
         rewards: (B, K), or (N,) with ``group_sizes``: a tensor on the CPU, or a NumPy array. float64, float32, bfloat16 or
@@ -259,8 +260,8 @@ def bradley_terry_derivatives_grouped(
 
     Returns:
         (gradient, hessian_diagonal), float64, of the rewards' shape: tensors for a tensor, NumPy arrays for an array. Pairs are
-        computed in float64 for float64 rewards, else in float32, and added up in float64. Exactly 0 where an item is in no pair,
-        or its group has weight 0.
+        computed in float64 for float64 rewards and in long lists, else in float32, and added up in float64. Exactly 0 where an item
+        is in no pair, or its group has weight 0.
 
     Raises:
         TypeError, ValueError: what `bradley_terry_loss_grouped` raises; reduction "none"; arrays that have a mask, or hold
