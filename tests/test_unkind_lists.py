@@ -236,7 +236,7 @@ def test_second_derivatives_agree_with_those_of_every_pair(law):
 
 @pytest.mark.parametrize("law", LAWS)
 def test_the_diagonal_of_small_lists_agrees_with_that_of_every_pair(law, monkeypatch):
-    monkeypatch.setattr(prefloss.grouped, "LARGE_GROUP", 2)
+    monkeypatch.setattr(eager, "LARGE_GROUP", 2)
     for n, (ranks, name, ties, dtype) in list(enumerate(cases_of(law)))[list(LAWS).index(law) % 3 :: 3]:
         scores, order = made(law, ranks, DTYPES[dtype], 150 + 17 * n, n)
         share = share_of_second_derivatives(scores, order, ties=ties, **OPTIONS[name])[1]
@@ -273,7 +273,10 @@ print((peak() - before) / 1_000_000)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no other system tells it so")
-@pytest.mark.parametrize(("deviation", "most"), [(1, 64), (1e4, 200), (1e7, 200)])
+@pytest.mark.parametrize(
+    ("deviation", "most"),
+    [pytest.param(1, 64, marks=pytest.mark.slow), pytest.param(1e4, 200, marks=pytest.mark.slow), (1e7, 200)],
+)
 def test_memory_is_that_of_the_items_whatever_the_scores_are(deviation, most):
     """Bytes an item beside the given ones, the gradient's 4 among them: they must not grow with the cells or the tree's depth."""
     command = [sys.executable, "-c", MEASURE_MEMORY, str(deviation)]
@@ -281,10 +284,11 @@ def test_memory_is_that_of_the_items_whatever_the_scores_are(deviation, most):
     assert 4 <= float(result.stdout) <= most
 
 
+@pytest.mark.slow  # what each thread gets of a busy machine is up to its system
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="no other system says what each thread has done")
 @pytest.mark.parametrize("others", [[], [1] * 100, [100]], ids=["alone", "among single items", "beside a group"])
 def test_two_threads_share_a_list_whatever_groups_are_beside_it(others, set_threads):
-    """By the time that each was on a processor, which a busy machine does not change."""
+    """By the time that each was on a processor."""
     set_threads(2)
     random = np.random.default_rng(0)
     sizes = [400_000, *others]

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from . import _core, arguments, composed
-from .eager import LARGE_GROUP, GroupedLoss
+from . import _core, arguments, composed, eager
+from .eager import GroupedLoss
 from .numpy_arrays import as_tensor
 from .operators.grouped import (
     GroupOptions,
@@ -303,7 +303,7 @@ def bradley_terry_derivatives_grouped(
             f"rewards of type {type(rewards).__name__}"
         )
     results = [torch.empty(groups.rewards.shape, dtype=torch.float64, device="cpu") for _ in range(2)]
-    if not _core.grouped_derivatives(*groups[:4], call, LARGE_GROUP, *results):
+    if not _core.grouped_derivatives(*groups[:4], call, eager.LARGE_GROUP, *results):
         check_ranks(groups.ranks)
     gradient, curvature = results
     return (gradient.numpy(), curvature.numpy()) if isinstance(rewards, np.ndarray) else (gradient, curvature)
