@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import RUNS_ON_HOST
 from group_bounds import LEVELS, OPTIONS, check, over_dtypes, over_options, ranks_of
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rounding_bounds import assert_same_bits
 from sample_inputs import array, real, rewards
@@ -173,6 +173,8 @@ def test_both_ways_agree_on_groups_of_any_sizes(dtype, monkeypatch):
         ties=st.sampled_from(["skip", "half"]),
         seed=st.integers(0, 2**32 - 1),
     )
+    @example([5], 2, 1e-3, (), "default", "skip", 0)  # two ranks in one leaf, whose rows and columns are wanted
+    @example([9], 1, 0.0, (*EXTREME, math.inf, -math.inf, math.nan), "default", "half", 0)  # ties of NaN alone
     def check_one(sizes, levels, scale, values, name, ties, seed):
         random = np.random.default_rng(seed)
         given, _ = rewards(random, (sum(sizes),), dtype, values)

@@ -183,8 +183,9 @@ void add_statistics(RankedItems<Real>& items, const Range& range, const PairOpti
   const double count = range.end - range.begin;
   const double losses = losses_of(items, range, options);
   const Moments differences =
-      ties ? Moments{count, 0, total(range.begin, range.end, [=](int j) { return difference(j) * difference(j); })}
-           : moments(range.begin, range.end, difference);  // the differences of both orders have the mean 0
+      ties ? Moments{count, total(range.begin, range.end, [=](int j) { return difference(j) - difference(j); }),
+                     total(range.begin, range.end, [=](int j) { return difference(j) * difference(j); })}
+           : moments(range.begin, range.end, difference);  // the differences of both orders have the mean 0, or NaN
   Moments chosen = Moments::of_one(count, static_cast<double>(a)), rejected = moments(range.begin, range.end, reward);
   if (ties) {
     chosen.add(rejected);

@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>)
         pair[kPairLoss] = part * l;
         pair[kPairsCorrect] = a > b ? part : 0.0;
         pair[kPairsTied] = a == b ? part : 0.0;
-        pair[kPairDifference] = tied ? 0.0 : d;  // the two orders of a tie add up to 0
+        pair[kPairDifference] = tied ? d - d : d;  // the two orders of a tie add up to 0, or NaN
         pair[kPairDifferenceSquares] =
             tied ? part * (d * d) : d - d;  // what d alone differs from its mean by: 0, or NaN
         pair[kPairChosen] = part * x;

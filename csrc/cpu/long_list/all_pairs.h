@@ -117,7 +117,8 @@ class AllPairs {
             : way == Way::kSmallerProduct ? kLeafOfSmallerProducts
                                           : kLeafOfExponentials;
     const int largest = largest_sparse();
-    const bool any_sparse = largest > leaf_;
+    const int most = sums_.losses ? 1 : leaf_;  // leaves do not know each item's losses
+    bool any_sparse = false;
     nodes_.reserve(static_cast<size_t>(4 * (items_.size / leaf_) + 16));
     nodes_.emplace_back();
     node(0).end = items_.size;
@@ -129,13 +130,14 @@ class AllPairs {
       for (size_t place = 0; place < now.size(); place++) {
         const int n = now[place], begin = node(n).begin, end = node(n).end;
         node(n).tied = end <= items_.level_end[static_cast<size_t>(begin)];
-        const int split = end - begin > leaf_ ? split_of(begin, end) : begin;
+        const int split = end - begin > most ? split_of(begin, end) : begin;
         const bool is_leaf = split == begin, is_block = !in_block[place] && (is_leaf || end - begin <= largest);
         if (is_block) blocks_.push_back(n);
         if (is_leaf) {
           leaves_.push_back(n);
           continue;
         }
+        any_sparse |= in_block[place] || is_block;
         (in_block[place] || is_block ? sparse : dense).push_back(n);
         for (const bool right : {false, true}) {
           const int child = static_cast<int>(nodes_.size());

@@ -48,13 +48,12 @@ struct ClassPair {
     difference = a - b;
   }
 
-  // Numbers that are not finite differ from their mean by NaN; but the mean difference of a tied pair's two orders is
-  // 0.
+  // Numbers that are not finite differ from their mean by NaN, and a tied pair's two orders do not add up to 0.
   void add_to(PairSums& pairs, double* sums, double count, bool tied) const {
     const double l = static_cast<double>(loss), d = static_cast<double>(difference);
     pairs.terms += times(count, term);
     pairs.losses += times(count, l);
-    if (!tied) sums[kPairDifference] += times(count, d);
+    sums[kPairDifference] += times(count, tied ? d - d : d);
     sums[kPairDifferenceSquares] += times(count, tied ? d * d : d - d);
   }
 };
