@@ -83,11 +83,6 @@ class Leaf {
 
   template <Wanted kWanted, Way kWay>
   double run() {
-    return options_.half_ties ? run<kWanted, kWay, true>() : run<kWanted, kWay, false>();
-  }
-
-  template <Wanted kWanted, Way kWay, bool kHalfTies>
-  double run() {
     DirectLosses losses(kWay == Way::kProduct ? greatest_ : 0);  // else exp(-|w|), at most 1
     Logit tied, ranked;
     tied.beta = ranked.beta = options_.beta;
@@ -104,7 +99,7 @@ class Leaf {
         rows.rewards[row] = rewards_[top + row];
         rows.directions[row] = directions_[top + row];
         ranked_from[row] = level_end_[top + row];
-        begin[row] = kHalfTies ? top + row + 1 : ranked_from[row];
+        begin[row] = options_.half_ties ? top + row + 1 : ranked_from[row];
       }
       const int64_t all_from = ranked_from[rows.count - 1];
       for (int64_t first = begin[0] / kLanes * kLanes; first < end; first += kLanes) {
@@ -117,7 +112,7 @@ class Leaf {
           add_direct<kWay>(
               rows, others, losses,
               [&](int row, int64_t lane) { return (first + lane >= begin[row]) & (first + lane < end); },
-              [&](int row, int64_t lane) { return kHalfTies && first + lane < ranked_from[row] ? tied : ranked; });
+              [&](int row, int64_t lane) { return first + lane < ranked_from[row] ? tied : ranked; });
       }
       for (int row = 0; row < rows.count; row++) {
         slopes_[top + row] -= sum_of_lanes(rows.slopes[row]);
