@@ -38,8 +38,9 @@ class AllPairs {
     if (half_ties_) tied_.prepare(interpolation_, cells_.range(), cells_.width, threads);
   }
 
-  // Adds to the items' slopes and, where they are wanted, curvatures and losses: by their scores beta x. Returns the
-  // sum of softplus(w). Rewards must be finite.
+  // Adds to the items' slopes and, where they are wanted, curvatures and losses: by their scores beta x. Where there
+  // are directions, the slopes become the product of the second derivatives with these. Returns the sum of softplus(w).
+  // Rewards must be finite.
   double run() {
     grow();
     visit_leaves();
@@ -190,8 +191,8 @@ class AllPairs {
     leaf.in_second = false;
     SparseItem* const sorted = &items_by_cell_[0][static_cast<size_t>(leaf.begin)];
     for (int i = leaf.begin; i < leaf.end; i++) {
-      const double key = cells_.key(i), place = cells_.place(i, key), e = exp_negative(absolute(place)).value;
-      sorted[i - leaf.begin] = {key, place, place < 0 ? e : 1 / e, 0, i};
+      const double key = cells_.key(i), place = cells_.place(i, key);
+      sorted[i - leaf.begin] = {key, place, BothWays::of(place).up, 0, i};
     }
     std::sort(sorted, sorted + leaf.size(), is_before);
   }

@@ -53,6 +53,16 @@ auto with_wanted(Wanted wanted, const Body& body) {
   return body(std::integral_constant<Wanted, Wanted::kSlopes>());
 }
 
+// exp(x) and exp(-x).
+struct BothWays {
+  double up, down;
+
+  static BothWays of(double x) {
+    const double e = exp_negative(absolute(x)).value;
+    return x < 0 ? BothWays{e, 1 / e} : BothWays{1 / e, e};
+  }
+};
+
 // softplus(w) over many pairs, a lane at a time: log1p of a product, as LossProduct has it, and max(w, 0).
 class DirectLosses {
  public:

@@ -45,9 +45,9 @@ class Leaf {
     if (way_ == Way::kExponential) return;
     const double middle = low + (high - low) / 2;
     for (int i = 0; i < size_; i++) {
-      const double score = up_[i] - middle, e = exp_negative(absolute(score)).value;
-      up_[i] = score < 0 ? e : 1 / e;
-      down_[i] = score < 0 ? 1 / e : e;
+      const BothWays its = BothWays::of(up_[i] - middle);
+      up_[i] = its.up;
+      down_[i] = its.down;
     }
   }
 

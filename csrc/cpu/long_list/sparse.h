@@ -121,14 +121,13 @@ class SparseInteraction {
         double slope = above ? beyond.large.count : 0;
         double loss = above ? beyond.large.sum + (turned ? its.place : -its.place) * beyond.large.count : 0;
         if (series) {
-          const Exponentials small = beyond.small.times(Exponentials::of(turned ? its.down() : its.up));
+          const Exponentials powers = Exponentials::of(turned ? its.down() : its.up),
+                             small = beyond.small.times(powers);
           const double part = small.dot(kSlopeTerms);
           slope += above ? -part : part;
           all.add(small);
           if (sums_.curvatures) sums_.curvatures[item] += small.dot(kCurvatureTerms);
-          if (sums_.bends)
-            sums_.bends[item] +=
-                beyond.weighted.times(Exponentials::of(turned ? its.down() : its.up)).dot(kCurvatureTerms);
+          if (sums_.bends) sums_.bends[item] += beyond.weighted.times(powers).dot(kCurvatureTerms);
           if (sums_.losses) sums_.losses[item] += small.dot(kLossTerms);
         }
         its.slope += kWorse ? slope : -slope;
