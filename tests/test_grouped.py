@@ -65,6 +65,21 @@ def test_extreme_rewards_agree_with_the_reference(values, dtype):
             check(given, ranks_of(random, shape, 10**6), options)
 
 
+@pytest.mark.parametrize("size", [20, 150])
+@pytest.mark.parametrize("furthest", [19.0, 39.9, 40.1, 300.0, 649.0, 1_430.0])
+@pytest.mark.parametrize("options", [{}, {"margin": -3.0}, {"beta": -0.25}], ids=str)
+def test_rewards_as_far_apart_as_products_of_exponentials_go(size, furthest, options):
+    """Up to a distance exp(z) of a pair is a product of numbers of its items. One group beyond it is in the others' lanes."""
+    random = np.random.default_rng(int(furthest))
+    width = (furthest - abs(options.get("margin", 0.0))) / abs(options.get("beta", 1.0))
+    for wide in (slice(None), slice(7, 8)):
+        scale = np.ones((17, 1))
+        scale[wide] = width
+        given = 1e3 + scale * random.uniform(size=(17, size))
+        given[wide, :2] = 1e3, 1e3 + width
+        check(real(given, torch.float32), ranks_of(random, (17, size), 10**6), options)
+
+
 @pytest.mark.parametrize("shape", [(2, 5), (20, 5), (20, 30)], ids=str)
 def test_nan_reaches_only_the_items_that_it_is_paired_with(shape):
     random = np.random.default_rng(3)

@@ -19,7 +19,7 @@ struct GroupsInLanes {
   alignas(64) Integer levels[kMost][kTile];
   alignas(64) double slopes[kMost][kTile];
   Lanes<Integer> sizes;
-  Lanes<double> terms, pairs;
+  double terms[kTile], pairs[kTile];
 
   // Room for so many items in each lane. What no group fills is computed, and counts nothing.
   void clear(int most) {
@@ -28,17 +28,17 @@ struct GroupsInLanes {
     std::fill_n(&levels[0][0], most * kTile, Integer(0));
     std::fill_n(&slopes[0][0], most * kTile, 0.0);
     sizes = {};
-    terms = {};
-    pairs = {};
   }
 
-  void put(int lane, const Real* its_rewards, const Integer* its_levels, int count) {
+  // Any group fits.
+  bool put(int lane, const Real* its_rewards, const Integer* its_levels, int count) {
     for (int i = 0; i < count; i++) {
       rewards[i][lane] = its_rewards[i];
       levels[i][lane] = its_levels[i];
     }
     sizes.of[lane] = static_cast<Integer>(count);
     least = std::min(least, count);
+    return true;
   }
 
   // `kSorted`: within each group the levels do not descend.
@@ -76,8 +76,8 @@ struct GroupsInLanes {
     }
     sums.flush();
     for (int lane = 0; lane < kTile; lane++) {
-      terms.of[lane] = sums.terms[lane];
-      pairs.of[lane] = static_cast<double>(counted.of[lane]);
+      terms[lane] = sums.terms[lane];
+      pairs[lane] = static_cast<double>(counted.of[lane]);
     }
   }
 

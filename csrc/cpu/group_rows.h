@@ -256,11 +256,9 @@ void bend(RankedItems<Real>& items, const GroupOptions<Real>& options, const Rea
   });
 }
 
-// How many pairs there are, and of each item's sum the first and the second derivatives: without the loss, whose
-// logarithms cost as much as both.
+// The first and the second derivatives of each item's sum: without the loss, whose logarithms cost as much as both.
 template <typename Real>
-double derivatives_of_group(RankedItems<Real>& items, const GroupOptions<Real>& options) {
-  double count = 0;
+void add_derivatives(RankedItems<Real>& items, const GroupOptions<Real>& options) {
   for_ranges(items, options, [&](const Range& range, const PairOptions<Real>& pairs, bool) {
     const Formula<Real> formula = pairs.formula;
     const Target<Real> target{pairs.right, pairs.wrong};
@@ -278,15 +276,13 @@ double derivatives_of_group(RankedItems<Real>& items, const GroupOptions<Real>& 
     }
     slopes[range.i] += slope;
     curvatures[range.i] += curvature;
-    count += range.end - range.begin;
   });
-  return count;
 }
 
+// The first derivatives, and the sum of the terms.
 template <typename Real>
-void forward_group(RankedItems<Real>& items, const GroupOptions<Real>& options, bool statistics, double* sums) {
+double add_slopes(RankedItems<Real>& items, const GroupOptions<Real>& options) {
   LaneSums lanes, row;
-  std::fill(sums, sums + kGroupSums, 0.0);
   for (int top = 0; top < items.size; top += kRows) {
     if (options.plain)
       add_ranked_rows<true>(items, options.ranked, top, lanes);
@@ -294,16 +290,23 @@ void forward_group(RankedItems<Real>& items, const GroupOptions<Real>& options, 
       add_ranked_rows<false>(items, options.ranked, top, lanes);
   }
   for_ranges(items, options, [&](const Range& range, const PairOptions<Real>& pairs, bool ties) {
-    if (ties) {
-      add_row(items, range, pairs, row);
-      row.move_to(lanes);  // two short sums round less than a long one
-    }
+    if (!ties) return;
+    add_row(items, range, pairs, row);
+    row.move_to(lanes);  // two short sums round less than a long one
+  });
+  return lanes.total();
+}
+
+// How many pairs there are, and what PairStats wants to know of them.
+template <typename Real>
+void add_sums(RankedItems<Real>& items, const GroupOptions<Real>& options, bool statistics, double* sums) {
+  std::fill(sums, sums + kGroupSums, 0.0);
+  for_ranges(items, options, [&](const Range& range, const PairOptions<Real>& pairs, bool ties) {
     if (statistics)
       add_statistics(items, range, pairs, ties, sums);
     else
       sums[kPairs] += range.end - range.begin;
   });
-  sums[kTerms] = lanes.total();
   if (statistics) add_extremes(items, sums);
 }
 

@@ -66,6 +66,11 @@ struct GroupOptions {
         plain(Pairs{{}, {}, {}, {}, {}, 1, 0, groups.options}.plain()),
         half_ties(groups.half_ties),
         large(groups.large) {}
+
+  // Whether a pair adds softplus of its score and nothing else.
+  bool is_softplus() const {
+    return !half_ties && ranked.right == 1 && ranked.wrong == 0 && ranked.formula.center == 0;
+  }
 };
 
 // The derivatives of a pair's term by a - b and, for each of both rewards, by their sum.

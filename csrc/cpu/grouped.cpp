@@ -12,6 +12,7 @@
 
 #include "group_few.h"
 #include "group_lanes.h"
+#include "group_products.h"
 #include "group_rows.h"
 #include "instruction_set.h"
 
@@ -109,6 +110,7 @@ class GroupsForward {
   LoadedItems<Real> items_;
   RankedItems<Real> ranked_;
   GroupsInLanes<Real, kMostInLane> lanes_;
+  ProductsInLanes<kMostInLane> products_;
 
   // How many groups from here on, of one row, may share the lanes: at least this one. The same for any number of
   // threads.
@@ -136,21 +138,44 @@ class GroupsForward {
     } else if (squares < 2 * steps) {  // one that is alone takes a step an item, and one tile is hardly filled
       return false;
     }
-    lanes_.clear(static_cast<int>(largest));
-    for (int64_t lane = 0; lane < many; lane++) {
-      const int64_t from = groups_.begin(first + lane) - groups_.begin(first);
-      lanes_.put(static_cast<int>(lane), items_.rewards + from, items_.levels + from,
-                 static_cast<int>(groups_.size_of(first + lane)));
+    if constexpr (std::is_same_v<Real, float>) {
+      if (options_.is_softplus()) {
+        products_.clear(static_cast<int>(largest), options_);
+        if (put_in(products_, first, many)) {
+          products_.add_pairs();
+          take_from(products_, first, many);
+          return true;
+        }
+      }
     }
+    lanes_.clear(static_cast<int>(largest));
+    put_in(lanes_, first, many);
     lanes_.template add_pairs<false>(options_);
+    take_from(lanes_, first, many);
+    return true;
+  }
+
+  // Puts groups into lanes. False where they cannot take one of them.
+  template <typename GroupsInIts>
+  bool put_in(GroupsInIts& lanes, int64_t first, int64_t many) {
+    bool fits = true;
+    for (int64_t lane = 0; lane < many && fits; lane++) {
+      const int64_t from = groups_.begin(first + lane) - groups_.begin(first);
+      fits = lanes.put(static_cast<int>(lane), items_.rewards + from, items_.levels + from,
+                       static_cast<int>(groups_.size_of(first + lane)));
+    }
+    return fits;
+  }
+
+  template <typename GroupsInIts>
+  void take_from(const GroupsInIts& lanes, int64_t first, int64_t many) {
     for (int64_t lane = 0; lane < many; lane++) {
       double* const sums = results_.table + (first + lane) * stride_;
-      sums[kPairs] = lanes_.pairs.of[lane];
-      sums[kTerms] = lanes_.terms.of[lane];
+      sums[kPairs] = lanes.pairs[lane];
+      sums[kTerms] = lanes.terms[lane];
       double* const slopes = results_.slopes + groups_.begin(first + lane);
-      for (int64_t i = 0; i < groups_.size_of(first + lane); i++) slopes[i] = lanes_.slopes[i][lane];
+      for (int64_t i = 0; i < groups_.size_of(first + lane); i++) slopes[i] = lanes.slopes[i][lane];
     }
-    return true;
   }
 
   // Of kTile pairs each.
@@ -185,10 +210,8 @@ class GroupsForward {
     if (second) ranked_.curvatures.assign(static_cast<size_t>(size), 0.0);
     if (is_long(rewards, size, options_) && (!second || are_finite(rewards, size)))
       forward_long_list(ranked_, groups_, statistics_, all_sums, threads);
-    else if (second)
-      alone_derivatives(all_sums);
     else
-      forward_group(ranked_, options_, statistics_, all_sums);
+      visit_pairs(all_sums);
     std::copy_n(all_sums, stride_, sums);
     if (by_item) set_list_of(results_.lists + kListSums * group);
     for_items(size, threads, [&](size_t i) { slopes[ranked_.order[i]] = ranked_.slopes[i]; });
@@ -197,10 +220,17 @@ class GroupsForward {
     for_items(size, threads, [&](size_t i) { curvatures[ranked_.order[i]] = ranked_.curvatures[i]; });
   }
 
-  // Without the sum of the terms.
-  void alone_derivatives(double* sums) {
-    sums[kPairs] = derivatives_of_group(ranked_, options_);
-    sums[kTerms] = 0;
+  // Each pair of the ranked items; second derivatives come without the sum of the terms.
+  void visit_pairs(double* sums) {
+    double terms = 0;
+    bool done = false;
+    if constexpr (std::is_same_v<Real, float>) done = forward_leaf(ranked_, groups_, terms);
+    if (!done && results_.curvatures)
+      add_derivatives(ranked_, options_);
+    else if (!done)
+      terms = add_slopes(ranked_, options_);
+    add_sums(ranked_, options_, statistics_, sums);
+    sums[kTerms] = terms;
   }
 
   // Of the items' losses, each of the better ones with each of the worse.

@@ -29,4 +29,8 @@ void add_statistics(const EvaluatedPairs&, const StatisticSums&);
 void forward_long_list(RankedItems<float>&, const Groups&, bool statistics, double* sums, int threads);
 void forward_long_list(RankedItems<double>&, const Groups&, bool statistics, double* sums, int threads);
 
+// The same of a short list, pair by pair: the sum of the terms. False, with nothing added, where its pairs take an
+// exponential each or have other terms than softplus.
+bool forward_leaf(RankedItems<float>&, const Groups&, double& terms);
+
 }  // namespace prefloss::cpu::PREFLOSS_CPU_PATH

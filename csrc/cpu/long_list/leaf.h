@@ -10,8 +10,11 @@
 namespace prefloss::cpu {
 namespace {
 
-// A leaf has no more items than this, by how its pairs' exp(-|w|) come about.
+// A leaf of a tree has no more items than this, by how its pairs' exp(-|w|) come about.
 constexpr int kLeafOfProducts = 128, kLeafOfSmallerProducts = 256, kLeafOfExponentials = 64;
+
+// A group that is one leaf has no more than this: up to here a tree of several takes longer.
+constexpr int kLargestLeaf = 512;
 
 // How items of one leaf are compared: pairs of different rank with a margin; those of equal rank, where they count,
 // without.
@@ -26,29 +29,35 @@ class Leaf {
   template <typename Real>
   void load(const RankedItems<Real>& items, const ListCells<Real>& cells, const LeafOptions& options, int begin,
             int end) {
-    begin_ = begin;
-    size_ = end - begin;
-    options_ = options;
-    for (double* each : {up_, down_, rewards_, directions_, slopes_, curvatures_, bends_})
-      std::fill_n(each, kRoom, 0.0);
+    make_room(begin, end, options);
     const double origin = cells.key(begin);
-    double low = HUGE_VAL, high = -HUGE_VAL;
     for (int i = 0; i < size_; i++) {
       up_[i] = cells.score(begin + i, origin);
-      low = std::min(low, up_[i]);
-      high = std::max(high, up_[i]);
       rewards_[i] = static_cast<double>(items.rewards[static_cast<size_t>(begin + i)]);
       level_end_[i] = std::min(items.level_end[static_cast<size_t>(begin + i)], end) - begin;
     }
-    greatest_ = high - low + std::abs(options.margin);
-    way_ = way_of<Real>(greatest_);
-    if (way_ == Way::kExponential) return;
-    const double middle = low + (high - low) / 2;
+    const auto [low, high] = std::minmax_element(up_, up_ + size_);
+    const double greatest = *high - *low + std::abs(options.margin);
+    set_way(way_of<Real>(greatest), greatest, *low + (*high - *low) / 2);
+  }
+
+  // A whole group. False where its pairs would take an exponential each.
+  bool load(const RankedItems<float>& items, const LeafOptions& options) {
+    make_room(0, items.size, options);
+    double low = HUGE_VAL, high = -HUGE_VAL, not_finite = 0;
     for (int i = 0; i < size_; i++) {
-      const BothWays its = BothWays::of(up_[i] - middle);
-      up_[i] = its.up;
-      down_[i] = its.down;
+      rewards_[i] = static_cast<double>(items.rewards[static_cast<size_t>(i)]);
+      low = std::min(low, rewards_[i]);
+      high = std::max(high, rewards_[i]);
+      not_finite += rewards_[i] - rewards_[i];
+      level_end_[i] = items.level_end[static_cast<size_t>(i)];
     }
+    const double middle = low + (high - low) / 2,
+                 greatest = std::abs(options.beta) * (high - low) + std::abs(options.margin);
+    if (not_finite != 0 || way_of<float>(greatest) == Way::kExponential) return false;
+    for (int i = 0; i < size_; i++) up_[i] = options.beta * (rewards_[i] - middle);
+    set_way(way_of<float>(greatest), greatest, 0);
+    return true;
   }
 
   // Adds to the items' sums, and returns that of the losses.
@@ -65,14 +74,33 @@ class Leaf {
   }
 
  private:
-  static constexpr int kMost = kLeafOfSmallerProducts, kRoom = kMost + kLanes;
+  static constexpr int kRoom = kLargestLeaf + kLanes;
   int begin_ = 0, size_ = 0;
   LeafOptions options_;
   Way way_ = Way::kExponential;
   double greatest_ = 0;  // no |w| is greater
   alignas(64) double up_[kRoom], down_[kRoom], rewards_[kRoom], directions_[kRoom];
   alignas(64) double slopes_[kRoom], curvatures_[kRoom], bends_[kRoom];
-  int64_t level_end_[kMost];
+  int64_t level_end_[kLargestLeaf];
+
+  void make_room(int begin, int end, const LeafOptions& options) {
+    begin_ = begin;
+    size_ = end - begin;
+    options_ = options;
+    for (double* each : {up_, down_, rewards_, directions_, slopes_, curvatures_, bends_})
+      std::fill_n(each, size_ + kLanes, 0.0);
+  }
+
+  // How pairs are compared, none of whose |w| is greater than this; `middle`: of the scores, which are in `up_`.
+  void set_way(Way way, double greatest, double middle) {
+    way_ = way;
+    greatest_ = greatest;
+    for (int i = 0; i < size_ && way != Way::kExponential; i++) {
+      const BothWays its = BothWays::of(up_[i] - middle);
+      up_[i] = its.up;
+      down_[i] = its.down;
+    }
+  }
 
   template <Wanted kWanted>
   double run() {

@@ -244,6 +244,22 @@ void forward_large_group(RankedItems<Real>& items, const GroupOptions<Real>& opt
 
 namespace PREFLOSS_CPU_PATH {
 
+bool forward_leaf(RankedItems<float>& items, const Groups& groups, double& terms) {
+  const GroupOptions<float> options(groups);
+  const double beta = static_cast<double>(options.ranked.formula.beta);
+  Leaf leaf;
+  if (items.size > kLargestLeaf || !options.is_softplus() ||
+      !leaf.load(items, {beta, static_cast<double>(options.ranked.margin), false}))
+    return false;
+  ItemSums sums;
+  sums.slopes = items.slopes.data();
+  if (!items.curvatures.empty()) sums.curvatures = items.curvatures.data();
+  terms = leaf.run(sums);
+  for (double& slope : items.slopes) slope *= beta;
+  for (double& curvature : items.curvatures) curvature *= beta * beta;
+  return true;
+}
+
 void forward_long_list(RankedItems<float>& items, const Groups& groups, bool statistics, double* sums, int threads) {
   forward_large_group(items, GroupOptions<float>(groups), statistics, sums, threads);
 }
