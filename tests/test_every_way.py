@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from calls import ALL, GROUPS, asking, assert_the_same_step, over_all, over_compiled, over_few, over_sorts
+from calls import ALL, GROUPS, asking, assert_the_same_step, over_all, over_few, over_sorts
 from conftest import not_on_host
 from rounding_bounds import assert_same_bits
 from test_not_plain import Log
@@ -229,7 +229,7 @@ def test_compiled_grad_is_grad(call, device):
     assert_the_same_step(call, tensors, [*outputs, *gradients.values()], call.step(tensors))
 
 
-@over_compiled
+@over_sorts
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_vmap_of_grad_is_a_loop_over_rows(call, device):
     torch.compiler.reset()

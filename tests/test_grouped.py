@@ -65,19 +65,21 @@ def test_extreme_rewards_agree_with_the_reference(values, dtype):
             check(given, ranks_of(random, shape, 10**6), options)
 
 
-@pytest.mark.parametrize("size", [20, 150])
-@pytest.mark.parametrize("furthest", [19.0, 39.9, 40.1, 300.0, 649.0, 1_430.0])
-@pytest.mark.parametrize("options", [{}, {"margin": -3.0}, {"beta": -0.25}], ids=str)
+@pytest.mark.parametrize("furthest", [39.9, 40.1, 300.0, 649.0, 1_430.0])
+@pytest.mark.parametrize(
+    ("size", "options"), [(20, {}), (20, {"margin": -3.0, "beta": -0.25}), (150, {"margin": 3.0, "beta": 4.0})], ids=str
+)
 def test_rewards_as_far_apart_as_products_of_exponentials_go(size, furthest, options):
     """Up to a distance exp(z) of a pair is a product of numbers of its items. One group beyond it is in the others' lanes."""
     random = np.random.default_rng(int(furthest))
     width = (furthest - abs(options.get("margin", 0.0))) / abs(options.get("beta", 1.0))
-    for wide in (slice(None), slice(7, 8)):
+    for wide in (slice(None), slice(1, 2)):
         scale = np.ones((17, 1))
         scale[wide] = width
         given = 1e3 + scale * random.uniform(size=(17, size))
         given[wide, :2] = 1e3, 1e3 + width
-        check(real(given, torch.float32), ranks_of(random, (17, size), 10**6), options)
+        groups = slice(17 if size < 100 else 2)  # larger ones have no lanes of their own
+        check(real(given[groups], torch.float32), ranks_of(random, given[groups].shape, 10**6), options)
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (20, 5), (20, 30)], ids=str)
@@ -124,8 +126,7 @@ def test_ranks_are_compared_as_they_are():
         # Composed they take gigabytes.
         *(
             pytest.param(1001, few, name, marks=pytest.mark.kernels)
-            for few in (1, 7, 9, 40)
-            for name in ("default", "all")
+            for few, name in ((1, "default"), (7, "all"), (9, "default"), (40, "all"))
         ),
         pytest.param(4200, 7, "all", marks=pytest.mark.kernels),  # a thread takes 4096 at a time
         *(
