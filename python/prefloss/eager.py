@@ -180,7 +180,7 @@ class GroupedLoss(Function):
         if ctx.needs_input_grad[0]:
             slopes = torch.empty_like(rewards, dtype=loss.dtype, memory_format=torch.contiguous_format)
         sums = new_sums(rewards) if call.statistics else None
-        tensors = Groups(rewards, ranks, sizes, weight, filled)
+        tensors = rewards, ranks, sizes, weight, filled
         if rewards.is_cuda or KEYS_ALONE:
             tensors = _for_cuda(*tensors)
         by = _tensor_denominator(call)
