@@ -166,7 +166,7 @@ def check_a_denominator_made_of_a_size():
     ],
 )
 def test_other_numbers_do_not_compile_again(check, composed_on_the_cpu):
-    """After eight graphs torch.compile gives up: a trainer's number of items would be past that in the ninth step."""
+    """A trainer's number of items is another one in each step."""
     torch.compiler.reset()
     check()
 
