@@ -38,7 +38,8 @@ test-random: $(INSTALLED)  ## the tests whose inputs Hypothesis draws, with new 
 	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest $(PARALLEL) -m hypothesis $(ARGS)
 
 COMPOSED_TESTS := $(addprefix tests/test_,$(addsuffix .py,composed paired_values half_precision dpo bpr grouped relevance_and_mask indexed \
-  option_values stats standard_error autograd arguments arguments_of_layouts friendly_arguments))
+  option_values stats standard_error autograd arguments arguments_of_layouts friendly_arguments \
+  not_plain every_way transforms))
 test-composed: $(INSTALLED)  ## the tests of values, errors and statistics, with losses composed as on a device without kernels
 	PREFLOSS_CPU=composed $(BIN)/python -m pytest $(PARALLEL) $(COMPOSED_TESTS) $(ARGS)
 

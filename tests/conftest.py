@@ -9,6 +9,7 @@ import tempfile
 
 import pytest
 import torch
+from calls import ALL
 from hypothesis import HealthCheck, settings
 
 from prefloss import _core, composed
@@ -21,6 +22,8 @@ not_on_host = pytest.mark.skipif(
 )
 # A GPU is of use only where this build has kernels for it.
 DEVICES = ["cpu"] + ["cuda"] * (torch.cuda.is_available() and "cuda" in composed.DEVICES)
+
+LONG_LISTS = [call for call in ALL if call.layout == "long"]
 
 # The files that take longest come first, so that no process is left alone with one of them at the end.
 LONGEST = (
@@ -77,9 +80,12 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     if _core.cpu == "composed":  # PREFLOSS_CPU
         without_kernels = pytest.mark.skip(reason="about the kernels, and here losses are composed")
+        long = pytest.mark.skip(reason="without kernels a long list goes the way of a short one, and takes seconds")
         for item in items:
             if item.get_closest_marker("kernels"):
                 item.add_marker(without_kernels)
+            elif getattr(getattr(item, "callspec", None), "params", {}).get("call", None) in LONG_LISTS:
+                item.add_marker(long)
     items.sort(key=lambda item: FIRST.get(item.path.name, len(FIRST)))
 
 

@@ -8,6 +8,7 @@ import warnings
 import group_bounds
 import numpy as np
 import pytest
+import test_compiled
 import test_indexed
 import test_paired_values
 import torch
@@ -136,6 +137,48 @@ def test_compiled_with_sizes_of_groups_the_graph_breaks_and_it_gives_the_same(co
     torch.compiler.reset()
     with pytest.raises((torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError)):
         check_compiled(torch.compile(all_outputs, backend="aot_eager", fullgraph=True), ragged, "cpu")
+
+
+def check_another_denominator():
+    test_compiled.test_another_denominator_does_not_compile_again([3.5, 2.25, 7.0, 11.125])
+
+
+def check_an_integer_denominator():
+    test_compiled.test_another_denominator_does_not_compile_again([3, 4, 17, 1000])
+
+
+def check_other_numbers():
+    test_compiled.test_other_numbers_do_not_compile_again(test_compiled.NUMBERS)
+
+
+def check_a_denominator_made_of_a_size():
+    test_compiled.test_a_number_may_be_made_of_a_size_that_is_symbolic("denominator")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")
+@pytest.mark.parametrize(
+    "check",
+    [
+        check_another_denominator,
+        check_an_integer_denominator,
+        check_other_numbers,
+        check_a_denominator_made_of_a_size,
+    ],
+)
+def test_other_numbers_do_not_compile_again(check, composed_on_the_cpu):
+    """A trainer's number of items is another one in each step."""
+    torch.compiler.reset()
+    check()
+
+
+def test_sizes_of_groups_may_stand_inside_of_torch_func(composed_on_the_cpu):
+    rewards, ranks, sizes = torch.randn(5), torch.tensor([0, 1, 0, 1, 2]), torch.tensor([2, 3])
+
+    def loss(rewards):
+        return prefloss.bradley_terry_loss_grouped(rewards, ranks, group_sizes=sizes)
+
+    leaf = rewards.clone().requires_grad_()
+    assert_near([torch.func.grad(loss)(rewards)], torch.autograd.grad(loss(leaf), leaf), 2.0**-24)
 
 
 @pytest.mark.filterwarnings(

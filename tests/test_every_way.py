@@ -120,6 +120,7 @@ def test_every_way_gives_the_same_in_other_dtypes(call, dtype, device):
     assert_every_way(call, tensors)
 
 
+@pytest.mark.kernels  # long without them
 @not_on_host
 @over_few
 def test_every_way_gives_the_same_where_threads_are_used(call, device):
@@ -229,6 +230,7 @@ def test_compiled_grad_is_grad(call, device):
     assert_the_same_step(call, tensors, [*outputs, *gradients.values()], call.step(tensors))
 
 
+@pytest.mark.kernels  # sizes of groups break the graph
 @over_sorts
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_vmap_of_grad_is_a_loop_over_rows(call, device):

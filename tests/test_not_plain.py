@@ -110,6 +110,7 @@ def strided(tensor, layout):
     return laid_out(tensor.detach(), layout).requires_grad_(tensor.requires_grad)
 
 
+@pytest.mark.kernels  # torch adds up in another order where strides are others
 @over_places()
 def test_a_tensor_may_have_any_strides(call, place, device):
     tensors = call.drawn(device)
@@ -119,6 +120,7 @@ def test_a_tensor_may_have_any_strides(call, place, device):
         assert_the_same_step(call, tensors, call.step(given), expected)
 
 
+@pytest.mark.kernels  # see above
 @over_few
 @pytest.mark.parametrize("shift", range(len(LAYOUTS)))
 def test_each_tensor_may_have_strides_of_its_own(call, shift, device):
@@ -154,6 +156,7 @@ def test_meta_tensors_give_meta_tensors(call):
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
 
 
+@pytest.mark.kernels  # outside of the mode torch's own operations refuse them; sizes must be read
 @over_few
 @pytest.mark.parametrize("inside", [True, False], ids=["in-the-mode", "outside-the-mode"])
 def test_fake_tensors_give_fake_tensors(call, inside):
@@ -176,6 +179,7 @@ def test_fake_and_real_tensors_do_not_mix(call):
         call.loss(tensors)
 
 
+@pytest.mark.kernels  # looks for the operators
 @over_compiled
 @pytest.mark.parametrize("tracing", ["real", "fake", "symbolic"])
 def test_a_traced_step_is_right_for_other_inputs(call, tracing):
@@ -205,6 +209,7 @@ class Log(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.kernels  # looks for the operators
 @over_few
 def test_a_dispatch_mode_sees_the_operators(call, device):
     tensors = call.drawn(device)
@@ -215,6 +220,7 @@ def test_a_dispatch_mode_sees_the_operators(call, device):
     assert directions(both.called) == {"forward", "backward"}
 
 
+@pytest.mark.kernels  # looks for the operators
 @over_few
 def test_a_dispatch_mode_may_watch_forward_or_backward_alone(call, device):
     tensors = call.drawn(device)
@@ -291,6 +297,7 @@ def test_inference_tensors_have_the_same_loss(call, device):
     assert_same_bits([call.loss(tensors)], expected)
 
 
+@pytest.mark.kernels  # torch's own operations need not keep it
 @pytest.mark.parametrize("options", [{}, {"beta": 0.5}], ids=["default", "with-an-option"])
 def test_an_inference_tensor_cannot_be_kept_for_backward(options):
     with torch.inference_mode():
@@ -299,6 +306,7 @@ def test_an_inference_tensor_cannot_be_kept_for_backward(options):
         prefloss.bradley_terry_loss(torch.zeros(4, requires_grad=True), rejected, **options)
 
 
+@pytest.mark.kernels  # sizes must be read, and of these torch reads none
 @over_places(accepts=lambda place: place != "upstream")
 def test_a_functional_tensor_counts_with_its_values(call, place, device):
     """Those that were written last, which its memory does not hold yet."""

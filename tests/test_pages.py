@@ -9,6 +9,7 @@ import functools
 import http.server
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import threading
@@ -46,6 +47,23 @@ def test_no_block_of_python_escapes():
         shown = {example.line for example in examples(page)}
         hidden = page.read_text(encoding="utf-8").count("invisible-code-block")
         assert len(shown) >= fences + hidden, page
+
+
+def test_the_readme_s_links_lead_to_files_and_can_be_made_absolute():
+    """On PyPI a relative link leads nowhere, and a relative picture is not shown."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    places = re.findall(r"\]\(([^)]*)\)", text)
+    assert places
+    for place in places:
+        assert "://" in place or (ROOT / place.partition("#")[0]).exists(), place
+    absolute = runpy.run_path(str(ROOT / ".ci" / "absolute_links"))["absolute"]
+    assert all(place.startswith("https://") for place in re.findall(r"\]\(([^)]*)\)", absolute(text, "we/it", "v1")))
+    for given, expected in (
+        ("a [b](docs/c.md#d)", "a [b](https://github.com/we/it/blob/v1/docs/c.md#d)"),
+        ("![b, c](docs/d.svg)", "![b, c](https://raw.githubusercontent.com/we/it/v1/docs/d.svg)"),
+        ("[b](#c) [d](https://e.org/f)", "[b](#c) [d](https://e.org/f)"),
+    ):
+        assert absolute(given, "we/it", "v1") == expected
 
 
 # ---- The site, as `make docs` has built it ----

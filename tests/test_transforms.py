@@ -37,6 +37,7 @@ def draw(name, count, dtype=torch.float32, seed=0):
     return chosen.requires_grad_(), rejected.requires_grad_(), options
 
 
+@pytest.mark.kernels  # there are none
 @pytest.mark.parametrize("tracing_mode", ["real", "symbolic"])
 @over_ways
 def test_make_fx_sees_the_operators(tracing_mode, options):
@@ -88,6 +89,7 @@ def test_vmap_is_a_loop_over_rows_bit_for_bit(in_dims):
         assert_same_bits([gradients[1].sums[i]], [expected.sums])
 
 
+@pytest.mark.kernels  # torch's own vmap of operations that are composed takes no batch of 0 rows
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @over_ways
 def test_nested_vmap_empty_rows_and_no_rows(reduction, options):
@@ -183,6 +185,7 @@ def test_an_ensemble_trains_as_its_members_do_alone():
         torch.testing.assert_close(stats.sums[i], expected.sums, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.kernels  # torch's own derivatives have one
 @pytest.mark.parametrize("call", [call for call in FEW if call.option == "default"], ids=str)
 def test_a_third_derivative_is_refused_under_torch_func(call):
     tensors = {name: tensor.detach() for name, tensor in call.drawn().items()}
@@ -222,6 +225,7 @@ def test_a_gradient_of_a_gradient_under_torch_func_is_that_of_autograd(call):
     assert_same_bits([torch.func.grad(of_the_outer_level)(tensors[place])], [once])
 
 
+@pytest.mark.kernels  # calls them
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf"
 )  # opcheck of torch 2.14 looks at it

@@ -19,7 +19,7 @@ from . import _core
 from .arguments import READ_DTYPES
 from .operators.grouped import GroupOptions, Groups, check_ranks, order_keys
 from .operators.indexed import check_indices
-from .pairs import REDUCTIONS, Numbers, Pairs
+from .pairs import DEFAULTS, REDUCTIONS, Numbers, Pairs
 from .torch_internals import is_watched
 
 
@@ -108,16 +108,16 @@ def grouped(groups: Groups, options: GroupOptions, denominator: Tensor | float |
     """The same over all pairs of groups, each of which is in memory."""
     from . import reference
 
-    ranks, sizes, mask = groups.ranks, groups.group_sizes, None
+    ranks, sizes, mask = groups.ranks, None, None
     if groups.filled is not None:
         mask = torch.arange(ranks.shape[-1], device=ranks.device) < groups.filled.unsqueeze(-1)
     if ranks.dtype not in READ_DTYPES:
         ranks = order_keys(ranks, groups.filled)
     elif ranks.is_floating_point() and (is_compiling() or not is_watched()):
         check_ranks(ranks, groups.filled)
-    if sizes is not None:
-        _check_sizes(sizes, groups.rewards.shape[0])
-        sizes = sizes.resolve_neg()  # NumPy, which finds the groups' places, cannot read a negative view
+    if groups.group_sizes is not None:
+        # Not the tensor: NumPy, which finds the groups' places, cannot read a negative view, nor what torch.func wraps.
+        sizes = _checked_sizes(groups.group_sizes, groups.rewards.shape[0])
     numbers = options.numbers
     return _both(
         reference.bradley_terry_loss_grouped(
@@ -127,17 +127,17 @@ def grouped(groups: Groups, options: GroupOptions, denominator: Tensor | float |
             group_sizes=sizes,
             average="pairs" if options.over_pairs else "groups",
             ties="half" if options.half_ties else "skip",
-            margin=numbers.margin,
+            margin=_may_change(numbers.margin, DEFAULTS.margin),
             weight=groups.weight,
             **_shared(numbers, denominator, options.reduction, options.return_stats),
         )
     )
 
 
-def _check_sizes(sizes: Tensor, items: int) -> None:
-    """As csrc/bindings/grouped.cpp says it; one by one, so that no sum overflows."""
-    total = 0
-    for size in sizes.tolist():
+def _checked_sizes(sizes: Tensor, items: int) -> list[int]:
+    """Refused as in csrc/bindings/grouped.cpp; one by one, so that no sum overflows."""
+    total, found = 0, sizes.tolist()
+    for size in found:
         if size < 0:
             raise ValueError(f"group_sizes must be >= 0, got {size}")
         total += size
@@ -145,12 +145,14 @@ def _check_sizes(sizes: Tensor, items: int) -> None:
             raise ValueError(f"group_sizes must add up to the number of rewards, {items}, got more")
     if total != items:
         raise ValueError(f"group_sizes must add up to the number of rewards, {items}, got {total}")
+    return found
 
 
 def _options(
     pairs: Pairs, numbers: Numbers, denominator: Tensor | float | None, reduction: int, return_stats: bool
 ) -> dict[str, Any]:
     margin, weight, target = pairs.with_numbers(numbers)
+    margin, target = _may_change(margin, DEFAULTS.margin), _may_change(target, DEFAULTS.target)
     shared = _shared(numbers, denominator, reduction, return_stats)
     return {"margin": margin, "weight": weight, "target": target, **shared}
 
@@ -158,13 +160,23 @@ def _options(
 def _shared(numbers: Numbers, denominator: Tensor | float | None, reduction: int, return_stats: bool) -> dict[str, Any]:
     """The options of all layouts. A flip rate is in the label smoothing."""
     return {
-        "beta": numbers.beta,
+        "beta": _may_change(numbers.beta, DEFAULTS.beta),
         "label_smoothing": numbers.label_smoothing,
         "center_rewards_coefficient": numbers.center_rewards_coefficient,
         "reduction": _REDUCTIONS[reduction],
-        "denominator": denominator.reshape(()) if isinstance(denominator, Tensor) else denominator,
+        "denominator": denominator.reshape(()) if isinstance(denominator, Tensor) else _may_change(denominator, None),
         "return_stats": return_stats,
     }
+
+
+def _may_change(option: Any, off: float | None) -> Any:
+    """A number that was given, as a tensor under a compiler, so that another one does not mean a new graph.
+
+    Smoothing and centring stay numbers: the formula asks whether they are 0.
+    """
+    if option is off or isinstance(option, Tensor) or not is_compiling():
+        return option
+    return torch.ones((), dtype=torch.float64, device="cpu") * option
 
 
 def _both(result: Any) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from .arrays import (
     beside,
     difference_dtype,
     formula_dtype,
+    is_array,
     namespace_of,
     sum_dtype,
     total,
@@ -279,7 +280,7 @@ class Pairs(NamedTuple):
         )
         # Of a number, 1 - target is taken before it is rounded to the type of the formula.
         complements = 1.0 - targets
-        if isinstance(target, (int, float)):
+        if target is not None and (isinstance(target, (int, float)) or (is_array(target) and target.ndim == 0)):
             complements = _a_pair("target", 1.0 - target, a, wide)
         counted = weights != 0.0
         if weight is not None:
