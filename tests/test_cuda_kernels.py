@@ -142,6 +142,46 @@ def test_more_than_2_to_the_31_pairs_are_counted(dtype):
 
 
 @pytest.mark.slow
+def test_a_thread_of_more_than_1024_pairs_puts_its_product_aside():
+    """Near z = 0 each pair doubles the product of (1 + e), and float64 ends at 2^1024. So many pairs that each thread has more."""
+    pairs = 1060 * THREADS * 2048  # 2048: the most blocks of a row
+    chosen = torch.tensor([1e-3], device=DEVICE).expand(pairs)
+    loss = prefloss.bradley_terry_loss(chosen, torch.zeros_like(chosen[:1]).expand(pairs))
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-1e-3)), rel=2e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_an_item_with_more_than_1024_others_puts_its_product_aside(dtype):
+    """The same of a group of 1,100. There are so many other items that one thread visits all of a group."""
+    sizes = torch.cat((torch.tensor([1100]), torch.full((2**17,), 2)))
+    generator = torch.Generator().manual_seed(14)
+    rewards = 1e-3 * torch.randn(int(sizes.sum()), generator=generator, dtype=torch.float64).to(dtype)
+    ranks = torch.cat((torch.arange(1100), torch.arange(2).repeat(2**17)))
+    losses = prefloss.bradley_terry_loss_grouped(
+        rewards.to(DEVICE), ranks.to(DEVICE), group_sizes=sizes, average="groups", reduction="none"
+    ).cpu()
+    group, others = rewards[:1100].double(), rewards[1100:].view(-1, 2).double()
+    better, worse = torch.triu_indices(1100, 1100, offset=1)
+    softplus = torch.nn.functional.softplus
+    tolerance = {"rtol": 1e-6 if dtype is torch.float32 else 1e-13, "atol": 0.0}
+    torch.testing.assert_close(losses[0].double(), softplus(group[worse] - group[better]).mean(), **tolerance)
+    torch.testing.assert_close(losses[1:].double(), softplus(others[:, 1] - others[:, 0]), **tolerance)
+
+
+@pytest.mark.slow
+def test_rows_that_share_a_block_keep_their_sums_apart():
+    """More rows than a grid has blocks, so that a block adds up two rows; all of its warps have pairs, and all pairs differ."""
+    rows, pairs = 66_000, 4 * THREADS
+    generator = torch.Generator().manual_seed(15)
+    columns = torch.randn((2, rows + pairs), generator=generator)
+    chosen, rejected = (column.to(DEVICE).as_strided((rows, pairs), (1, 1)) for column in columns)
+    losses = torch.func.vmap(prefloss.bradley_terry_loss)(chosen, rejected).cpu().double()
+    upto = torch.nn.functional.softplus((columns[1] - columns[0]).double()).cumsum(0)
+    expected = (upto[pairs - 1 : -1] - torch.cat((torch.zeros(1).double(), upto[: rows - 1]))) / pairs
+    torch.testing.assert_close(losses, expected, rtol=2e-7, atol=0)
+
+
+@pytest.mark.slow
 def test_more_rows_than_a_grid_has_blocks():
     rows = 66_000
     generator = torch.Generator().manual_seed(10)
@@ -316,8 +356,11 @@ def test_statistics_of_rewards_that_are_not_finite_are_those_of_the_reference():
 @pytest.mark.parametrize("rows", [1, 3])
 def test_statistics_around_every_boundary_agree_with_the_reference(rows, dtype):
     random = np.random.default_rng(13)
-    step = THREADS * min(group_of(dtype), 4)
-    for size in sorted({many * step + offset for many in (1, 2, 65) for offset in (-1, 0, 1)}):
+    steps = {
+        THREADS * group_of(dtype),
+        THREADS * min(group_of(dtype), 4),
+    }  # without and with a column beside the rewards
+    for size in sorted({many * step + offset for step in steps for many in (1, 2, 65) for offset in (-1, 0, 1)}):
         chosen, rejected = (tensor.to(DEVICE) for tensor in rewards(random, (rows, size), dtype))
         weight = torch.from_numpy(random.random((rows, size)) * (random.random((rows, size)) < 0.8)).to(DEVICE, dtype)
         for weights in ((), (weight,)):
