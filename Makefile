@@ -111,7 +111,7 @@ thread-sanitize: build/threads/installed  ## calls from many Python threads at o
 planted-bugs: $(INSTALLED)  ## show that the tests find bugs planted in the CUDA kernels (minutes)
 	$(BIN)/python -m pytest -q -m planted tests/test_planted_bugs.py $(ARGS)
 
-cuda-report: $(INSTALLED)  ## registers, spills, 16-byte accesses and bytes a pair of every kernel, into docs/cuda_kernels.md (needs nvcc)
+cuda-report: $(INSTALLED)  ## registers, spills, bytes and instructions a pair of the kernels, and what they allow, into docs/cuda_kernels.md (needs nvcc)
 	$(BIN)/python -m pip install --quiet nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 	$(BIN)/python benchmarks/cuda_static.py --markdown docs/cuda_kernels.md
 

@@ -53,19 +53,65 @@ PREFLOSS_HOST_DEVICE uint64_t to_bits(double value) {
   return bits;
 }
 
-PREFLOSS_HOST_DEVICE float absolute(float x) { return from_bits(to_bits(x) & 0x7fffffffu); }
-PREFLOSS_HOST_DEVICE double absolute(double x) { return from_bits(to_bits(x) & uint64_t{0x7fffffffffffffff}); }
+// On a GPU a part of the instruction that takes it.
+PREFLOSS_HOST_DEVICE float absolute(float x) {
+#if defined(__CUDA_ARCH__)
+  return fabsf(x);
+#else
+  return from_bits(to_bits(x) & 0x7fffffffu);
+#endif
+}
 
-// max(-x, 0) for any x but NaN, without a comparison: its magnitude where its sign is set.
+PREFLOSS_HOST_DEVICE double absolute(double x) {
+#if defined(__CUDA_ARCH__)
+  return fabs(x);
+#else
+  return from_bits(to_bits(x) & uint64_t{0x7fffffffffffffff});
+#endif
+}
+
+// max(-x, 0) for any x but NaN. On a CPU without a comparison: its magnitude where its sign is set.
 PREFLOSS_HOST_DEVICE float negative_part(float x) {
+#if defined(__CUDA_ARCH__)
+  return fmaxf(-x, 0.0f);
+#else
   const uint32_t bits = to_bits(x), sign = bits >> 31;
   return from_bits(bits & 0x7fffffffu & (0u - sign));
+#endif
 }
 
 PREFLOSS_HOST_DEVICE double negative_part(double x) {
   const uint64_t bits = to_bits(x), sign = bits >> 63;
   return from_bits(bits & uint64_t{0x7fffffffffffffff} & (uint64_t{0} - sign));
 }
+
+// Two floats. What is done to both is one instruction on a GPU that has such, of compute capability 10, else one for
+// each.
+struct TwoFloats {
+  float first, second;
+
+  TwoFloats() = default;
+  PREFLOSS_HOST_DEVICE explicit TwoFloats(float both) : first(both), second(both) {}
+  PREFLOSS_HOST_DEVICE TwoFloats(float a, float b) : first(a), second(b) {}
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000 && __CUDA_ARCH__ < 1200
+  PREFLOSS_HOST_DEVICE TwoFloats(float2 both) : first(both.x), second(both.y) {}
+  PREFLOSS_HOST_DEVICE operator float2() const { return make_float2(first, second); }
+#endif
+};
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000 && __CUDA_ARCH__ < 1200
+PREFLOSS_HOST_DEVICE TwoFloats fused(TwoFloats a, TwoFloats b, TwoFloats c) { return __ffma2_rn(a, b, c); }
+PREFLOSS_HOST_DEVICE TwoFloats operator*(TwoFloats a, TwoFloats b) { return __fmul2_rn(a, b); }
+PREFLOSS_HOST_DEVICE TwoFloats operator+(TwoFloats a, TwoFloats b) { return __fadd2_rn(a, b); }
+#else
+PREFLOSS_HOST_DEVICE TwoFloats fused(TwoFloats a, TwoFloats b, TwoFloats c) {
+  return {fused(a.first, b.first, c.first), fused(a.second, b.second, c.second)};
+}
+PREFLOSS_HOST_DEVICE TwoFloats operator*(TwoFloats a, TwoFloats b) { return {a.first * b.first, a.second * b.second}; }
+PREFLOSS_HOST_DEVICE TwoFloats operator+(TwoFloats a, TwoFloats b) { return {a.first + b.first, a.second + b.second}; }
+#endif
+PREFLOSS_HOST_DEVICE TwoFloats operator-(TwoFloats a) { return {-a.first, -a.second}; }
+PREFLOSS_HOST_DEVICE TwoFloats operator-(TwoFloats a, TwoFloats b) { return a + -b; }
 
 // A value and what its last rounding dropped, on the same scale.
 template <typename Real>
@@ -82,12 +128,14 @@ struct ReducedExponential {
   Real sum, low, shifted;
 };
 
-PREFLOSS_HOST_DEVICE ReducedExponential<float> reduced_exponential(float x) {
-  const float shifted = fused(x, -1.44269504088896341f, 0x1.8p23f), n = shifted - 0x1.8p23f;
-  const float s = fused(n, 1.42860682030941723212e-6f, fused(n, 0.693145751953125f, x)), r2 = s * s;
-  const float p = fused(fused(0x1.6a23ccp-10f, r2, fused(-0x1.123a20p-7f, s, 0x1.5558f2p-5f)), r2,
-                        fused(-0x1.555492p-3f, s, 0x1.fffffcp-2f));
-  const float sum = 1.0f + fused(p, r2, -s), low = fused(p, r2, -((sum - 1.0f) + s));
+// Of a float, or of TwoFloats.
+template <typename Floats>
+PREFLOSS_HOST_DEVICE ReducedExponential<Floats> reduced_exponential(Floats x) {
+  const Floats shifted = fused(x, Floats(-1.44269504088896341f), Floats(0x1.8p23f)), n = shifted - Floats(0x1.8p23f);
+  const Floats s = fused(n, Floats(1.42860682030941723212e-6f), fused(n, Floats(0.693145751953125f), x)), r2 = s * s;
+  const Floats p = fused(fused(Floats(0x1.6a23ccp-10f), r2, fused(Floats(-0x1.123a20p-7f), s, Floats(0x1.5558f2p-5f))),
+                         r2, fused(Floats(-0x1.555492p-3f), s, Floats(0x1.fffffcp-2f)));
+  const Floats sum = Floats(1.0f) + fused(p, r2, -s), low = fused(p, r2, -((sum - Floats(1.0f)) + s));
   return {sum, low, shifted};
 }
 
@@ -105,12 +153,21 @@ PREFLOSS_HOST_DEVICE ReducedExponential<double> reduced_exponential(double x) {
   return {sum, low, shifted};
 }
 
+// What exp(-a) takes of each float: a at most 104, and 2^(n + 64).
+PREFLOSS_HOST_DEVICE float at_most_104(float a) { return 104.0f < a ? 104.0f : a; }  // false for NaN, which goes on
+PREFLOSS_HOST_DEVICE TwoFloats at_most_104(TwoFloats a) { return {at_most_104(a.first), at_most_104(a.second)}; }
+PREFLOSS_HOST_DEVICE float scale_of(float shifted) { return from_bits((to_bits(shifted) + 191u) << 23); }
+PREFLOSS_HOST_DEVICE TwoFloats scale_of(TwoFloats shifted) {
+  return {scale_of(shifted.first), scale_of(shifted.second)};
+}
+
 // exp(-a) for a >= 0. The scale is 2^(n + 64) (2^(n + 128)), so that the last product alone rounds, in the subnormal
-// tail too.
-PREFLOSS_HOST_DEVICE Rounded<float> exp_negative(float a) {
-  const ReducedExponential<float> e = reduced_exponential(104.0f < a ? 104.0f : a);  // false for NaN, which goes on
-  const float scale = from_bits((to_bits(e.shifted) + 191u) << 23);
-  return {(e.sum * scale) * 0x1p-64f, (e.low * scale) * 0x1p-64f};
+// tail too. Of a float, or of TwoFloats.
+template <typename Floats>
+PREFLOSS_HOST_DEVICE Rounded<Floats> exp_negative(Floats a) {
+  const ReducedExponential<Floats> e = reduced_exponential(at_most_104(a));
+  const Floats scale = scale_of(e.shifted);
+  return {(e.sum * scale) * Floats(0x1p-64f), (e.low * scale) * Floats(0x1p-64f)};
 }
 
 PREFLOSS_HOST_DEVICE Rounded<double> exp_negative(double a) {

@@ -15,18 +15,33 @@
 namespace prefloss {
 namespace {
 
-// log(1 + exp(-|z|)) + hinge, and what its last rounding dropped: losses near log 2 differ by less. Near z = 0 the
-// logarithm is taken about 2: log(1 + e) = log 2 + log1p((e - 1) / 2). `hinge` is added in the order that rounds least:
-// the largest term last.
+// A number as the sum of two, which is yet to be rounded.
 template <typename Real>
-PREFLOSS_HOST_DEVICE Rounded<Real> softplus_plus(Real magnitude, Real hinge) {
+struct SumOfTwo {
+  Real large, rest;
+
+  PREFLOSS_HOST_DEVICE Real rounded() const { return large + rest; }
+  PREFLOSS_HOST_DEVICE double exact() const { return static_cast<double>(large) + static_cast<double>(rest); }
+};
+
+// log(1 + exp(-|z|)) + hinge. Near z = 0 the logarithm is taken about 2: log(1 + e) = log 2 + log1p((e - 1) / 2).
+// `hinge` is added in the order that rounds least: the largest term last.
+template <typename Real>
+PREFLOSS_HOST_DEVICE SumOfTwo<Real> softplus_and(Real magnitude, Real hinge) {
   const Rounded<Real> e = exp_negative(magnitude);
   const bool near = magnitude < Real(0.6931);
   const Real f = near ? fused(Real(0.5), e.value, Real(-0.5)) : e.value;
   const Real f_low = near ? Real(0.5) * e.remainder : e.remainder;
   const Real large = near ? Real(0.693147180559945309417) : hinge, small = near ? hinge : Real(0);
-  const Real rest = (small + f) + log1p_minus(f, f_low), value = large + rest;
-  return {value, value - value == 0 ? rest - (value - large) : Real(0)};
+  return {large, (small + f) + log1p_minus(f, f_low)};
+}
+
+// The same rounded, and what the rounding dropped: losses near log 2 differ by less.
+template <typename Real>
+PREFLOSS_HOST_DEVICE Rounded<Real> softplus_plus(Real magnitude, Real hinge) {
+  const SumOfTwo<Real> sum = softplus_and(magnitude, hinge);
+  const Real value = sum.rounded();
+  return {value, value - value == 0 ? sum.rest - (value - sum.large) : Real(0)};
 }
 
 // t and 1 - t. Both are formed before they are rounded: 1 - t of a rounded t would lose the digits of a small one.
@@ -36,9 +51,14 @@ struct Target {
 };
 
 template <typename Real>
-PREFLOSS_HOST_DEVICE Rounded<Real> pair_loss(Real z, const Target<Real>& target) {
+PREFLOSS_HOST_DEVICE Real hinge_of(Real z, const Target<Real>& target) {
   const Real magnitude = absolute(z), factor = z < 0 ? target.right : target.wrong;
-  return softplus_plus(magnitude, factor == 0 ? Real(0) : magnitude * factor);  // inf * 0 must not become NaN
+  return factor == 0 ? Real(0) : magnitude * factor;  // inf * 0 must not become NaN
+}
+
+template <typename Real>
+PREFLOSS_HOST_DEVICE Rounded<Real> pair_loss(Real z, const Target<Real>& target) {
+  return softplus_plus(absolute(z), hinge_of(z, target));
 }
 
 // pair_loss(z, {1, 0}), the default: -log sigma(z).
@@ -134,16 +154,25 @@ struct FewLosses {
   static constexpr int kMost = 4;
   float u = 0, hinge = 0;
 
-  PREFLOSS_HOST_DEVICE void add(float z) {
-    const float e = exp_negative(absolute(z)).value;
-    u += fused(u, e, e);
-    hinge = fused(negative_part(z), 1.0f / kMost, hinge);
+  PREFLOSS_HOST_DEVICE void add(float z) { add(z, exp_negative(absolute(z)).value); }
+
+  // The same bits as add(z.first) and add(z.second).
+  PREFLOSS_HOST_DEVICE void add(TwoFloats z) {
+    const TwoFloats e = exp_negative(TwoFloats(absolute(z.first), absolute(z.second))).value;
+    add(z.first, e.first);
+    add(z.second, e.second);
   }
 
   PREFLOSS_HOST_DEVICE void add_to(PairLossSum& sum) const {
     const double others = static_cast<double>(u);
     sum.u += fused(sum.u, others, others);
     sum.hinge = fused(static_cast<double>(hinge), static_cast<double>(kMost), sum.hinge);
+  }
+
+ private:
+  PREFLOSS_HOST_DEVICE void add(float z, float e) {
+    u += fused(u, e, e);
+    hinge = fused(negative_part(z), 1.0f / kMost, hinge);
   }
 };
 

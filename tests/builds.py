@@ -20,9 +20,13 @@ def copy_of_the_sources(folder):
     return folder
 
 
-def install(sources, site, *options, **environment):
-    """pip installs `sources` into the folder `site`, with CMake options NAME=VALUE. Returns what ran, its output as text."""
+def install(sources, site, *options, build=None, **environment):
+    """pip installs `sources` into the folder `site`, with CMake options NAME=VALUE. Returns what ran, its output as text.
+
+    A folder `build` keeps what is compiled, so that the next build there compiles only what has changed.
+    """
     defines = [f"--config-settings=cmake.define.{option}" for option in options]
+    defines += [f"--config-settings=build-dir={build}"] if build else []
     command = [sys.executable, "-m", "pip", "install", "--verbose", "--no-deps", "--target", str(site), str(sources)]
     return subprocess.run(
         [*command, *defines],

@@ -142,6 +142,44 @@ def test_more_than_2_to_the_31_pairs_are_counted(dtype):
 
 
 @pytest.mark.slow
+def test_a_thread_of_more_than_1024_pairs_puts_its_product_aside():
+    """At z = 0 each pair doubles the product of (1 + e), and float64 ends at 2^1024. So many pairs that each thread has more.
+
+    They are zeros that nobody writes, so that they cost no memory.
+    """
+    chunk = THREADS * GROUPS * group_of(torch.bfloat16)
+    zeros = torch.zeros(65 * chunk * 2048, dtype=torch.bfloat16, device=DEVICE)  # 2048: the most blocks of a row
+    assert prefloss.bradley_terry_loss(zeros, zeros).item() == pytest.approx(math.log(2), rel=2e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_an_item_with_more_than_1024_others_puts_its_product_aside(dtype):
+    """The same of a group of 1,100. There are so many places beside it that one thread visits all of a group."""
+    places = -(-(2**18) // 1100), 1100
+    generator = torch.Generator().manual_seed(14)
+    rewards = 1e-3 * torch.randn(places, generator=generator, dtype=torch.float64).to(dtype)
+    ranks, mask = torch.arange(1100).expand(places), torch.zeros(places, dtype=torch.bool)
+    mask[0] = True
+    loss = prefloss.bradley_terry_loss_grouped(rewards.to(DEVICE), ranks.to(DEVICE), mask=mask.to(DEVICE))
+    better, worse = torch.triu_indices(1100, 1100, offset=1)
+    expected = torch.nn.functional.softplus(rewards[0].double()[worse] - rewards[0].double()[better]).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=2e-7 if dtype is torch.float32 else 1e-13)
+
+
+@pytest.mark.slow
+def test_rows_that_share_a_block_keep_their_sums_apart():
+    """More rows than a grid has blocks, so that a block adds up two rows; all of its warps have pairs, and all pairs differ."""
+    rows, pairs = 66_000, 4 * THREADS
+    generator = torch.Generator().manual_seed(15)
+    columns = torch.randn((2, rows + pairs), generator=generator)
+    chosen, rejected = (column.to(DEVICE).as_strided((rows, pairs), (1, 1)) for column in columns)
+    losses = torch.func.vmap(prefloss.bradley_terry_loss)(chosen, rejected).cpu().double()
+    upto = torch.nn.functional.softplus((columns[1] - columns[0]).double()).cumsum(0)
+    expected = (upto[pairs - 1 : -1] - torch.cat((torch.zeros(1).double(), upto[: rows - 1]))) / pairs
+    torch.testing.assert_close(losses, expected, rtol=2e-7, atol=0)
+
+
+@pytest.mark.slow
 def test_more_rows_than_a_grid_has_blocks():
     rows = 66_000
     generator = torch.Generator().manual_seed(10)
@@ -316,8 +354,11 @@ def test_statistics_of_rewards_that_are_not_finite_are_those_of_the_reference():
 @pytest.mark.parametrize("rows", [1, 3])
 def test_statistics_around_every_boundary_agree_with_the_reference(rows, dtype):
     random = np.random.default_rng(13)
-    step = THREADS * min(group_of(dtype), 4)
-    for size in sorted({many * step + offset for many in (1, 2, 65) for offset in (-1, 0, 1)}):
+    steps = {
+        THREADS * group_of(dtype),
+        THREADS * min(group_of(dtype), 4),
+    }  # without and with a column beside the rewards
+    for size in sorted({many * step + offset for step in steps for many in (1, 2, 65) for offset in (-1, 0, 1)}):
         chosen, rejected = (tensor.to(DEVICE) for tensor in rewards(random, (rows, size), dtype))
         weight = torch.from_numpy(random.random((rows, size)) * (random.random((rows, size)) < 0.8)).to(DEVICE, dtype)
         for weights in ((), (weight,)):

@@ -49,10 +49,21 @@ struct Raw {
 
   template <typename Real>
   __device__ __forceinline__ void widen_to(Real (&values)[kCount]) const {
-    Stored entries[kCount];
-    memcpy(entries, words, sizeof words);
+    if constexpr (std::is_same_v<Stored, BFloat16> &&
+                  kCount % 2 == 0) {  // one instruction each; one by one, it is three
+      uint32_t pairs[kCount / 2];
+      memcpy(pairs, words, sizeof words);
 #pragma unroll
-    for (int i = 0; i < kCount; i++) values[i] = static_cast<Real>(widen(entries[i]));
+      for (int i = 0; i < kCount; i += 2) {
+        values[i] = from_bits(pairs[i / 2] << 16);
+        values[i + 1] = from_bits(pairs[i / 2] & 0xffff0000u);
+      }
+    } else {
+      Stored entries[kCount];
+      memcpy(entries, words, sizeof words);
+#pragma unroll
+      for (int i = 0; i < kCount; i++) values[i] = static_cast<Real>(widen(entries[i]));
+    }
   }
 
   template <typename Real>
@@ -115,11 +126,12 @@ __device__ __forceinline__ void store_as(const Column& column, int64_t row, int6
   }
 }
 
-// An optional column has float32 entries, the rewards' dtype, or is a mask. Calls call(a null pointer of that type).
-template <typename Stored, typename Call>
+// An optional column has float32 entries or the rewards' dtype, or is, if `kMask`, a mask. Calls call(a null pointer of
+// that type).
+template <typename Stored, bool kMask, typename Call>
 __device__ __forceinline__ auto with_optional(const Column& column, const Call& call) {
   if (column.dtype == Dtype::kFloat32) return call(static_cast<float*>(nullptr));
-  if (column.dtype == Dtype::kBool) return call(static_cast<bool*>(nullptr));
+  if (kMask && column.dtype == Dtype::kBool) return call(static_cast<bool*>(nullptr));
   return call(static_cast<Stored*>(nullptr));
 }
 
@@ -127,7 +139,7 @@ template <typename Pointer>
 using Pointee = std::remove_pointer_t<Pointer>;
 
 // A number stands for a column that is not given.
-template <typename Stored, int kCount>
+template <typename Stored, bool kMask = false, int kCount>
 __device__ __forceinline__ void load_optional(const Column& column, double number, int64_t row, int64_t index,
                                               int count, RealOf<Stored> (&values)[kCount]) {
   using Real = RealOf<Stored>;
@@ -135,8 +147,8 @@ __device__ __forceinline__ void load_optional(const Column& column, double numbe
 #pragma unroll
     for (int i = 0; i < kCount; i++) values[i] = static_cast<Real>(number);
   } else {
-    with_optional<Stored>(column,
-                          [&](auto* entry) { load_as<Pointee<decltype(entry)>>(column, row, index, count, values); });
+    with_optional<Stored, kMask>(
+        column, [&](auto* entry) { load_as<Pointee<decltype(entry)>>(column, row, index, count, values); });
   }
 }
 

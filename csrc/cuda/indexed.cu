@@ -248,7 +248,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOf<Stored>)
     for_compared<Stored>(comparisons, options.count, block, blocks, [&](const Compared<Stored>& pairs) {
       Real margin[kSize], weight[kSize], target[kSize];
       load_optional<Stored>(options.margin, options.options.margin, 0, pairs.index, pairs.count, margin);
-      load_optional<Stored>(options.weight, 1, 0, pairs.index, pairs.count, weight);
+      load_optional<Stored, true>(options.weight, 1, 0, pairs.index, pairs.count, weight);
       load_optional<Stored>(options.target, options.options.target, 0, pairs.index, pairs.count, target);
       if (only_sum) {
         Real z[kSize];

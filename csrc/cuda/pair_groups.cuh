@@ -33,26 +33,28 @@ template <typename Stored>
 constexpr int kBlocksOf = sizeof(Stored) == 8 ? 1 : 2;
 
 // Blocks a row of a kernel that adds up `size` pairs at a time. A row without pairs has a block too: its loss is 0.
-// What a block costs at its end is shared by several steps, where there are enough of them to keep a GPU busy.
-inline int64_t summing_blocks(int64_t count, int64_t size, int64_t few, int64_t most) {
+// What a block costs at its end is shared by `share` pairs, where there are enough of them to keep a GPU busy.
+inline int64_t summing_blocks(int64_t count, int64_t size, int64_t share, int64_t few, int64_t most) {
   const int64_t steps = (count + size - 1) / size;
-  return std::max<int64_t>(std::min(steps, std::clamp(steps / 4, few, most)), 1);
+  return std::max<int64_t>(std::min(steps, std::clamp(steps * size / share, few, most)), 1);
 }
 
 template <typename Stored, bool kOptional>
 int64_t chunk_blocks(int64_t count) {
-  return summing_blocks(count, kChunk<Stored, kOptional>, 256, 2048);
+  constexpr int kSize = kChunk<Stored, kOptional>;
+  return summing_blocks(count, kSize, 4 * kSize, 256, 2048);
 }
 
 template <typename Stored>
 int64_t second_blocks(int64_t count) {
-  return summing_blocks(count, kThreads * kSmallGroup<Stored>, 512, 4096);
+  constexpr int kSize = kThreads * kSmallGroup<Stored>;
+  return summing_blocks(count, kSize, 4 * kSize, 512, 4096);
 }
 
 // With PairStats a block's end takes long.
-template <typename Stored>
+template <typename Stored, bool kOptional>
 int64_t statistics_blocks(int64_t count) {
-  return summing_blocks(count, kThreads * kSmallGroup<Stored>, 64, 512);
+  return summing_blocks(count, kThreads * kPairs<Stored, kOptional>, 4 * kThreads * kSmallGroup<Stored>, 64, 512);
 }
 
 // Calls body(index, count, chosen, rejected) for this thread's group of those from `begin` on: `count` pairs from
@@ -76,9 +78,9 @@ struct Group {
 };
 
 // A column's entries of a thread's groups of a whole chunk, as they are stored.
-template <typename Stored, int kSize>
+template <typename Stored, int kSize, int kGroups>
 struct Ahead {
-  Raw<Stored, kSize> groups[kAhead];
+  Raw<Stored, kSize> groups[kGroups];
 
   static __device__ __forceinline__ bool fits(const Column& column, int64_t row) {
     return Raw<Stored, kSize>::fits(column.entry<Stored>(row, 0), column.stride);
@@ -87,35 +89,35 @@ struct Ahead {
   __device__ __forceinline__ void load(const Column& column, int64_t row, int64_t first) {
     const Stored* entry = static_cast<const Stored*>(column.data) + row * column.row_stride + first;
 #pragma unroll
-    for (int g = 0; g < kAhead; g++) groups[g].load(entry + g * kThreads * kSize);
+    for (int g = 0; g < kGroups; g++) groups[g].load(entry + g * kThreads * kSize);
   }
 };
 
-// The same of an optional column.
-template <typename Stored, int kSize>
+// The same of an optional column. A weight may be a mask.
+template <typename Stored, int kSize, int kGroups, bool kMask>
 struct OptionalAhead {
   using Real = RealOf<Stored>;
-  Raw<Real, kSize> groups[kAhead];  // no entry is larger than a Real
+  Raw<Real, kSize> groups[kGroups];  // no entry is larger than a Real
 
   static __device__ __forceinline__ bool fits(const Column& column, int64_t row) {
-    return !column || with_optional<Stored>(column, [&](auto* entry) {
-      return Ahead<Pointee<decltype(entry)>, kSize>::fits(column, row);
+    return !column || with_optional<Stored, kMask>(column, [&](auto* entry) {
+      return Ahead<Pointee<decltype(entry)>, kSize, kGroups>::fits(column, row);
     });
   }
 
   __device__ __forceinline__ void load(const Column& column, int64_t row, int64_t first) {
     if (!column) return;
-    with_optional<Stored>(column, [&](auto* entry) {
-      Ahead<Pointee<decltype(entry)>, kSize> ahead;
+    with_optional<Stored, kMask>(column, [&](auto* entry) {
+      Ahead<Pointee<decltype(entry)>, kSize, kGroups> ahead;
       ahead.load(column, row, first);
 #pragma unroll
-      for (int g = 0; g < kAhead; g++) memcpy(groups[g].words, ahead.groups[g].words, sizeof ahead.groups[g].words);
+      for (int g = 0; g < kGroups; g++) memcpy(groups[g].words, ahead.groups[g].words, sizeof ahead.groups[g].words);
     });
   }
 
   __device__ __forceinline__ void widen_to(const Column& column, int g, Real (&values)[kSize]) const {
     if (!column) return;
-    with_optional<Stored>(column, [&](auto* entry) {
+    with_optional<Stored, kMask>(column, [&](auto* entry) {
       Raw<Pointee<decltype(entry)>, kSize> raw;
       memcpy(raw.words, groups[g].words, sizeof raw.words);
       raw.widen_to(values);
@@ -125,27 +127,30 @@ struct OptionalAhead {
 
 // The columns of a row that a kernel loads: the rewards and, if kOptional, those of the options and of the gradients'
 // factors. Numbers stand for those that are not given.
-template <typename Stored, bool kOptional>
+template <typename Stored, bool kOptional, int kGroupsAhead = kAhead>
 struct Columns {
   using Real = RealOf<Stored>;
-  static constexpr int kSize = kPairs<Stored, kOptional>;
+  static constexpr int kSize = kPairs<Stored, kOptional>, kGroups = kGroupsAhead;
   using Values = Group<Real, kSize>;
-  using Optional = OptionalAhead<Stored, kSize>;
+  using Rewards = Ahead<Stored, kSize, kGroups>;
+  using Optional = OptionalAhead<Stored, kSize, kGroups, false>;
+  using Weight = OptionalAhead<Stored, kSize, kGroups, true>;
   const Pairs& pairs;
   int64_t row;
   Column factors = Column();
   Real factor = 1;
 
   struct Loaded {
-    Ahead<Stored, kSize> chosen, rejected;
-    Optional margin, weight, target, factor;
+    Rewards chosen, rejected;
+    Optional margin, target, factor;
+    Weight weight;
   };
 
   // Whether all of them can be loaded a group at a time.
   __device__ __forceinline__ bool fit() const {
-    bool result = Ahead<Stored, kSize>::fits(pairs.chosen, row) && Ahead<Stored, kSize>::fits(pairs.rejected, row);
+    bool result = Rewards::fits(pairs.chosen, row) && Rewards::fits(pairs.rejected, row);
     if constexpr (kOptional)
-      result = result && Optional::fits(pairs.margin, row) && Optional::fits(pairs.weight, row) &&
+      result = result && Optional::fits(pairs.margin, row) && Weight::fits(pairs.weight, row) &&
                Optional::fits(pairs.target, row) && Optional::fits(factors, row);
     return result;
   }
@@ -180,7 +185,7 @@ struct Columns {
     set_numbers(values);
     if constexpr (kOptional) {
       if (pairs.margin) load_optional<Stored>(pairs.margin, 0, row, index, count, values.margin);
-      if (pairs.weight) load_optional<Stored>(pairs.weight, 0, row, index, count, values.weight);
+      if (pairs.weight) load_optional<Stored, true>(pairs.weight, 0, row, index, count, values.weight);
       if (pairs.target) load_optional<Stored>(pairs.target, 0, row, index, count, values.target);
       if (factors) load_optional<Stored>(factors, 0, row, index, count, values.factor);
     }
@@ -201,12 +206,10 @@ struct Columns {
 // Calls body(index, count, values) for this thread's groups of every `by`-th chunk from `chunk` on: `count` pairs from
 // `index` on, fewer than a group only at the end of the row. The loads of a chunk's groups come before any use, since
 // what hides the latency of loads is how many are under way.
-template <typename Stored, bool kOptional, typename Body>
-__device__ __forceinline__ void for_groups(const Columns<Stored, kOptional>& columns, int64_t chunk, int64_t by,
-                                           const Body& body) {
-  using These = Columns<Stored, kOptional>;
-  constexpr int kSize = These::kSize, kStep = kThreads * kSize;
-  constexpr int64_t kPairsOfChunk = kChunk<Stored, kOptional>;
+template <typename These, typename Body>
+__device__ __forceinline__ void for_groups(const These& columns, int64_t chunk, int64_t by, const Body& body) {
+  constexpr int kSize = These::kSize, kGroups = These::kGroups, kStep = kThreads * kSize;
+  constexpr int64_t kPairsOfChunk = kGroups * kStep;
   const int64_t pairs = columns.pairs.count, whole_chunks = pairs / kPairsOfChunk;
   if (columns.fit()) {
 #pragma unroll 1
@@ -215,7 +218,7 @@ __device__ __forceinline__ void for_groups(const Columns<Stored, kOptional>& col
       typename These::Loaded loaded;
       columns.load(first, loaded);
 #pragma unroll
-      for (int g = 0; g < kAhead; g++) {
+      for (int g = 0; g < kGroups; g++) {
         typename These::Values values;
         columns.widen_to(loaded, g, values);
         body(first + g * kStep, kSize, values);
@@ -225,7 +228,7 @@ __device__ __forceinline__ void for_groups(const Columns<Stored, kOptional>& col
 #pragma unroll 1
   for (; chunk * kPairsOfChunk < pairs; chunk += by) {
 #pragma unroll 1
-    for (int g = 0; g < kAhead; g++) {
+    for (int g = 0; g < kGroups; g++) {
       const int64_t index = chunk * kPairsOfChunk + g * kStep + static_cast<int>(threadIdx.x) * kSize;
       const int64_t left = pairs - index;
       if (left <= 0) break;
@@ -257,8 +260,11 @@ class ManyLosses {
     for (int first = 0; first < kSize; first += FewLosses::kMost) {
       FewLosses few;
 #pragma unroll
-      for (int i = first; i < first + FewLosses::kMost; i++) {
-        if (i < count) few.add(z[i]);
+      for (int i = first; i < first + FewLosses::kMost; i += 2) {
+        if (i + 1 < count)
+          few.add(TwoFloats(z[i], z[i + 1]));
+        else if (i < count)
+          few.add(z[i]);
       }
       few.add_to(sum_);
     }

@@ -94,48 +94,48 @@ __global__ void __launch_bounds__(kThreads, kBlocksOf<Stored>)
 
 // With what PairStats wants to know. With weights two blocks at once would spill registers. The loss of the row follows
 // from those sums, but for what centring adds.
-template <typename Stored, bool kWeighted>
+template <typename Stored, bool kOptional, bool kWeighted>
 __global__ void __launch_bounds__(kThreads, kWeighted ? 1 : 2)
     statistics_forward(Pairs pairs, Divisor divisor, ForwardOutputs outputs, Partial* partials, int64_t blocks) {
   using Real = RealOf<Stored>;
-  constexpr int kSize = kSmallGroup<Stored>, kStep = kThreads * kSize;
+  using These = Columns<Stored, kOptional, 1>;
+  constexpr int kSize = These::kSize;
   const Formula<Real> formula(pairs);
+  const bool only_sums = formula.center == 0 && !outputs.terms;
+  if (!kWeighted) pairs.weight = Column();  // as it is: the compiler leaves its loads out
   for_parts(pairs.rows, blocks, [&](int64_t row, int64_t block) {
     PairSums<Real, kWeighted> sums;
     double terms_total = 0;
-#pragma unroll 1
-    for (int64_t begin = block * kStep; begin < pairs.count; begin += blocks * kStep) {
-      with_group<Stored, kSize>(
-          pairs, row, begin, [&](int64_t index, int count, const auto& chosen, const auto& rejected) {
-            Real margin[kSize], weight[kSize], target[kSize], terms[kSize];
-            Rounded<Real> loss[kSize];
-            load_optional<Stored>(pairs.margin, pairs.options.margin, row, index, count, margin);
-            load_optional<Stored>(kWeighted ? pairs.weight : Column(), 1, row, index, count, weight);
-            load_optional<Stored>(pairs.target, pairs.options.target, row, index, count, target);
-            if (formula.all_are_right()) {
+    for_groups(These{pairs, row}, block, blocks, [&](int64_t index, int count, const auto& group) {
+      const auto &chosen = group.chosen, &rejected = group.rejected, &weight = group.weight;
+      Real z[kSize], hinge[kSize];
 #pragma unroll
-              for (int i = 0; i < kSize; i++)
-                loss[i] = pair_loss_and_remainder(formula.logit(chosen[i], rejected[i], margin[i]));
-            } else {
+      for (int i = 0; i < kSize; i++) z[i] = formula.logit(chosen[i], rejected[i], group.margin[i]);
+      if (formula.all_are_right()) {
 #pragma unroll
-              for (int i = 0; i < kSize; i++)
-                loss[i] = formula.loss_and_remainder(chosen[i], rejected[i], margin[i], target[i]);
-            }
-            sums.add_group(count, chosen, rejected, weight, loss);
-            if (formula.center == 0 && !outputs.terms) return;
+        for (int i = 0; i < kSize; i++) hinge[i] = negative_part(z[i]);
+      } else {
 #pragma unroll
-            for (int i = 0; i < kSize; i++) {
-              const Real centered = formula.centered(loss[i].value, chosen[i], rejected[i]);
-              const double term = Formula<Real>::weighted(weight[i], centered);
-              terms[i] = static_cast<Real>(term);
-              if (i < count) terms_total += term;
-            }
-            if (outputs.terms) store_as<Real>(outputs.terms, row, index, count, terms);
-          });
-    }
+        for (int i = 0; i < kSize; i++) hinge[i] = hinge_of(z[i], formula.smoothed(group.target[i]));
+      }
+      SumOfTwo<Real> loss[kSize];
+#pragma unroll
+      for (int i = 0; i < kSize; i++) loss[i] = softplus_and(absolute(z[i]), hinge[i]);
+      sums.add_group(count, chosen, rejected, weight, loss);
+      if (only_sums) return;
+      Real terms[kSize];
+#pragma unroll
+      for (int i = 0; i < kSize; i++) {
+        const Real centered = formula.centered(loss[i].rounded(), chosen[i], rejected[i]);
+        const double term = Formula<Real>::weighted(weight[i], centered);
+        terms[i] = static_cast<Real>(term);
+        if (i < count) terms_total += term;
+      }
+      if (outputs.terms) store_as<Real>(outputs.terms, row, index, count, terms);
+    });
     Partial partial = sums.total();
     partial.terms = formula.center == 0 ? partial.sums[kWeightedLoss] : terms_total;
-    const int warps = warps_with_pairs(pairs, block * kStep, kSize);
+    const int warps = warps_with_pairs(pairs, block * kThreads * kSize, kSize);
     finish_block<Real, true>(partial, divisor, outputs, partials, row, block, blocks, warps);
   });
 }
@@ -261,7 +261,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOf<Stored>)
             Real v_chosen[kSize], v_rejected[kSize], v_margin[kSize];
             Real grad_upstream[kSize], grad_chosen[kSize], grad_rejected[kSize], grad_margin[kSize];
             load_optional<Stored>(pairs.margin, pairs.options.margin, row, index, count, margin);
-            load_optional<Stored>(pairs.weight, 1, row, index, count, weight);
+            load_optional<Stored, true>(pairs.weight, 1, row, index, count, weight);
             load_optional<Stored>(pairs.target, pairs.options.target, row, index, count, target);
             load_optional<Stored>(factors, static_cast<double>(scale.second), row, index, count, factor);
             load_optional<Stored>(directions.chosen, 0, row, index, count, v_chosen);
@@ -297,8 +297,10 @@ cudaError_t forward(const Pairs& pairs, const Divisor& divisor, const ForwardOut
     return finish<RealOf<Stored>>(status, pairs.rows, blocks, divisor, outputs, where);
   };
   if (outputs.statistics)
-    return run(pairs.weight ? statistics_forward<Stored, true> : statistics_forward<Stored, false>,
-               statistics_blocks<Stored>(pairs.count));
+    return pairs.has_columns()
+               ? run(pairs.weight ? statistics_forward<Stored, true, true> : statistics_forward<Stored, true, false>,
+                     statistics_blocks<Stored, true>(pairs.count))
+               : run(statistics_forward<Stored, false, false>, statistics_blocks<Stored, false>(pairs.count));
   const bool sums_losses = is_sum_of_losses(Formula<RealOf<Stored>>(pairs), pairs) && !outputs.terms;
   if (pairs.has_columns())
     return run(sums_losses ? logit_forward<Stored, true> : general_forward<Stored, true>,
@@ -345,7 +347,8 @@ int64_t scratch_size(Dtype rewards, int64_t rows, int64_t count) {
     return rows * std::max({memory(chunk_blocks<Stored, false>(count), sizeof(Terms)),
                             memory(chunk_blocks<Stored, true>(count), sizeof(Terms)),
                             memory(second_blocks<Stored>(count), sizeof(Terms)),
-                            memory(statistics_blocks<Stored>(count), sizeof(Partial))});
+                            memory(statistics_blocks<Stored, false>(count), sizeof(Partial)),
+                            memory(statistics_blocks<Stored, true>(count), sizeof(Partial))});
   });
 }
 

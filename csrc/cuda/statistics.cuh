@@ -47,6 +47,12 @@ struct Deviations {
   }
 };
 
+// The lesser (greater) of two numbers, none of which is NaN. Of floats one instruction.
+__device__ __forceinline__ float lesser(float a, float b) { return fminf(a, b); }
+__device__ __forceinline__ float greater(float a, float b) { return fmaxf(a, b); }
+__device__ __forceinline__ double lesser(double a, double b) { return b < a ? b : a; }
+__device__ __forceinline__ double greater(double a, double b) { return b > a ? b : a; }
+
 __device__ __forceinline__ double finite_or_zero(double x) { return x - x == 0 ? x : 0; }
 
 // Without weights each power of a weight is 1, and its sum the number of pairs.
@@ -56,13 +62,14 @@ class PairSums {
   // Adds the first `count` > 0 of kSize pairs.
   template <int kSize>
   __device__ __forceinline__ void add_group(int count, const Real (&chosen)[kSize], const Real (&rejected)[kSize],
-                                            const Real (&weight)[kSize], const Rounded<Real> (&loss)[kSize]) {
-    if (!kWeighted && count_ == 0) begin(chosen[0], rejected[0], exact(loss[0]));
+                                            const Real (&weight)[kSize], const SumOfTwo<Real> (&loss)[kSize]) {
+    if (!kWeighted && count_ == 0) begin(chosen[0], rejected[0], loss[0].exact());
 #pragma unroll
     for (int i = 0; i < kSize; i++) {
-      if (i < count && (!kWeighted || weight[i] != 0)) add(chosen[i], rejected[i], weight[i], exact(loss[i]));
+      if (i < count && (!kWeighted || weight[i] != 0)) add(chosen[i], rejected[i], weight[i], loss[i].exact());
     }
     if (!kWeighted) count_ += count;
+    add_counts(count, chosen, rejected, weight);
     if (count_ > next_count_ || (kWeighted && squared_ > next_squared_)) move_pivots();
   }
 
@@ -122,10 +129,6 @@ class PairSums {
   double scale_ = 0, inverse_scale_ = 0, squared_ = 0, next_squared_ = 0, fourth_ = 0, fifth_ = 0;
   double weight_ = 0, weight_correct_ = 0, weight_tied_ = 0, weighted_loss_ = 0;
 
-  static __device__ __forceinline__ double exact(const Rounded<Real>& loss) {
-    return static_cast<double>(loss.value) + static_cast<double>(loss.remainder);
-  }
-
   static __device__ __forceinline__ void set(const Deviations& from, double all, double inverse, double* sums) {
     sums[0] = from.sum(all);
     sums[1] = from.squares(inverse);
@@ -142,17 +145,31 @@ class PairSums {
     loss_.pivot = finite_or_zero(loss);
   }
 
+  // Pairs that are correct, and tied ones. A comparison gives a float 0 or 1 in one instruction, and an integer in two;
+  // from 2^23 on the last bits of a float count.
+  template <int kSize>
+  __device__ __forceinline__ void add_counts(int count, const Real (&chosen)[kSize], const Real (&rejected)[kSize],
+                                             const Real (&weight)[kSize]) {
+    constexpr float kZero = 0x1p23f;
+    float correct = kZero, tied = kZero;
+#pragma unroll
+    for (int i = 0; i < kSize; i++) {
+      if (i >= count || (kWeighted && weight[i] == 0)) continue;
+      correct += chosen[i] > rejected[i] ? 1.0f : 0.0f;
+      tied += chosen[i] == rejected[i] ? 1.0f : 0.0f;
+    }
+    correct_ += static_cast<int>(to_bits(correct) - to_bits(kZero));
+    tied_ += static_cast<int>(to_bits(tied) - to_bits(kZero));
+  }
+
   __device__ __forceinline__ void add(Real chosen, Real rejected, Real weight, double loss) {
     if constexpr (kWeighted) {
       if (!(absolute(weight) <= greatest_)) take_greatest(chosen, rejected, weight, loss);
     }
     if (kWeighted) count_++;
-    correct_ += chosen > rejected ? 1 : 0;
-    tied_ += chosen == rejected ? 1 : 0;
-    nan_ = nan_ || chosen != chosen || rejected != rejected;
-    const Real smaller = rejected < chosen ? rejected : chosen, larger = rejected > chosen ? rejected : chosen;
-    low_ = smaller < low_ ? smaller : low_;
-    high_ = larger > high_ ? larger : high_;
+    nan_ = nan_ || !(chosen < rejected || chosen >= rejected);
+    low_ = lesser(low_, lesser(chosen, rejected));
+    high_ = greater(high_, greater(chosen, rejected));
     difference_.add(static_cast<double>(chosen - rejected));
     chosen_.add(static_cast<double>(chosen));
     rejected_.add(static_cast<double>(rejected));
