@@ -62,6 +62,7 @@ PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
   add_grouped(module);
   add_indexed(module);
   add_evaluation(module);
+  add_sums(module);
 }
 
 }  // namespace prefloss

@@ -128,6 +128,7 @@ void add_paired(py::module_& module);
 void add_grouped(py::module_& module);
 void add_indexed(py::module_& module);
 void add_evaluation(py::module_& module);
+void add_sums(py::module_& module);
 
 // The operators of a layout.
 void register_paired();

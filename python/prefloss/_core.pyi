@@ -148,6 +148,9 @@ def indexed_forward(
 def scale_slopes(
     grad: Tensor, slopes: Tensor | None, group_sizes: Tensor | None, per_group: bool, result: Tensor
 ) -> bool: ...
+
+# False, with nothing written: one of them is not certainly plain memory of the host.
+def merge_sums(mine: Tensor, theirs: Tensor, result: Tensor) -> bool: ...
 def pair_statistics(columns: tuple[Tensor | None, ...], numbers: tuple[float, ...], result: Tensor) -> None: ...
 def add_statistics(
     columns: tuple[Tensor | None, ...],

@@ -7,6 +7,10 @@ from enum import IntEnum
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
+
+from . import _core
+from .torch_internals import is_watched
 
 __all__ = ["Sum", "merged_sums", "scaled_rewards", "sums_of_no_pairs", "total_of"]
 
@@ -78,7 +82,11 @@ def scaled_rewards(sums: Tensor, by: float) -> Tensor:
 
 
 def merged_sums(mine: Tensor, theirs: Tensor) -> Tensor:
-    """The sums of both sets of pairs (Chan, Golub & LeVeque 1983), by operators that wait for nothing."""
+    """The sums of both sets of pairs (Chan, Golub & LeVeque 1983): at once on the host, else by operators that wait for nothing."""
+    if mine.is_cpu and not is_compiling() and not is_watched():
+        result = torch.empty_like(mine)
+        if _core.merge_sums(mine, theirs, result):
+            return result
     both = {which: mine[..., which] + theirs[..., which] for which in Sum}  # right where sums only add up
     _merge_units(both, mine, theirs)
     counts = mine[..., Sum.COUNT], theirs[..., Sum.COUNT]
