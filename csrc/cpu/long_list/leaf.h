@@ -24,7 +24,7 @@ class Leaf {
  public:
   // The items [begin, end) of a list.
   template <typename Real>
-  void load(const RankedItems<Real>& items, const ListCells<Real>& cells, const LeafOptions& options, int begin,
+  void load(const RankedItems<Real>& items, const CellGrid<Real>& cells, const LeafOptions& options, int begin,
             int end) {
     begin_ = begin;
     size_ = end - begin;

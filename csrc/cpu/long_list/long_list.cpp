@@ -6,6 +6,7 @@
 
 #include "../group_rows.h"
 #include "all_pairs.h"
+#include "by_score.h"
 #include "concordance.h"
 #include "linear_terms.h"
 
@@ -216,7 +217,8 @@ void forward_large_group(RankedItems<Real>& items, const GroupOptions<Real>& opt
   PairSums pairs;
   const auto add_finite = [&](RankedItems<Real>& those) {
     if (those.size == 0) return;
-    const double softplus = AllPairs<Real>(those, options, threads).run();
+    const double softplus = are_met_by_score(those, options) ? PairsByScore<Real>(those, options, threads).run()
+                                                             : AllPairs<Real>(those, options, threads).run();
     const LinearSums linear = LinearTerms<Real>(those, options).run();
     pairs.losses += softplus + linear.losses;
     pairs.terms += softplus + linear.losses + linear.centring;
