@@ -40,11 +40,13 @@ SCORES = {
     "subnormal spacings": lambda random, n: random.integers(-99, 99, n) * 1e-44,
     "edges of cells": lambda random, n: random.integers(-9, 9, n) * 2.0,
     "far apart": lambda random, n: -25.0 * np.arange(n),
+    "far apart by twos": lambda random, n: -25.0 * (np.arange(n) // 2) - 0.25 * (np.arange(n) % 2),
     "far tail": lambda random, n: np.where(np.arange(n) < n // 2, 60.0, 0.0) + random.normal(size=n),
 }
 LARGE_RANKS = {
     "distinct": lambda random, n: random.permutation(n),
     "in order": lambda random, n: np.arange(n),
+    "in order by twos": lambda random, n: np.arange(n) // 2,
     "two": lambda random, n: (random.random(n) < 0.1).astype(np.int64),
     "a few": lambda random, n: random.integers(0, 7, n),
     "one of many items": lambda random, n: np.where(random.random(n) < 0.8, 50, random.integers(0, 100, n)),
@@ -61,6 +63,8 @@ LARGE_RANKS = {
         *((scores, "a few", "half") for scores in SCORES),
         *((scores, "a few", "skip") for scores in ("near ties", "equal", "clusters", "edges of cells")),
         *((scores, "many", "skip") for scores in ("deviation 30", "deviation 1000", "outlier above", "far tail")),
+        ("deviation 30", "one of many items", "skip"),
+        ("far apart by twos", "in order by twos", "skip"),  # every slope is tiny, but for those of ties, and right
         *(("normal", ranks, "half") for ranks in ("in order", "two", "one of many items", "many", "floating")),
         ("far apart", "in order", "skip"),  # every slope is tiny, and right
     ],

@@ -57,9 +57,10 @@ class PairsByScore {
     relation_.prepare(interpolation_, -list_.range(), 0, grid_.width, threads);
     near_ = -relation_.nearest;
     list_.number_moments(near_);
+    if (!options.half_ties && items.has_ties()) count_worse();
   }
 
-  // As AllPairs::run.
+  // As AllPairs::run. Ties that are to be skipped count too: the later item in the list by score is the better one.
   double run() {
     start();
     const std::vector<size_t> chunks = split();
@@ -89,6 +90,7 @@ class PairsByScore {
   bool curved_, directed_;   // whether curvatures, and products with directions, are wanted
   Relation<Real> relation_;  // of a higher item with a lower one
   double near_ = 0;          // cells no further apart are near each other
+  std::vector<int> worse_;   // how many worse items each has, where that is not by its place in the order of ranks
   LoneItems lone_;
   std::vector<double> moments_, potentials_, weighted_, bends_;  // as TreeNode has them
 
@@ -100,6 +102,15 @@ class PairsByScore {
   }
   static size_t lone_at(const ScoreCell& cell, int n) { return LoneItems::at(cell.lone + n - cell.begin); }
   double direction(int n) const { return items_.directions[static_cast<size_t>(list_.order[static_cast<size_t>(n)])]; }
+
+  // Of one rank, the later item in the list by score counts as the better one.
+  void count_worse() {
+    std::vector<int> lower(list_.order.size(), 0);  // of each rank, at its last item
+    for (const int item : list_.order) {
+      const int end = items_.level_end[static_cast<size_t>(item)];
+      worse_.push_back(items_.size - end + lower[static_cast<size_t>(end - 1)]++);
+    }
+  }
 
   // The cells' moments, and the items that meet one by one.
   void start() {
@@ -354,7 +365,7 @@ class PairsByScore {
   void finish(const ScoreCell& cell, int n, double slope, double curvature, double bend, SumOfProducts& linear) {
     const int item = list_.order[static_cast<size_t>(n)];
     const size_t i = static_cast<size_t>(item);
-    const double worse = items_.size - 1 - item;
+    const double worse = worse_.empty() ? items_.size - 1 - item : worse_[static_cast<size_t>(n)];
     if (cell.is_dense()) {
       // Its cell's other items are lower than it by one half on average. It has met itself.
       slope += cell.begin - worse - 0.5;

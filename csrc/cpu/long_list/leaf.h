@@ -30,7 +30,7 @@ class Leaf {
     size_ = end - begin;
     options_ = options;
     for (double* each : {up_, down_, rewards_, directions_, slopes_, curvatures_, bends_})
-      std::fill_n(each, kRoom, 0.0);
+      std::fill_n(each, size_ + kLanes, 0.0);
     const double origin = cells.key(begin);
     double low = HUGE_VAL, high = -HUGE_VAL;
     for (int i = 0; i < size_; i++) {
