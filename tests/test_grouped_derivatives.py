@@ -52,6 +52,15 @@ def test_every_option_agrees_with_the_reference(name, ties, average, dtype):
 
 
 @over_dtypes
+@pytest.mark.parametrize("levels", [30, 300])
+@pytest.mark.parametrize("ties", ["skip", "half"])
+def test_ties_in_a_long_list_of_far_scores_agree_with_the_reference(ties, levels, dtype):
+    random = np.random.default_rng(levels)
+    given = real(30.0 * random.normal(size=1100), dtype)
+    check_derivatives(given[None], torch.from_numpy(random.integers(0, levels, (1, 1100))), {"ties": ties})
+
+
+@over_dtypes
 @pytest.mark.parametrize("levels", LEVELS)
 @pytest.mark.parametrize("size", [2, 16, 33, 129, 1023, 1024])
 def test_every_size_of_groups_agrees_with_the_reference(size, levels, dtype):

@@ -40,11 +40,13 @@ SCORES = {
     "subnormal spacings": lambda random, n: random.integers(-99, 99, n) * 1e-44,
     "edges of cells": lambda random, n: random.integers(-9, 9, n) * 2.0,
     "far apart": lambda random, n: -25.0 * np.arange(n),
+    "far apart by twos": lambda random, n: -25.0 * (np.arange(n) // 2) - 0.25 * (np.arange(n) % 2),
     "far tail": lambda random, n: np.where(np.arange(n) < n // 2, 60.0, 0.0) + random.normal(size=n),
 }
 LARGE_RANKS = {
     "distinct": lambda random, n: random.permutation(n),
     "in order": lambda random, n: np.arange(n),
+    "in order by twos": lambda random, n: np.arange(n) // 2,
     "two": lambda random, n: (random.random(n) < 0.1).astype(np.int64),
     "a few": lambda random, n: random.integers(0, 7, n),
     "one of many items": lambda random, n: np.where(random.random(n) < 0.8, 50, random.integers(0, 100, n)),
@@ -60,6 +62,9 @@ LARGE_RANKS = {
         *((scores, "distinct", "skip") for scores in SCORES),
         *((scores, "a few", "half") for scores in SCORES),
         *((scores, "a few", "skip") for scores in ("near ties", "equal", "clusters", "edges of cells")),
+        *((scores, "many", "skip") for scores in ("deviation 30", "deviation 1000", "outlier above", "far tail")),
+        ("deviation 30", "one of many items", "skip"),
+        ("far apart by twos", "in order by twos", "skip"),  # every slope is tiny, but for those of ties, and right
         *(("normal", ranks, "half") for ranks in ("in order", "two", "one of many items", "many", "floating")),
         ("far apart", "in order", "skip"),  # every slope is tiny, and right
     ],
@@ -242,12 +247,38 @@ def test_rewards_of_a_long_list_beyond_any_square_agree_with_the_reference(scale
         check(given, order, options)
 
 
+LONGER = {
+    "deviation 30": SCORES["deviation 30"],
+    "deviation 3000": lambda random, n: 3000.0 * random.normal(size=n),
+    "single items beside many": lambda random, n: np.where(random.random(n) < 0.2, np.arange(n) * 0.7, n // 2),
+    "in order, and apart": lambda random, n: -7.0 * np.arange(n),  # every slope is tiny, and right
+}
+
+
 @linear
-@pytest.mark.parametrize("scores", ["normal", "deviation 30"])
-def test_the_number_of_threads_does_not_change_a_bit_of_a_long_list(scores, set_threads):
+@pytest.mark.parametrize("scores", LONGER)
+@pytest.mark.parametrize("ties", ["skip", "half"])
+def test_lists_that_threads_share_agree_with_the_reference_to_the_promised_error(scores, ties):
+    """The bounds are those of shorter lists; `skip` is of ranks that all differ, `half` of a few."""
+    random = np.random.default_rng(12)
+    given = torch.from_numpy(LONGER[scores](random, 9000)).requires_grad_()
+    ordered = np.arange(9000) if scores == "in order, and apart" else random.permutation(9000)
+    order = ordered if ties == "skip" else ordered // 900
+    ranks = torch.from_numpy(order)[None]
+    loss = prefloss.bradley_terry_loss_grouped(given[None], ranks, reduction="sum", average="pairs", ties=ties)
+    (gradient,) = torch.autograd.grad(loss, given)
+    expected, slopes, magnitudes = every_pair(array(given), order, ties)
+    assert abs(loss.item() - expected) <= 1e-13 * expected
+    assert np.all(np.abs(gradient.numpy() - slopes) <= 1e-14 * magnitudes)
+
+
+@linear
+@pytest.mark.parametrize("ranks", ["distinct", "many"])
+@pytest.mark.parametrize("scores", ["normal", "deviation 30", "deviation 1000"])
+def test_the_number_of_threads_does_not_change_a_bit_of_a_long_list(scores, ranks, set_threads):
     random = np.random.default_rng(8)
     given = real(SCORES[scores](random, 30_000), torch.float32)
-    order = torch.from_numpy(random.permutation(30_000))
+    order = torch.from_numpy(LARGE_RANKS[ranks](random, 30_000))
     results = []
     for threads in (1, 2, 3):
         set_threads(threads)

@@ -73,6 +73,13 @@ struct GroupOptions {
   }
 };
 
+// Whether every pair counts, without a margin, so that a long list's can meet in the order of the scores alone
+// (long_list/by_score.h). There each item's losses are not known.
+template <typename Real>
+bool are_met_by_score(const RankedItems<Real>& items, const GroupOptions<Real>& options) {
+  return options.ranked.margin == 0 && items.losses.empty() && (options.half_ties || !items.has_ties());
+}
+
 // The derivatives of a pair's term by a - b and, for each of both rewards, by their sum.
 template <typename Real>
 struct PairSlopes {

@@ -37,24 +37,26 @@ class Memory {
 // Scores beyond this, of float64 alone, would overflow when they are squared.
 constexpr double kGreatest = 1e150;
 
-// Where scores lie further apart than this, lists of less than twice as many items as `large` are done pair by pair:
-// cells with one item each cost more than they save. In float64 cells are narrower.
+// Where scores lie further apart than this, lists of less than twice as many items as `large` are done pair by pair, if
+// they do not meet by score: cells with one item each cost more than they save. In float64 cells are narrower.
 template <typename Real>
 constexpr double kFarApart = sizeof(Real) == sizeof(double) ? 40 : 650;
 
 // Whether a list takes linear time. Its cells need finite numbers.
 template <typename Real>
-bool is_long(const Real* rewards, int64_t size, const GroupOptions<Real>& options) {
+bool is_long(const RankedItems<Real>& items, const GroupOptions<Real>& options) {
   const double beta = std::abs(static_cast<double>(options.ranked.formula.beta)),
                margin = std::abs(static_cast<double>(options.ranked.margin)), most = kGreatest / std::max(1.0, beta);
-  if (size < options.large || !(beta < kGreatest && std::isfinite(margin))) return false;
+  if (items.size < options.large || !(beta < kGreatest && std::isfinite(margin))) return false;
   double low = HUGE_VAL, high = -HUGE_VAL;  // of the finite ones
-  for (int64_t i = 0; i < size; i++) {
-    const double reward = static_cast<double>(rewards[i]), finite = reward - reward == 0 ? reward : 0.0;
+  for (size_t i = 0; i < static_cast<size_t>(items.size); i++) {
+    const double reward = static_cast<double>(items.rewards[i]), finite = reward - reward == 0 ? reward : 0.0;
     low = std::min(low, finite);
     high = std::max(high, finite);
   }
-  return std::max(-low, high) <= most && (size >= 2 * options.large || beta * (high - low) + margin <= kFarApart<Real>);
+  if (std::max(-low, high) > most) return false;
+  return items.size >= 2 * options.large || beta * (high - low) + margin <= kFarApart<Real> ||
+         are_met_by_score(items, options);
 }
 
 // Whether a list's second derivatives take linear time too.
@@ -208,7 +210,7 @@ class GroupsForward {
     if (by_item) ranked_.losses.assign(static_cast<size_t>(size), 0.0);
     const bool second = results_.curvatures != nullptr;
     if (second) ranked_.curvatures.assign(static_cast<size_t>(size), 0.0);
-    if (is_long(rewards, size, options_) && (!second || are_finite(rewards, size)))
+    if (is_long(ranked_, options_) && (!second || are_finite(rewards, size)))
       forward_long_list(ranked_, groups_, statistics_, all_sums, threads);
     else
       visit_pairs(all_sums);
@@ -391,8 +393,7 @@ void backward(const Groups& groups, const Real* slopes, const GroupUpstream& ups
 template <typename Real>
 void multiply(RankedItems<Real>& items, const Groups& groups, const GroupOptions<Real>& options, const Real* direction,
               int threads) {
-  if (!is_long(items.rewards.data(), items.size, options) || !are_finite(items.rewards.data(), items.size))
-    return bend(items, options, direction);
+  if (!is_long(items, options) || !are_finite(items.rewards.data(), items.size)) return bend(items, options, direction);
   double sums[kGroupSums];
   items.curvatures.assign(items.order.size(), 0.0);
   items.directions.resize(items.order.size());

@@ -56,6 +56,14 @@ struct RankedItems {
     }
   }
 
+  // Whether two items have one rank.
+  bool has_ties() const {
+    for (int i = 0; i < size; i++) {
+      if (level_end[static_cast<size_t>(i)] > i + 1) return true;
+    }
+    return false;
+  }
+
   // The first item of the rank of the item i.
   int level_begin(int i) const {
     return static_cast<int>(std::lower_bound(level_end.begin(), level_end.end(), level_end[static_cast<size_t>(i)]) -

@@ -126,11 +126,13 @@ def bradley_terry_loss_grouped(
     >>> prefloss.bradley_terry_loss_grouped(rewards, relevance=relevance, mask=torch.tensor([[1, 1, 0]]))
     tensor(0.1269)
 
-    On the CPU a long group takes time and memory in proportion to its items, not to its pairs: one of 512 items or more, of 1,024
-    where rewards times beta lie further apart than 650 (float64: 40). The pairs' sum factorises over cells of rewards and a tree
-    of ranks, in float64. An entry of the gradient is then right to 2^-23 of the sum of the absolute values of its terms (float64:
-    1e-14, and what rounding z costs). Second derivatives take linear time too. Where one of two ranks has few items, 64 at most,
-    its pairs are visited, in the rewards' type. On a GPU each pair is visited.
+    On the CPU a long group, of 512 items or more, takes time and memory in proportion to its items, not to its pairs. Their sum
+    factorises over cells of rewards, in float64: in one walk over the rewards in their order where there is no margin and few ties
+    are skipped, else over a tree of ranks. The tree takes several times as long where rewards lie far apart; where rewards times
+    beta are further apart than 650 (float64: 40), a list with a margin or with ties to skip has 1,024 items or more. An entry of
+    the gradient is then right to 2^-23 of the sum of the absolute values of its terms (float64: 1e-14, and what rounding z costs).
+    Second derivatives take linear time too. Where one of two ranks has few items, 64 at most, its pairs are visited, in the
+    rewards' type. On a GPU each pair is visited.
     Without kernels for a device (see `bradley_terry_loss`) each pair of items is in memory, in either order: K^2 numbers, some ten
     times over. There `torch.compile` cannot trace a call with ``group_sizes``: its graph breaks, or it is an error with
     ``fullgraph=True``.

@@ -34,8 +34,10 @@ class AllPairs {
         sums_{items.slopes.data(), by_item(items.curvatures), by_item(bends_), by_item(items.losses),
               by_item(items.directions)} {
     ranked_.margin = static_cast<double>(options.ranked.margin);
-    ranked_.prepare(interpolation_, cells_.range(), cells_.width, threads);
-    if (half_ties_) tied_.prepare(interpolation_, cells_.range(), cells_.width, threads);
+    for (Relation<Real>* each : {&ranked_, &tied_}) {
+      if (each == &ranked_ || half_ties_)
+        each->prepare(interpolation_, -cells_.range(), cells_.range(), cells_.width, threads);
+    }
   }
 
   // Adds to the items' slopes and, where they are wanted, curvatures and losses: by their scores beta x. Where there

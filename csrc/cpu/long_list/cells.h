@@ -15,27 +15,23 @@
 namespace prefloss::cpu {
 namespace {
 
+// Where cells begin, and where in them a list's items are.
 template <typename Real>
-class ListCells {
+class CellGrid {
  public:
-  double width = 0;          // of a cell, in scores beta x
-  std::vector<double> keys;  // of the cells that have items, ascending
-  std::vector<int> counts;   // how many
-  std::vector<int> cell;     // the number of each item's cell, after `number_items`
+  double width = 0;  // of a cell, in scores beta x
 
-  ListCells(const RankedItems<Real>& items, double beta, int threads)
-      : items_(items), beta_(std::abs(beta)), sign_(beta < 0 ? -1 : 1), threads_(threads) {
+  CellGrid(const RankedItems<Real>& items, double beta)
+      : items_(items), beta_(std::abs(beta)), sign_(beta < 0 ? -1 : 1) {
     // Where beta is tiny, or 0, all scores are nearly one, whatever the width.
     const int exponent = static_cast<int>(std::clamp(std::floor(std::log2(kWidest<Real> / beta_)), -1021.0, 500.0));
     reward_width_ = std::ldexp(1.0, exponent);
     inverse_ = std::ldexp(1.0, -exponent);
     width = beta_ * reward_width_;
-    list();
   }
 
   // Half of the width, as a divisor of places.
   double half() const { return width > 0 ? width / 2 : 1; }
-  double range() const { return keys.back() - keys.front(); }
 
   // The cell with the key k has the scores from width k on.
   double key(int i) const { return std::floor(reward(i) * inverse_); }
@@ -50,6 +46,31 @@ class ListCells {
   double place(int i, double its_key) const {
     return beta_ * ((reward(i) - reward_width_ * its_key) - reward_width_ / 2);
   }
+
+ protected:
+  const RankedItems<Real>& items_;
+
+ private:
+  double beta_, sign_, reward_width_, inverse_;
+
+  double reward(int i) const { return sign_ * static_cast<double>(items_.rewards[static_cast<size_t>(i)]); }
+};
+
+// The cells that have items.
+template <typename Real>
+class ListCells : public CellGrid<Real> {
+  using Grid = CellGrid<Real>;
+  using Grid::items_;
+
+ public:
+  using Grid::key;
+  std::vector<double> keys;  // of the cells that have items, ascending
+  std::vector<int> counts;   // how many
+  std::vector<int> cell;     // the number of each item's cell, after `number_items`
+
+  ListCells(const RankedItems<Real>& items, double beta, int threads) : Grid(items, beta), threads_(threads) { list(); }
+
+  double range() const { return keys.back() - keys.front(); }
 
   // Gives each item the number of its cell.
   void number_items() {
@@ -67,11 +88,7 @@ class ListCells {
   }
 
  private:
-  const RankedItems<Real>& items_;
-  double beta_, sign_, reward_width_, inverse_;
   int threads_;
-
-  double reward(int i) const { return sign_ * static_cast<double>(items_.rewards[static_cast<size_t>(i)]); }
 
   // Whether a table of all cells that there could be is not too long.
   bool is_short() const { return range() < 4.0 * items_.size; }

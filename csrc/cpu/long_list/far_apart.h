@@ -178,7 +178,7 @@ struct Beyond {
   Exponentials weighted;  // the same times the items' directions, where they are wanted
 
   // As many cells further.
-  void move(double cells, const FarApart& far) {
+  void move(double cells, const FarApart& far, bool has_directions) {
     large = large.shifted(far.width * cells);
     if (small.sum[0] == 0) return;
     if (!far.steps.reach(cells)) {
@@ -187,7 +187,7 @@ struct Beyond {
     }
     const Exponentials decay = far.steps.at(cells);
     small = small.times(decay);
-    weighted = weighted.times(decay);
+    if (has_directions) weighted = weighted.times(decay);
 #pragma omp simd
     for (int m = 0; m < kSeries; m++) {
       const bool gone = small.sum[m] < kLeast[m];
@@ -208,7 +208,7 @@ void for_beyond(const Cells& receivers, const Cells& sources, bool up, const Far
   for (size_t n = 0, s = 0; n < count; n++) {
     const size_t c = up ? count - 1 - n : n;
     const double here = up ? -receivers.key(c) : receivers.key(c);
-    if (beyond.large.count > 0) beyond.move(here - before, far);
+    if (beyond.large.count > 0) beyond.move(here - before, far, sources.has_directions());
     before = here;
     for (; s < source_count; s++) {
       const size_t source = up ? source_count - 1 - s : s;

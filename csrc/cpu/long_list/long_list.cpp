@@ -7,6 +7,7 @@
 #include "../group_rows.h"
 #include "all_pairs.h"
 #include "concordance.h"
+#include "less_ties.h"
 #include "linear_terms.h"
 
 namespace prefloss::cpu {
@@ -201,6 +202,17 @@ void add_concordance(const RankedItems<Real>& items, bool half_ties, double* sum
   sums[kPairsTied] = static_cast<double>(pairs.equal + (half_ties ? pairs.equal_in_ranks : 0));
 }
 
+// The sum of softplus(w) over all pairs of finite rewards, whose slopes are added to the items'.
+template <typename Real>
+double pairs_of(RankedItems<Real>& items, const GroupOptions<Real>& options, int threads) {
+  if (are_met_by_score(items, options)) return PairsByScore<Real>(items, options, threads).run();
+  if (PairsLessTies<Real>::takes(items, options)) {
+    const double losses = PairsLessTies<Real>(items, options, threads).run();
+    if (losses >= 0) return losses;
+  }
+  return AllPairs<Real>(items, options, threads).run();
+}
+
 template <typename Real>
 void forward_large_group(RankedItems<Real>& items, const GroupOptions<Real>& options, bool statistics, double* sums,
                          int threads) {
@@ -216,7 +228,7 @@ void forward_large_group(RankedItems<Real>& items, const GroupOptions<Real>& opt
   PairSums pairs;
   const auto add_finite = [&](RankedItems<Real>& those) {
     if (those.size == 0) return;
-    const double softplus = AllPairs<Real>(those, options, threads).run();
+    const double softplus = pairs_of(those, options, threads);
     const LinearSums linear = LinearTerms<Real>(those, options).run();
     pairs.losses += softplus + linear.losses;
     pairs.terms += softplus + linear.losses + linear.centring;

@@ -22,12 +22,13 @@ struct Relation {
   std::vector<double> factors;  // exp(w) between the midsts of such cells
   FarApart above, below;        // with w above 0, and below
 
-  // `range`: the greatest distance of two cells.
-  void prepare(const Interpolation<kPolynomials<Real>>& interpolation, double range, double width, int threads) {
-    has_far = width * range + std::abs(margin) > kNearby;
+  // `least` and `most`: of the distances of two cells.
+  void prepare(const Interpolation<kPolynomials<Real>>& interpolation, double least, double most, double width,
+               int threads) {
+    has_far = width * std::max(-least, most) + std::abs(margin) > kNearby;
     const double reach = has_far ? kSeriesFrom<Real> + width : HUGE_VAL;
-    nearest = std::max(-range, std::ceil((-reach - margin) / width));
-    furthest = std::min(range, std::floor((reach - margin) / width));
+    nearest = std::max(least, std::ceil((-reach - margin) / width));
+    furthest = std::min(most, std::floor((reach - margin) / width));
     const int64_t count = furthest >= nearest ? static_cast<int64_t>(furthest - nearest) + 1 : 0;
     matrices.resize(static_cast<size_t>(count));
     factors.resize(static_cast<size_t>(count));
