@@ -1,0 +1,36 @@
+// All pairs of long ranked lists in time linear in their items, on the GPU. Mirrors cpu/long_list/; long_list.cu says
+// how it is done, and what it costs.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "../../cell_polynomials.h"
+#include "../kernels.h"
+
+namespace prefloss::cuda {
+
+// What becomes known of a list on the device.
+struct ListPlan {
+  int cells;      // of scores, in which there are items
+  int block;      // so many items in a row have one row of sums; 0: the list is done pair by pair
+  Way way;        // of the pairs that are visited
+  int factors;    // so many of their 1 + exp(w) have one logarithm
+  double middle;  // the key of the cell from which scores are counted
+  double margin;  // exp of it, for the pairs that are visited by products
+};
+
+int64_t long_lists_scratch_size(const Groups&);
+
+// A plan a group, in the memory for long lists.
+const ListPlan* plans_of(const double* scratch);
+
+// Finds the cells of each list, and plans it. A list with too many cells, or with a reward that is not finite, is left
+// to others: its plan has no block.
+cudaError_t plan_long_lists(const Groups&, double* scratch, const Launch&);
+
+// For each item of the other lists the slope, the number of pairs in which it is the better one, and the sum of their
+// losses.
+cudaError_t visit_long_lists(const Groups&, double* scratch, double* slopes, double* pairs, double* losses,
+                             const Launch&);
+
+}  // namespace prefloss::cuda
