@@ -75,9 +75,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       const double greatest = grid.width * (range + 1) + absolute(margin);
       if (cells > 0 && greatest - greatest == 0) {  // or a distance could be infinite
         plan.middle = keys[0] + floor(range / 2);
-        plan.way = way_of<Real>(greatest) == Way::kProduct ? Way::kProduct : Way::kExponential;
-        plan.factors = factors_below_overflow(plan.way == Way::kProduct ? greatest : 0);
-        if (plan.way == Way::kProduct) plan.margin = BothWays::of(margin).up;
+        plan.by_products = way_of<Real>(greatest) == Way::kProduct;
+        plan.factors = factors_below_overflow(plan.by_products ? greatest : 0);
+        if (plan.by_products) plan.margin = BothWays::of(margin).up;
         plan.block = kLeastBlock;
         while (plan.block < kItemsACell * cells) plan.block *= 2;
       }
@@ -103,8 +103,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     memory.cells[place] = static_cast<unsigned short>(low);
     memory.places[place] = grid.place(reward, key) / grid.half();
-    memory.up[place] = list.plan.way == Way::kProduct ? BothWays::of(grid.score(reward, list.plan.middle)).up
-                                                      : grid.signed_reward(reward);
+    memory.up[place] =
+        list.plan.by_products ? BothWays::of(grid.score(reward, list.plan.middle)).up : grid.signed_reward(reward);
   });
 }
 

@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       begin = row * block;
     }
     const double* const up = memory.up + list.begin;
-    ItemSums sums = list.plan.way == Way::kProduct
+    ItemSums sums = list.plan.by_products
                         ? visit<kOthers, Way::kProduct>(up, grid.beta(), margin, list.plan, place, begin, end)
                         : visit<kOthers, Way::kExponential>(up, grid.beta(), margin, list.plan, place, begin, end);
     if (kWorse ? row + 1 < list.rows : row > 0) {

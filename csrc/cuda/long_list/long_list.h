@@ -4,19 +4,18 @@
 
 #include <cuda_runtime.h>
 
-#include "../../cell_polynomials.h"
 #include "../kernels.h"
 
 namespace prefloss::cuda {
 
 // What becomes known of a list on the device.
 struct ListPlan {
-  int cells;      // of scores, in which there are items
-  int block;      // so many items in a row have one row of sums; 0: the list is done pair by pair
-  Way way;        // of the pairs that are visited
-  int factors;    // so many of their 1 + exp(w) have one logarithm
-  double middle;  // the key of the cell from which scores are counted
-  double margin;  // exp of it, for the pairs that are visited by products
+  int cells;         // of scores, in which there are items
+  int block;         // so many items in a row have one row of sums; 0: the list is done pair by pair
+  int factors;       // so many 1 + exp(w), of pairs that are visited, have one logarithm
+  bool by_products;  // whether their exp(w) is a ratio of a number of each item
+  double middle;     // then: the key of the cell from which scores are counted
+  double margin;     // and exp of the margin
 };
 
 int64_t long_lists_scratch_size(const Groups&);

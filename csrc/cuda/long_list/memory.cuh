@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "../../cell_polynomials.h"
 #include "../blocks.cuh"
 #include "../columns.cuh"
 #include "../group_items.cuh"
