@@ -80,7 +80,7 @@ runtime = $(shell $(CXX) -print-file-name=lib$(1).so) $(shell $(CXX) -print-file
 ASAN := LD_PRELOAD='$(call runtime,asan)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 TSAN := LD_PRELOAD='$(call runtime,tsan)' TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0
 ON_HOST_TESTS := $(addprefix tests/test_,$(addsuffix .py,cuda_kernels paired_values stats standard_error every_way compiled autograd transforms \
-  not_plain saved_tensors option_values grouped relevance_and_mask indexed))
+  not_plain saved_tensors option_values grouped relevance_and_mask indexed cuda_long_lists))
 
 build/sanitized/installed: $(INSTALLED)
 	$(call install_in,$(@D),PREFLOSS_SANITIZE=address$(,)undefined PREFLOSS_CUDA=OFF)

@@ -42,6 +42,10 @@ int64_t grouped_scratch_size(bool cuda, const Groups& groups, bool statistics) {
   return on_cuda(cuda) ? cuda::grouped_scratch_size(groups, statistics) : 0;
 }
 
+bool wants_order(bool cuda, const Groups& groups, bool statistics) {
+  return on_cuda(cuda) && cuda::are_long_lists(groups, statistics);
+}
+
 int64_t indexed_scratch_size(bool cuda, const Comparisons& comparisons, const Pairs& pairs, bool slopes) {
   return on_cuda(cuda) ? cuda::indexed_scratch_size(comparisons, pairs, slopes) : 0;
 }
@@ -56,6 +60,8 @@ int64_t scratch_size(bool cuda, const Pairs&) {
 }
 
 int64_t grouped_scratch_size(bool cuda, const Groups&, bool) { return scratch_size(cuda, Pairs()); }
+
+bool wants_order(bool, const Groups&, bool) { return false; }
 
 int64_t indexed_scratch_size(bool cuda, const Comparisons&, const Pairs&, bool) { return scratch_size(cuda, Pairs()); }
 
@@ -119,6 +125,16 @@ GroupStatus grouped_forward(const Groups& groups, const GroupAverage& average, c
   const int64_t scratch = cuda::grouped_scratch_size(groups, outputs.statistics);
   cuda::check(cuda::grouped_forward(groups, average, outputs, launch_of(place, scratch)), "the forward pass of groups");
   return GroupStatus::kDone;
+#else
+  without_cuda();
+#endif
+}
+
+void list_keys([[maybe_unused]] const Groups& groups, [[maybe_unused]] const int64_t* sorted_ranks,
+               [[maybe_unused]] const int64_t* order, [[maybe_unused]] int64_t* keys,
+               [[maybe_unused]] const Place& place) {
+#ifdef PREFLOSS_CUDA
+  cuda::check(cuda::list_keys(groups, sorted_ranks, order, keys, launch_of(place, 0)), "the keys of long lists");
 #else
   without_cuda();
 #endif

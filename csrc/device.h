@@ -20,6 +20,10 @@ struct Place {
 // Throws where this build has no CUDA kernels.
 int64_t scratch_size(bool cuda, const Pairs&);
 int64_t grouped_scratch_size(bool cuda, const Groups&, bool statistics);
+// Whether CUDA kernels want these groups' items in the order of their ranks; and the keys of a sort that finds it,
+// where the groups are not all of one size (cuda/kernels.h).
+bool wants_order(bool cuda, const Groups&, bool statistics);
+void list_keys(const Groups&, const int64_t* sorted_ranks, const int64_t* order, int64_t* keys, const Place&);
 
 // -1 where CUDA kernels do not take so many comparisons.
 int64_t indexed_scratch_size(bool cuda, const Comparisons&, const Pairs&, bool slopes);

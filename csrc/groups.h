@@ -35,9 +35,11 @@ struct Groups {
   Column rewards, ranks;
   int64_t rows = 1, groups = 0, size = 0, items = 0;    // groups a row; of so many items each; items in all
   const int64_t *offsets = nullptr, *filled = nullptr;  // filled: one a group, counted through all rows
-  Options options;                                      // target: of pairs of different rank
-  bool half_ties = false;                               // pairs of equal rank count too, with target 1/2 and no margin
-  int64_t large = 0;                                    // groups of so many items take linear time on the CPU
+  // On a GPU, where groups take linear time: their ranks in ascending order, and which of the group's items has each.
+  const int64_t *sorted_ranks = nullptr, *order = nullptr;
+  Options options;         // target: of pairs of different rank
+  bool half_ties = false;  // pairs of equal rank count too, with target 1/2 and no margin
+  int64_t large = 0;       // groups of so many items take linear time on the CPU
 
   PREFLOSS_HOST_DEVICE bool in_float64() const { return rewards.dtype == Dtype::kFloat64; }
   PREFLOSS_HOST_DEVICE int64_t count() const { return rows * groups; }

@@ -36,6 +36,9 @@ struct {
   Status (*empty_strided_pinned)(int64_t dimensions, const int64_t* sizes, const int64_t* strides, int32_t dtype,
                                  int32_t device_type, int32_t device_index, void** tensor);
   Status (*copy)(void* tensor, void* source, int32_t non_blocking);
+  Status (*tensor_from_blob)(void* data, int64_t dimensions, const int64_t* sizes, const int64_t* strides,
+                             int64_t offset, int32_t dtype, int32_t device_type, int32_t device_index, void** tensor);
+  Status (*call_dispatcher)(const char* name, const char* overload, Value* stack);
   Status (*create_device_guard)(int32_t index, void** guard);
   Status (*delete_device_guard)(void* guard);
   Status (*parallel_for)(int64_t begin, int64_t end, int64_t grain, Body body, void* context);
@@ -110,6 +113,8 @@ void load(const std::string& library) {
   find(torch.empty_strided, "aoti_torch_empty_strided");
   find(torch.empty_strided_pinned, "aoti_torch_empty_strided_pinned");
   find(torch.copy, "aoti_torch_copy_");
+  find(torch.tensor_from_blob, "aoti_torch_create_tensor_from_blob");
+  find(torch.call_dispatcher, "aoti_torch_call_dispatcher");
   find(torch.create_device_guard, "aoti_torch_create_device_guard");
   find(torch.delete_device_guard, "aoti_torch_delete_device_guard");
   find(torch.parallel_for, "torch_parallel_for");
@@ -190,6 +195,19 @@ Tensor Tensor::copied(const std::vector<int64_t>& values, bool cuda, int device_
   Tensor copy = empty(size, Dtype::kInt64, true, device_index);
   check(torch.copy(copy.handle_, host.handle_, 1), "copy a tensor");
   return copy;
+}
+
+std::pair<Tensor, Tensor> Tensor::sorted(const int64_t* rows, const std::vector<int64_t>& sizes, bool cuda,
+                                         int device_index) {
+  void* handle = nullptr;
+  check(torch.tensor_from_blob(const_cast<int64_t*>(rows), static_cast<int64_t>(sizes.size()), sizes.data(),
+                               contiguous_strides(sizes).data(), 0, torch.dtypes[static_cast<int>(Dtype::kInt64)],
+                               cuda ? torch.device_cuda() : torch.device_cpu(), cuda ? device_index : 0, &handle),
+        "wrap a tensor's memory");
+  // self, stable (optional: the address of the value, which torch deletes), dim, descending; then values, indices
+  Value stack[] = {reinterpret_cast<Value>(handle), reinterpret_cast<Value>(new Value(1)), static_cast<Value>(-1), 0};
+  check(torch.call_dispatcher("aten::sort", "stable", stack), "sort");
+  return {Tensor(reinterpret_cast<void*>(stack[0])), Tensor(reinterpret_cast<void*>(stack[1]))};
 }
 
 Tensor Arguments::optional_tensor() {

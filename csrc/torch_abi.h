@@ -53,6 +53,9 @@ class Tensor {
   Tensor contiguous(Dtype dtype) const;
   // Host memory's entries on a device; nothing is waited for.
   static Tensor copied(const std::vector<int64_t>& values, bool cuda, int device_index);
+  // Each row of contiguous int64 in ascending order, and from where in its row each entry is; equal ones as they were.
+  static std::pair<Tensor, Tensor> sorted(const int64_t* rows, const std::vector<int64_t>& sizes, bool cuda,
+                                          int device_index);
 
  private:
   void* handle_ = nullptr;

@@ -194,6 +194,27 @@ def test_a_step_over_items_is_captured_in_a_graph_and_replayed(layout, options):
         assert_same_bits(replayed, step())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_long_list_waits_for_nothing_and_is_replayed_whatever_its_scores_are(dtype):
+    """Whether it takes linear time is decided on the GPU: the last replay has too many cells of scores."""
+    generator = torch.Generator().manual_seed(6)
+    given = torch.randn(20_000, generator=generator, dtype=dtype).to(CUDA).requires_grad_()
+    ranks = torch.randperm(20_000, generator=generator).to(CUDA)
+
+    def step():
+        loss = prefloss.bradley_terry_loss_grouped(given[None], ranks[None])
+        return [loss.detach(), *torch.autograd.grad(loss, given)]
+
+    with no_waiting():
+        step()
+    graph, captured = in_a_graph(step)
+    for scale in (1.0, 30.0, 100.0):
+        given.data.mul_(scale)
+        graph.replay()
+        replayed = [tensor.clone() for tensor in captured]
+        assert_same_bits(replayed, step())
+
+
 @over_layouts
 @over_dtypes
 def test_weighted_items_agree_with_the_cpu(layout, dtype):

@@ -20,8 +20,8 @@ from prefloss.stats import Sum
 
 pytestmark = pytest.mark.kernels
 
-# On a GPU every pair is visited, as in shorter lists.
-linear = pytest.mark.skipif(RUNS_ON_HOST, reason="the CUDA kernels have no linear time")
+# Linear time begins at longer lists there: tests/test_cuda_long_lists.py.
+linear = pytest.mark.skipif(RUNS_ON_HOST, reason="the CUDA kernels visit each pair of lists as short as these")
 
 JUST_LONG = 2 * eager.LARGE_GROUP + 6  # a list that is done in linear time, whatever its scores
 

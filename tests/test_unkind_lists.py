@@ -24,7 +24,7 @@ import prefloss
 from prefloss import eager
 
 pytestmark = [
-    pytest.mark.skipif(RUNS_ON_HOST, reason="the CUDA kernels have no linear time"),
+    pytest.mark.skipif(RUNS_ON_HOST, reason="the CUDA kernels visit each pair of lists as short as these"),
     pytest.mark.skipif(
         np.finfo(WIDE).nmant <= 52, reason="long double is no wider than float64 here: it is no measure of it"
     ),

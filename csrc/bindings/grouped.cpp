@@ -8,6 +8,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "../cpu/kernels.h"
@@ -49,6 +50,36 @@ int64_t largest_of(const std::vector<int64_t>& offsets) {
   for (size_t g = 1; g < offsets.size(); g++) largest = std::max(largest, offsets[g] - offsets[g - 1]);
   return largest;
 }
+
+// The items of long lists in the order of their ranks, where a GPU's kernels want that. One list, or several of one
+// size, take one sort by torch, and others two: the second is by keys that keep the lists apart.
+class RankOrder {
+ public:
+  RankOrder(Groups& groups, bool statistics, const Place& place, int device_index) {
+    if (!wants_order(place.cuda, groups, statistics)) return;
+    const auto sort = [&](const int64_t* keys, int64_t rows) {
+      std::tie(ranks_, order_) = Tensor::sorted(keys, {rows, groups.items / rows}, place.cuda, device_index);
+    };
+    const int64_t* const ranks = static_cast<const int64_t*>(groups.ranks.data);
+    const bool are_ragged = groups.offsets && groups.count() > 1;
+    if (!groups.filled) sort(ranks, are_ragged ? 1 : groups.count());
+    if (groups.filled || are_ragged) {
+      keys_ = Tensor::empty({groups.items}, Dtype::kInt64, place.cuda, device_index);
+      int64_t* const keys = static_cast<int64_t*>(keys_.data());
+      list_keys(groups, numbers(ranks_), numbers(order_), keys, place);
+      sort(keys, are_ragged ? 1 : groups.count());
+    }
+    groups.sorted_ranks = numbers(ranks_);
+    groups.order = numbers(order_);
+  }
+
+ private:
+  Tensor keys_, ranks_, order_;  // kept
+
+  static const int64_t* numbers(const Tensor& tensor) {
+    return tensor ? static_cast<const int64_t*>(tensor.data()) : nullptr;
+  }
+};
 
 // ---- Eager calls ----
 
@@ -150,6 +181,7 @@ bool forward(py::handle rewards, py::handle ranks, py::handle group_sizes, py::h
   outputs.sums = static_cast<double*>(output(sums, Dtype::kFloat64, kSums));
   outputs.statistics = call.statistics;
   Place place = place_of(given.rewards.cuda, given.rewards.device_index, kParallelPairs);
+  const RankOrder order(groups, call.statistics, place, given.rewards.device_index);
   const int64_t size = grouped_scratch_size(place.cuda, groups, call.statistics);
   // A GPU's kernels also need room for what is not wanted.
   const Tensor scratch = scratch_for(place, given.rewards.device_index, on_cuda ? size + groups.groups + kSums : 0);
@@ -286,6 +318,7 @@ class GroupedOperator {
     }
   }
 
+  RankOrder order(const Place& place) { return {groups, statistics, place, rewards_->device_index()}; }
   Place place() const { return place_of(rewards_->is_cuda(), rewards_->device_index(), kParallelPairs); }
   Tensor scratch(Place& place) const {
     return scratch_for(place, rewards_->device_index(), grouped_scratch_size(place.cuda, groups, statistics));
@@ -342,6 +375,7 @@ void forward_operator(Value* stack, uint64_t, uint64_t) {
   GroupOutputs outputs{loss.data(), static_cast<double*>(factors.data()), static_cast<double*>(sums.data()),
                        slopes.data(), call.statistics};
   Place place = call.place();
+  const RankOrder order = call.order(place);
   const Tensor scratch = call.scratch(place);
   check(grouped_forward(call.groups, call.average, outputs, place));
   stack[0] = loss.release();

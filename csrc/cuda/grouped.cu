@@ -4,7 +4,7 @@
 // A thread has an item, and visits those of its group, or, in large groups, a part of them; a pair is visited by both
 // of its items, and counted by the better one. A warp then adds up what the items of a group counted (a block, where
 // groups are large), and a row's sum goes on as that of pairs does. There are no atomics, so the bits are the same from
-// run to run.
+// run to run. In long lists (long_list/) the items get all of that in linear time.
 #include <algorithm>
 
 #include "../groups.h"
@@ -12,6 +12,7 @@
 #include "blocks.cuh"
 #include "columns.cuh"
 #include "group_items.cuh"
+#include "long_list/long_list.h"
 
 namespace prefloss::cuda {
 namespace {
@@ -31,12 +32,19 @@ int64_t summing_blocks(const Groups& groups) {
   return std::clamp<int64_t>((groups.groups + groups_a_block - 1) / groups_a_block, 1, kMostBlocks);
 }
 
-// Each item's slope, and the sums over the pairs that it counts: sum k of item i at counted[k * items + i].
+// Whether a group's items have it from elsewhere.
+__device__ __forceinline__ bool is_done(const ListPlan* plans, int64_t group) {
+  return plans != nullptr && plans[group].block != 0;
+}
+
+// Each item's slope, and the sums over the pairs that it counts: sum k of item i at counted[k * items + i]. `plans`:
+// where there are long lists; the numbers of an item in one with a block are written by others.
 template <typename Real>
 __global__ void __launch_bounds__(kThreads, 2)
-    plain_items(Groups groups, int threads, double* slopes, double* counted) {
+    plain_items(Groups groups, const ListPlan* plans, int threads, double* slopes, double* counted) {
   constexpr int kSlope = kTerms + 1;
   const auto visit = [&](const Share& share, double* sums) {
+    if (is_done(plans, share.group)) return;
     const Item<Real> item(groups, share.item);
     PairLossSum sum;
     int added = 0;
@@ -88,12 +96,13 @@ __host__ __device__ __forceinline__ bool may_be_list(const Groups& groups) {
 
 template <typename Real, bool kStatistics>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kStatistics>)
-    general_items(Groups groups, int threads, double* slopes, double* counted, double* own) {
+    general_items(Groups groups, const ListPlan* plans, int threads, double* slopes, double* counted, double* own) {
   constexpr int kCounted = kItemSums<kStatistics>, kSlope = kCounted, kLosses = kSlope + 1, kWorse = kLosses + 1;
   constexpr int kAll = kStatistics ? kWorse + 1 : kSlope + 1;
   const bool by_item = kStatistics && may_be_list(groups);
   const PairOptions<Real> ranked(groups.options), equal(of_equal_rank(groups.options));
   const auto visit = [&](const Share& share, double* sums) {
+    if (is_done(plans, share.group)) return;
     const Item<Real> item(groups, share.item);
     double segment = 0, losses = 0, worse = 0;
 #pragma unroll 1
@@ -352,6 +361,12 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
+// The numbers of all items, and the partial sums of rows.
+int64_t visiting_size(const Groups& groups, bool statistics) {
+  return groups.items * (group_sums(statistics) + 1 + (statistics ? kOwnSums : 0)) +
+         groups.rows * summing_blocks(groups) * static_cast<int64_t>(sizeof(Partial) / sizeof(double));
+}
+
 template <typename Real>
 cudaError_t forward(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs,
                     const Launch& where) {
@@ -362,10 +377,18 @@ cudaError_t forward(const Groups& groups, const GroupAverage& average, const Gro
   double* const after = own + (statistics ? kOwnSums * groups.items : 0);
   const int threads = threads_an_item(groups);
   const int64_t item_blocks = blocks_for_items(groups, threads);
-  cudaError_t status = is_plain && !statistics
-                           ? launch(plain_items<Real>, item_blocks, where, groups, threads, slopes, where.scratch)
-                           : launch(statistics ? general_items<Real, true> : general_items<Real, false>, item_blocks,
-                                    where, groups, threads, slopes, where.scratch, own);
+  const bool are_long = groups.order != nullptr;
+  double* const lists = where.scratch + visiting_size(groups, statistics);
+  const ListPlan* const plans = are_long ? plans_of(lists) : nullptr;
+  cudaError_t status = are_long ? plan_long_lists(groups, lists, where) : cudaSuccess;
+  if (status != cudaSuccess) return status;
+  status = is_plain && !statistics
+               ? launch(plain_items<Real>, item_blocks, where, groups, plans, threads, slopes, where.scratch)
+               : launch(statistics ? general_items<Real, true> : general_items<Real, false>, item_blocks, where, groups,
+                        plans, threads, slopes, where.scratch, own);
+  if (status == cudaSuccess && are_long)
+    status = visit_long_lists(groups, lists, slopes, where.scratch + kPairs * groups.items,
+                              where.scratch + kTerms * groups.items, where);
   if (status != cudaSuccess) return status;
   const int64_t blocks = summing_blocks(groups);
   Partial* const partials = reinterpret_cast<Partial*>(after);
@@ -404,8 +427,7 @@ cudaError_t second(const Groups& groups, const void* slopes, const double* facto
 }  // namespace
 
 int64_t grouped_scratch_size(const Groups& groups, bool statistics) {
-  return groups.items * (group_sums(statistics) + 1 + (statistics ? kOwnSums : 0)) +
-         groups.rows * summing_blocks(groups) * static_cast<int64_t>(sizeof(Partial) / sizeof(double));
+  return visiting_size(groups, statistics) + (groups.order != nullptr ? long_lists_scratch_size(groups) : 0);
 }
 
 int grouped_forward(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs,

@@ -16,6 +16,9 @@ struct Launch {
 // 0 where one block reaches all pairs of a row.
 int64_t scratch_size(Dtype rewards, int64_t rows, int64_t count);
 int64_t grouped_scratch_size(const Groups&, bool statistics);
+// Whether groups of these sizes, with these options, take linear time: their items must then come in the order of their
+// ranks. Nothing on the device is looked at. All others are done pair by pair.
+bool are_long_lists(const Groups&, bool statistics);
 // -1 where there are more comparisons than sums can be exact of. `slopes`: whether they are wanted.
 int64_t indexed_scratch_size(const Comparisons&, const Pairs&, bool slopes);
 
@@ -28,6 +31,9 @@ int paired_double_backward(const Pairs&, const Divisor&, const Column& upstream,
 int indexed_forward(const Comparisons&, const Pairs&, const Divisor&, const ForwardOutputs&, void* slopes,
                     const Launch&);
 int grouped_forward(const Groups&, const GroupAverage&, const GroupOutputs&, const Launch&);
+// The keys by which one sort brings the items of each list together, in the order of their ranks: of lists with
+// offsets, from the ranks of all items in ascending order, and which item has each.
+int list_keys(const Groups&, const int64_t* sorted_ranks, const int64_t* order, int64_t* keys, const Launch&);
 int grouped_backward(const Groups&, const void* slopes, const GroupUpstream&, const Column& result, const Launch&);
 int grouped_double_backward(const Groups&, const void* slopes, const double* factors, const GroupUpstream&,
                             const Column& direction, const Column& gradient, double* along, const Launch&);

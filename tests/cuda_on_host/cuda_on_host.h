@@ -189,6 +189,12 @@ inline unsigned long long atomicOr(unsigned long long* address, unsigned long lo
   return __atomic_fetch_or(address, value, __ATOMIC_RELAXED);
 }
 
+inline unsigned long long atomicCAS(unsigned long long* address, unsigned long long expected,
+                                    unsigned long long value) {
+  __atomic_compare_exchange_n(address, &expected, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+  return expected;
+}
+
 // What a failed assert() of the C library calls: it ends the launch, not the process.
 #define __assert_fail cuda_on_host_assert_fail
 extern "C" [[noreturn]] [[gnu::visibility("hidden")]] void cuda_on_host_assert_fail(const char* assertion,

@@ -83,7 +83,7 @@ class PairsByScore {
   RankedItems<Real>& items_;
   double beta_;
   int threads_;
-  CellGrid<Real> grid_;
+  ItemCells<Real> grid_;
   ScoreList<Real> list_;
   const Interpolation<kCount> interpolation_{};
   const Series<Real> series_;

@@ -1,8 +1,5 @@
 // The cells of scores, and which each item of a list is in. Compiled once per instruction set, so everything here has
 // internal linkage.
-//
-// A cell is as wide in the rewards as a power of two. So an item's cell, and its place in it, are exact whatever the
-// rewards are, and two items' distance is as exact as the difference of their rewards.
 #pragma once
 
 #include <algorithm>
@@ -15,60 +12,46 @@
 namespace prefloss::cpu {
 namespace {
 
-// Where cells begin, and where in them a list's items are.
+// In which cells a list's items are, and where in them.
 template <typename Real>
-class CellGrid {
+class ItemCells {
  public:
-  double width = 0;  // of a cell, in scores beta x
+  double width;  // of a cell, in scores beta x
 
-  CellGrid(const RankedItems<Real>& items, double beta)
-      : items_(items), beta_(std::abs(beta)), sign_(beta < 0 ? -1 : 1) {
-    // Where beta is tiny, or 0, all scores are nearly one, whatever the width.
-    const int exponent = static_cast<int>(std::clamp(std::floor(std::log2(kWidest<Real> / beta_)), -1021.0, 500.0));
-    reward_width_ = std::ldexp(1.0, exponent);
-    inverse_ = std::ldexp(1.0, -exponent);
-    width = beta_ * reward_width_;
-  }
+  ItemCells(const RankedItems<Real>& items, double beta)
+      : width(CellGrid<Real>(beta).width), items_(items), grid_(beta) {}
 
-  // Half of the width, as a divisor of places.
-  double half() const { return width > 0 ? width / 2 : 1; }
+  double half() const { return grid_.half(); }
+  double key(int i) const { return grid_.key(reward(i)); }
 
-  // The cell with the key k has the scores from width k on.
-  double key(int i) const { return std::floor(reward(i) * inverse_); }
-
-  // How far an item's score lies from the midst of the cell with this key, which is its own or any other.
-  double score(int i, double from) const {
-    const double its = key(i);
-    return width * (its - from) + place(i, its);
-  }
-
-  // From the midst of its own cell.
-  double place(int i, double its_key) const {
-    return beta_ * ((reward(i) - reward_width_ * its_key) - reward_width_ / 2);
-  }
+  // How far an item's score lies from the midst of its own cell, and of that with any key.
+  double place(int i, double its_key) const { return grid_.place(reward(i), its_key); }
+  double score(int i, double from) const { return grid_.score(reward(i), from); }
 
  protected:
   const RankedItems<Real>& items_;
 
  private:
-  double beta_, sign_, reward_width_, inverse_;
+  CellGrid<Real> grid_;
 
-  double reward(int i) const { return sign_ * static_cast<double>(items_.rewards[static_cast<size_t>(i)]); }
+  Real reward(int i) const { return items_.rewards[static_cast<size_t>(i)]; }
 };
 
 // The cells that have items.
 template <typename Real>
-class ListCells : public CellGrid<Real> {
-  using Grid = CellGrid<Real>;
-  using Grid::items_;
+class ListCells : public ItemCells<Real> {
+  using ItemCells<Real>::items_;
 
  public:
-  using Grid::key;
+  using ItemCells<Real>::key;
   std::vector<double> keys;  // of the cells that have items, ascending
   std::vector<int> counts;   // how many
   std::vector<int> cell;     // the number of each item's cell, after `number_items`
 
-  ListCells(const RankedItems<Real>& items, double beta, int threads) : Grid(items, beta), threads_(threads) { list(); }
+  ListCells(const RankedItems<Real>& items, double beta, int threads)
+      : ItemCells<Real>(items, beta), threads_(threads) {
+    list();
+  }
 
   double range() const { return keys.back() - keys.front(); }
 

@@ -9,29 +9,12 @@
 #include <cmath>
 #include <type_traits>
 
-#include "../../elementary.h"
+#include "../../cell_polynomials.h"
 
 namespace prefloss::cpu {
 namespace {
 
 constexpr int kLanes = 8, kDirectRows = 4;  // so many worse items meet so many better ones at a time
-
-// How exp(-|w|) of a pair comes about: exp(w), a product, will do; or the smaller one of two products, exp(w) and
-// exp(-w); or it is computed.
-enum class Way { kProduct, kSmallerProduct, kExponential };
-
-// No |w| may be greater. In float64 a rounding of a score is already too much for the second.
-constexpr double kGreatestProduct = 40;
-template <typename Real>
-constexpr double kGreatestSmallerProduct = sizeof(Real) == sizeof(double) ? 0 : 650;
-
-// Where no |w| is greater than this.
-template <typename Real>
-constexpr Way way_of(double greatest) {
-  return greatest <= kGreatestProduct                ? Way::kProduct
-         : greatest <= kGreatestSmallerProduct<Real> ? Way::kSmallerProduct
-                                                     : Way::kExponential;
-}
 
 // What is wanted of an item's pairs: the sums of sigma(w); also those of its derivative; also those of the derivative
 // times the other item's direction.
@@ -53,21 +36,11 @@ auto with_wanted(Wanted wanted, const Body& body) {
   return body(std::integral_constant<Wanted, Wanted::kSlopes>());
 }
 
-// exp(x) and exp(-x).
-struct BothWays {
-  double up, down;
-
-  static BothWays of(double x) {
-    const double e = exp_negative(absolute(x)).value;
-    return x < 0 ? BothWays{e, 1 / e} : BothWays{1 / e, e};
-  }
-};
-
 // softplus(w) over many pairs, a lane at a time: log1p of a product, as LossProduct has it, and max(w, 0).
 class DirectLosses {
  public:
-  // No product is greater than exp(logit). A product of kDirectRows times most_ numbers 1 + exp(w) is below 2^1000.
-  explicit DirectLosses(double logit) : most_(static_cast<int>(1000 / (kDirectRows * (1.45 * logit + 1)))) {}
+  // No product is greater than exp(logit).
+  explicit DirectLosses(double logit) : most_(factors_below_overflow(logit) / kDirectRows) {}
 
   void add(const double* product, const double* hinge) {
     if (products_ == most_) flush();

@@ -11,12 +11,6 @@
 namespace prefloss::cpu {
 namespace {
 
-// log(1 + x) in powers of x = exp(-|w|). From |w| = kSeriesFrom on, so many terms of it, and one less of its
-// derivative, are exact to the last bit of Real.
-constexpr int kSeries = 8;
-template <typename Real>
-constexpr double kSeriesFrom = (sizeof(Real) == sizeof(double) ? 38.0 : 18.0) / (kSeries - 1);
-
 // From here on exp(-|w|) counts 0. In float32 a sum over as many items as there can be would be rounded to 0 anyway; in
 // float64 such a pair gives less than 1e-304.
 template <typename Real>

@@ -27,7 +27,7 @@ class Leaf {
  public:
   // The items [begin, end) of a list.
   template <typename Real>
-  void load(const RankedItems<Real>& items, const CellGrid<Real>& cells, const LeafOptions& options, int begin,
+  void load(const RankedItems<Real>& items, const ItemCells<Real>& cells, const LeafOptions& options, int begin,
             int end) {
     make_room(begin, end, options);
     const double origin = cells.key(begin);

@@ -59,7 +59,7 @@ class PairsLessTies {
   const GroupOptions<Real>& options_;
   int threads_;
   double beta_;
-  CellGrid<Real> grid_;
+  ItemCells<Real> grid_;
 
   double take_off(double all, bool curved) {
     std::vector<int> begins;  // of ranks
@@ -98,7 +98,7 @@ class PairsLessTies {
               [&](int a, int b) { return key(a) != key(b) ? key(a) > key(b) : a > b; });
     for (size_t i = 0; i < rank.order.size(); i++)
       rank.rewards[i] = items_.rewards[static_cast<size_t>(begin + rank.order[i])];
-    pairs.load(rank, CellGrid<Real>(rank, beta_), {beta_, 0, true}, 0, rank.size);
+    pairs.load(rank, ItemCells<Real>(rank, beta_), {beta_, 0, true}, 0, rank.size);
     ItemSums sums;
     sums.slopes = rank.slopes.data();
     sums.curvatures = rank.curvatures.data();

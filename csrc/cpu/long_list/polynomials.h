@@ -10,54 +10,11 @@
 #include <cmath>
 #include <vector>
 
-#include "../../elementary.h"
+#include "../../cell_polynomials.h"
 #include "../threads.h"
 
 namespace prefloss::cpu {
 namespace {
-
-constexpr double kPi = 3.14159265358979323846;
-
-// How many polynomials, and how wide a cell may be. Between opposite corners of two cells sigma grows by exp(2 width),
-// and so does what a rounding of the largest value is of the smallest.
-template <typename Real>
-constexpr int kPolynomials = sizeof(Real) == sizeof(double) ? 16 : 12;
-template <typename Real>
-constexpr double kWidest = sizeof(Real) == sizeof(double) ? 1 : 2;
-
-// The Chebyshev polynomials of t in [-1, 1].
-template <int kCount>
-void chebyshev(double t, double* values) {
-  values[0] = 1;
-  values[1] = t;
-  for (int k = 2; k < kCount; k++) values[k] = 2 * t * values[k - 1] - values[k - 2];
-}
-
-// A sum of them at t, and its derivative there.
-struct Polynomial {
-  double value, derivative;
-};
-
-template <int kCount>
-Polynomial evaluate(const double* coefficients, double t) {
-  double value = coefficients[0], derivative = 0, first[2] = {1, t}, second[2] = {0, 1};  // T_k, and U_(k - 1)
-  for (int k = 1; k < kCount; k++) {
-    value += coefficients[k] * first[1];
-    derivative += k * coefficients[k] * second[1];
-    const double next = 2 * t * first[1] - first[0], next_second = 2 * t * second[1] - second[0];
-    first[0] = first[1], first[1] = next;
-    second[0] = second[1], second[1] = next_second;
-  }
-  return {value, derivative};
-}
-
-// cos(n pi / (2 kCount)). A large argument would be rounded by more than its cosine may err.
-template <int kCount>
-double cosine(int n) {
-  n %= 4 * kCount;
-  if (n > 2 * kCount) n = 4 * kCount - n;
-  return n > kCount ? -std::cos((2 * kCount - n) * kPi / (2 * kCount)) : std::cos(n * kPi / (2 * kCount));
-}
 
 // From values at the zeros of T_kCount to coefficients over T_k.
 template <int kCount>
@@ -65,10 +22,9 @@ struct Interpolation {
   double nodes[kCount], transform[kCount][kCount];  // [k][n]
 
   Interpolation() {
-    for (int n = 0; n < kCount; n++) nodes[n] = cosine<kCount>(2 * n + 1);
+    for (int n = 0; n < kCount; n++) nodes[n] = interpolation_node<kCount>(n);
     for (int k = 0; k < kCount; k++) {
-      for (int n = 0; n < kCount; n++)
-        transform[k][n] = (k == 0 ? 1.0 : 2.0) / kCount * cosine<kCount>(k * (2 * n + 1));
+      for (int n = 0; n < kCount; n++) transform[k][n] = interpolation_factor<kCount>(k, n);
     }
   }
 };

@@ -33,7 +33,7 @@ class ScoreList {
   std::vector<ScoreCell> cells;
   int lone = 0, with_moments = 0;  // how many items meet one by one; cells that have moments
 
-  ScoreList(const CellGrid<Real>& grid, int size, int threads)
+  ScoreList(const ItemCells<Real>& grid, int size, int threads)
       : order(static_cast<size_t>(size)), places(order.size()) {
     std::vector<double> keys(order.size());
     put_in_order(grid, threads, keys);
@@ -84,7 +84,7 @@ class ScoreList {
   static constexpr int kPart = 8192;
 
   // `keys` is for work.
-  void put_in_order(const CellGrid<Real>& grid, int threads, std::vector<double>& keys) {
+  void put_in_order(const ItemCells<Real>& grid, int threads, std::vector<double>& keys) {
     const int size = static_cast<int>(order.size());
     for_items(size, threads, [&](size_t i) { keys[i] = grid.key(static_cast<int>(i)); });
     const auto [low, high] = std::minmax_element(keys.begin(), keys.end());
