@@ -30,6 +30,7 @@ template <typename Real>
 __global__ void __launch_bounds__(kThreads, 2) find_cells(Groups groups, CellGrid<Real> grid, ListMemory<Real> memory) {
   for_each(groups.items, [&](int64_t index) {
     const int64_t list = group_of(groups, index);
+    if (!groups.is_filled(index, list)) return;
     unsigned long long* const found = memory.found + list;
     if (*static_cast<volatile unsigned long long*>(found) + 1 > kMostCells) return;  // too many already
     const double key = grid.key(load_one(static_cast<const Real*>(groups.rewards.data) + index)) + 0.0;  // no -0
@@ -93,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     place_items(Groups groups, CellGrid<Real> grid, ListMemory<Real> memory) {
   for_each(groups.items, [&](int64_t place) {
     const List list(groups, memory.plans, group_of(groups, place));
-    if (list.rows == 0) return;
+    if (list.rows == 0 || place - list.begin >= list.size) return;  // or there is no item
     const Real reward = load_one(static_cast<const Real*>(groups.rewards.data) + item_at(groups, list.begin, place));
     const double key = grid.key(reward), *const keys = memory.keys + list.number * kMostCells;
     int low = 0, high = list.plan.cells;  // keys[low] <= key < keys[high]

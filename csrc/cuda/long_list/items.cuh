@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   constexpr int kCount = kPolynomials<Real>;
   for_each(groups.items, [&](int64_t index) {
     const List list(groups, memory.plans, group_of(groups, index));
-    if (list.rows == 0) return;
+    if (list.rows == 0 || index - list.begin >= list.size) return;  // or there is no item
     const int place = static_cast<int>(index - list.begin), block = list.plan.block;
     const int64_t* const ranks = groups.sorted_ranks + list.begin;
     int begin, end, row;
