@@ -230,7 +230,8 @@ def test_it_passes_through_has_aux():
 def test_adding_under_compile_does_not_break_the_graph():
     x, y = (stats_of(*data(10, seed)[:2]) for seed in range(2))
     merge = torch.compile(lambda a, b: a + b, fullgraph=True, backend="eager")
-    assert_same(merge(x, y), x + y)
+    # Traced, operators do what one call does else: a number is a sum of two or three products and quotients, none of which cancels.
+    assert_same(merge(x, y), x + y, rtol=2.0**-50)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e6, 1e8, -1e8])
