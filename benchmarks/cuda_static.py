@@ -94,10 +94,10 @@ def build_settings() -> tuple[list[str], list[Path], list[str]]:
     """The architectures, the sources and the flags that CMakeLists.txt compiles the kernels with."""
     text = (ROOT / "CMakeLists.txt").read_text()
     architectures = re.search(r"set\(CMAKE_CUDA_ARCHITECTURES ([^)]*)\)", text)
-    sources = re.search(r"add_library\(kernels_cuda OBJECT ([^)]*)\)", text)
+    sources = re.search(r"set\(cuda_sources ([^)]*)\)", text)
     flags = re.search(r"target_compile_options\(kernels_cuda PRIVATE (-[^)]*)\)", text)
     assert architectures, "no architectures in CMakeLists.txt"
-    assert sources, "no sources of kernels_cuda in CMakeLists.txt"
+    assert sources, "no cuda_sources in CMakeLists.txt"
     assert flags, "no flags of kernels_cuda in CMakeLists.txt"
     return (
         [name.removesuffix("-real") for name in architectures[1].split()],
