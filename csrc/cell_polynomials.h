@@ -92,7 +92,11 @@ template <int kCount>
 PREFLOSS_HOST_DEVICE double cosine(int n) {
   n %= 4 * kCount;
   if (n > 2 * kCount) n = 4 * kCount - n;
+#if defined(__CUDA_ARCH__)
+  return cospi(n / (2.0 * kCount));  // cos keeps digits of pi on the stack
+#else
   return n > kCount ? -cos((2 * kCount - n) * kPi / (2 * kCount)) : cos(n * kPi / (2 * kCount));
+#endif
 }
 
 // From values at the zeros of T_kCount, cosines, to coefficients over T_k: node n, and what its value is multiplied by.

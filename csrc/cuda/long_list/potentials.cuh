@@ -96,7 +96,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     __syncthreads();  // the last row of this block was read there
     for (int c = thread; c < cells; c += kThreads) keys[c] = memory.keys[list.number * kMostCells + c];
 #pragma unroll 1
-    for (const bool above : {true, false}) {  // where w is above 0, and below
+    for (int side = 0; side < 2; side++) {
+      const bool above = side == 0;  // where w is above 0, or below
       const bool up = (kOthers == Others::kWorse) == above;
       const double beyond = above ? near.furthest : -near.nearest, margin = above ? near.margin : -near.margin;
       __syncthreads();
