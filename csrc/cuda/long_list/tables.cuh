@@ -38,8 +38,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     double* const matrix = memory.matrices + part * 3 * kSquare;
     const double center = grid.width * (near.nearest + static_cast<double>(part)) + near.margin;
-    for (int of = 0; of < 2; of++) {
-      const bool slope = of == 1;  // else softplus
+    for (int matrices = 0; matrices < 2; matrices++) {  // of softplus, then of its slope
+      const bool slope = matrices == 1;
       if (works) {  // at u[row], v[column]
         const double w = center + grid.half() * (nodes[column] - nodes[row]), e = exp_negative(absolute(w)).value;
         values[row][column] = slope ? (w < 0 ? e : 1) / (1 + e) : log1p_positive(e) + (w < 0 ? 0 : w);
