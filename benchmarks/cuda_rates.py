@@ -52,7 +52,7 @@ UNITS = {
     "special": "MUFU",
     "conversion": "F2F F2FP",
     "load/store": "LDC LDG STG",
-    "issue": "BRA BSSY BSYNC CALL CS2R EXIT NOP S2R UIADD3 UIMAD UISETP ULEA UMOV USEL USHF",
+    "issue": "BRA BSSY BSYNC CALL CS2R EXIT LDCU NOP R2UR S2R S2UR UIADD3 UIMAD UISETP ULDC ULEA ULOP3 UMOV UPLOP3 UPRMT USEL USHF",
 }
 UNIT_OF = {name: unit for unit, names in UNITS.items() for name in names.split()}
 TWO_RESULTS = ("FADD2", "FFMA2", "FMUL2", "F2FP")

@@ -305,7 +305,8 @@ Programming Guide (since CUDA 13 in the CUDA C++ Best Practices Guide, 12.1.1). 
 those of NVIDIA's data sheets and white papers: "NVIDIA A100 Tensor Core GPU Architecture" (80 GB: A100 data sheet), "NVIDIA
 Ada GPU Architecture", "NVIDIA H100 Tensor Core GPU" data sheet, "NVIDIA Blackwell" data sheet, "NVIDIA RTX Blackwell GPU
 Architecture". Of H100 and B200 NVIDIA gives no clock; theirs is the one at which 128 float32 results a clock and
-multiprocessor come to the 67 and 75 TFLOPS that it gives.
+multiprocessor come to the 67 and 75 TFLOPS that it gives. The table and the B200's figures are as others quote
+them; we have not read them at their source.
 
 {table(["architecture", "GPU", *gpu_columns, *unit_columns], gpus)}
 ## All kernels
