@@ -257,6 +257,9 @@ struct Formula {
   // pair_slope(z), to the last bit.
   PREFLOSS_HOST_DEVICE bool all_are_right() const { return kept == 0 && offset.right == 1 && offset.wrong == 0; }
 
+  // And no centring either: a pair's term is softplus(-z).
+  PREFLOSS_HOST_DEVICE bool is_softplus() const { return all_are_right() && center == 0; }
+
   // All pairs have the target of the options, or each has its own (`target_of_pair`). The smoothing may be negative,
   // down to any number: a correction for flipped labels.
   PREFLOSS_HOST_DEVICE Formula(const Options& options, bool target_of_pair)

@@ -41,17 +41,15 @@ struct GroupsInLanes {
     return true;
   }
 
-  // `kSorted`: within each group the levels do not descend.
-  template <bool kSorted>
   void add_pairs(const GroupOptions<Real>& options) {
     if (options.plain && !options.half_ties)
-      add<true, kSorted>(options);
+      add<true>(options);
     else
-      add<false, kSorted>(options);
+      add<false>(options);
   }
 
  private:
-  template <bool kPlain, bool kSorted>
+  template <bool kPlain>
   void add(const GroupOptions<Real>& options) {
     static_assert(kRows <= LossProduct<Real>::kMost);
     LaneSums sums;
@@ -61,9 +59,9 @@ struct GroupsInLanes {
       for (int j = top + 1; j < size; j++) {
         TileSums<Real> tile;
         if (j < least)
-          add_rows<kPlain, kSorted, true>(options, top, j, row_slopes, tile, counted);
+          add_rows<kPlain, true>(options, top, j, row_slopes, tile, counted);
         else
-          add_rows<kPlain, kSorted, false>(options, top, j, row_slopes, tile, counted);
+          add_rows<kPlain, false>(options, top, j, row_slopes, tile, counted);
         for (int lane = 0; lane < kTile; lane++) slopes[j][lane] += static_cast<double>(tile.slope.of[lane]);
         sums.add(tile);
         if (j + 1 < size && (j + 1) % kTile != 0) continue;
@@ -82,7 +80,7 @@ struct GroupsInLanes {
   }
 
   // The items from `top` on that are before the item j.
-  template <bool kPlain, bool kSorted, bool kAllAreThere>
+  template <bool kPlain, bool kAllAreThere>
   void add_rows(const GroupOptions<Real>& options, int top, int j, Lanes<Real>* row_slopes, TileSums<Real>& sums,
                 Lanes<Integer>& counted) {
     const Formula<Real> formula = options.ranked.formula;
@@ -101,8 +99,8 @@ struct GroupsInLanes {
 #pragma omp simd
       for (int lane = 0; lane < kTile; lane++) {
         const Integer level = row_levels[lane], other_level = other_levels[lane];
-        const bool ahead = level < other_level, behind = kSorted ? false : other_level < level;
-        const bool ranked = kSorted ? ahead : level != other_level, there = kAllAreThere ? true : other < counts[lane];
+        const bool behind = other_level < level;
+        const bool ranked = level != other_level, there = kAllAreThere ? true : other < counts[lane];
         const bool pair = kPlain ? ranked & there : (ranked | half_ties) & there;
         const Real a = rows[lane], b = others[lane], difference = negated(behind, a - b);
         LossProduct<Real> loss{product[lane], hinge[lane]};

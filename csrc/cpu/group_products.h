@@ -58,7 +58,8 @@ struct ProductsInLanes {
       }
       std::fill_n(slopes[i], kTile, 0.0);
     }
-    Losses losses(furthest_);
+    LaneSums losses;
+    most_ = most_products(furthest_);
     std::fill_n(pairs, kTile, 0.0);
     for (int top = 0; top < size_; top += kFour) {
       for (auto& lanes : rows_) std::fill_n(lanes, kTile, 0.0);
@@ -77,9 +78,9 @@ struct ProductsInLanes {
   }
 
  private:
-  static constexpr int kFour = 4;  // items that meet another one at a time
+  static constexpr int kFour = kDirectRows;  // items that meet another one at a time
   static_assert(kMost % kFour == 0);
-  int size_ = 0;
+  int size_ = 0, most_ = 0;                      // so many products until the logarithm is taken
   double beta_ = 1, margin_ = 0, furthest_ = 0;  // no |w| is greater than the last
   alignas(64) double up_[kMost][kTile], down_[kMost][kTile], levels_[kMost][kTile], rows_[kFour][kTile];
 
@@ -89,31 +90,11 @@ struct ProductsInLanes {
     bool behind;
   };
 
-  // The sum of softplus(w), by products as LossProduct has them.
-  struct Losses {
-    double terms[kTile] = {}, product[kTile] = {};
-    int products = 0, most;
-
-    explicit Losses(double furthest) : most(static_cast<int>(1000 / (kFour * (1.45 * furthest + 1)))) {}
-
-    void count() {
-      if (products == most) flush();
-      products++;
-    }
-
-    void flush() {
-      for (int lane = 0; lane < kTile; lane++) {
-        terms[lane] += log1p_positive(product[lane]);
-        product[lane] = 0;
-      }
-      products = 0;
-    }
-  };
-
   // The items from `top` on for which there(row) holds, and the item j.
   template <typename There>
-  PREFLOSS_HOST_DEVICE void add_rows(int top, int j, Losses& losses, const There& there) {
-    losses.count();
+  PREFLOSS_HOST_DEVICE void add_rows(int top, int j, LaneSums& losses, const There& there) {
+    if (losses.products == most_) losses.flush();
+    losses.products++;
     const double *up = up_[j], *down = down_[j], *levels = levels_[j];
     const double (*row_up)[kTile] = up_ + top, (*row_down)[kTile] = down_ + top, (*row_levels)[kTile] = levels_ + top;
     double *its = slopes[j], *product = losses.product;

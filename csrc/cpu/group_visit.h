@@ -68,9 +68,7 @@ struct GroupOptions {
         large(groups.large) {}
 
   // Whether a pair adds softplus of its score and nothing else.
-  bool is_softplus() const {
-    return !half_ties && ranked.right == 1 && ranked.wrong == 0 && ranked.formula.center == 0;
-  }
+  bool is_softplus() const { return !half_ties && ranked.formula.is_softplus(); }
 };
 
 // Whether every pair counts, without a margin, so that a long list's can meet in the order of the scores alone

@@ -152,7 +152,7 @@ class GroupsForward {
     }
     lanes_.clear(static_cast<int>(largest));
     put_in(lanes_, first, many);
-    lanes_.template add_pairs<false>(options_);
+    lanes_.add_pairs(options_);
     take_from(lanes_, first, many);
     return true;
   }

@@ -289,7 +289,7 @@ class ManyLosses {
 // Whether a row's loss is what ManyLosses adds up, where no terms are stored.
 template <typename Real>
 PREFLOSS_HOST_DEVICE bool is_sum_of_losses(const Formula<Real>& formula, const Pairs& pairs) {
-  return formula.all_are_right() && formula.center == 0 && !pairs.weight;
+  return formula.is_softplus() && !pairs.weight;
 }
 
 // The warps of a block with pairs, where each thread has `size` of a step that begins at pair number `begin`.

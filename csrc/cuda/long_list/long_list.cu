@@ -101,7 +101,7 @@ auto with_call(const Groups& groups, double* scratch, const Body& body) {
 
 bool are_long_lists(const Groups& groups, bool statistics) {
   const Formula<double> formula(groups.options, false);
-  const bool is_simple = formula.all_are_right() && formula.center == 0 && !groups.half_ties && !statistics;
+  const bool is_simple = formula.is_softplus() && !groups.half_ties && !statistics;
   const double beta = std::abs(groups.options.beta);
   return groups.count() > 0 && groups.items / groups.count() >= kLongList && groups.items < (int64_t{1} << 31) &&
          is_simple && beta > 1e-30 && beta < 1e30;
