@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class WorstGroup(NamedTuple):
-    """The group of the greatest loss."""
+    """The group with the greatest loss."""
 
     label: Label
     value: float  # its loss
@@ -29,7 +29,7 @@ class WorstGroup(NamedTuple):
 
 
 class WorstMixture(NamedTuple):
-    """The mixture of groups of the greatest loss within a radius."""
+    """The shares of groups, within a radius, that give the greatest loss."""
 
     shares: dict[Label, float]
     loss: Estimate
