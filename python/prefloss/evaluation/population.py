@@ -62,9 +62,8 @@ def checked_shares(
     if missing:
         listed = ", ".join(f"{label!r} ({share:.1%})" for label, share in missing.items())
         raise ValueError(
-            f"there are no pairs of {listed}: {math.fsum(missing.values()):.1%} of the population, whose loss nobody knows; "
-            f"collect some, "
-            f"or say what holds for the rest alone; there are pairs of {', '.join(map(repr, groups))}"
+            f"there are no pairs of {listed}, so the loss of {math.fsum(missing.values()):.1%} of the population is unknown; "
+            f"collect such pairs, or give shares of the other groups alone; there are pairs of {', '.join(map(repr, groups))}"
         )
     unnamed = [label for label in groups if label not in checked]
     if unnamed:
