@@ -262,58 +262,58 @@ def markdown(report: dict[str, dict[str, Kernel]], sources: list[Path], flags: l
     unit_columns = ["float32", "integer", "float64", "64-bit conversions", "special"]
     return f"""# The CUDA kernels as compiled
 
-By `make cuda-report`, which fails where a kernel spills registers, where a plain one moves more bytes than it must, and
-where the arithmetic of one leaves too little of the memory's bandwidth.
+`make cuda-report` makes this page. It fails where a kernel spills registers, where a plain kernel moves more bytes than it
+must, or where a kernel's arithmetic leaves too little of the memory's bandwidth.
 Compiled from commit {revision()}: {", ".join(f"`{source}`" for source in sources)}, by nvcc
 {release[0] if release else "?"}, once per architecture, with
 `{" ".join(flags)}`.
-All of this is static, read from what ptxas says and from the machine code (SASS). Nothing here ran on a GPU, and no time
-was measured: what follows is what the published rates of a GPU allow.
+All figures are read from the messages of ptxas and from the machine code (SASS). Nothing here ran on a GPU, and no time
+was measured: the shares below are what the published rates of a GPU allow.
 
 ## The loop of the plain kernels
 
-What runs where there are no options, and the rewards are contiguous and begin at a multiple of 16 bytes. In one pass of
-the loop a thread takes so many pairs; the bytes a pair are the most of any architecture's. The loop loads 16 bytes at a
-time and nothing narrower. It has narrower stores, which run in place of those of 16 bytes where a gradient does not begin
-so, and write as many bytes. Under each architecture: the occupancy that the registers allow, with 256 threads a block.
+These kernels run without options, where the rewards are contiguous and begin at a multiple of 16 bytes. "Pairs a pass":
+how many a thread takes in one pass of the loop. "Bytes a pair": the most of any architecture. The loop loads 16 bytes at a
+time and nothing narrower. Where a gradient does not begin at a multiple of 16 bytes, narrower stores write as many bytes.
+Under each architecture stands the occupancy that the registers allow, with 256 threads a block.
 
 {table(["kernel", "pairs a pass", "bytes a pair", "must move", *columns], loops)}
 ## What a pair costs
 
-Counted in the same loops, in the instructions that one pass runs as a rule: the shortest way round the loop that makes all
-of its loads and, in a backward kernel, its 16-byte stores. It leaves out what hardly any pair needs: a division by what is
-not finite, half-precision gradients where |z| > 16, a product that is put aside once in 512 pairs, a pivot that moves when
-four times as many pairs have come. An instruction whose guard is false takes a scheduler's turn all the same, and counts.
+The instructions of one ordinary pass of these loops: the shortest way round the loop that makes all of its loads and, in a
+backward kernel, its 16-byte stores. This leaves out what hardly any pair needs: a division by what is not finite,
+half-precision gradients where |z| > 16, a product that is put aside once in 512 pairs, a pivot that moves when four times
+as many pairs have come. An instruction whose guard is false also takes a turn of a scheduler, and is counted.
 
 - issue: all instructions. Four schedulers issue each for 32 threads a clock, 128 together.
 - float32: additions, products, and both in one; integer products and conversions from float16, which have 64 results a
   clock at most, run there too. `FFMA2` and its like (sm_100) count as two.
 - integer: logic, shifts, sums, comparisons, selections, moves.
-- float64: its arithmetic. Where "64-bit conversions" are as slow, they are held against the same unit.
+- float64: its arithmetic. Where "64-bit conversions" are as slow, they count for the same unit.
 - special: 1 / x and 2^x, and conversions between types of up to 32 bits, 16 results a clock together. An instruction that
   makes two numbers of half precision counts as two.
 - load/store: 32 threads a clock.
 
-"Unit" is the one that needs the most clocks for a pair. The clocks that the memory needs, over those, are the share of the
-peak bandwidth that the arithmetic leaves: all of it from 1 on. It must be {forward:g} or more for the forward and backward
-kernels on every architecture of the table, and {statistics:g} on sm_90 for the forward kernel with statistics. Kernels of
-float64, for which many GPUs have few units, have no limit.
+"Unit" is the unit that needs the most clocks for a pair. The clocks of the memory over the clocks of this unit are the
+share of the peak bandwidth that the arithmetic leaves: all of it from 1 on. The share must be {forward:g} or more for the forward
+and backward kernels on every architecture of the table, and {statistics:g} on sm_90 for the forward kernel with
+statistics. Kernels of float64, for which many GPUs have few units, have no limit.
 
 {table(["kernel", "on", *COUNTED, "unit", "clocks of memory / clocks of unit", "share"], counted)}
 Results a clock of a multiprocessor are those of the table "Throughput of Native Arithmetic Instructions" in the CUDA C++
 Programming Guide (since CUDA 13 in the CUDA C++ Best Practices Guide, 12.1.1). Multiprocessors, clocks and bandwidths are
 those of NVIDIA's data sheets and white papers: "NVIDIA A100 Tensor Core GPU Architecture" (80 GB: A100 data sheet), "NVIDIA
 Ada GPU Architecture", "NVIDIA H100 Tensor Core GPU" data sheet, "NVIDIA Blackwell" data sheet, "NVIDIA RTX Blackwell GPU
-Architecture". Of H100 and B200 NVIDIA gives no clock; theirs is the one at which 128 float32 results a clock and
-multiprocessor come to the 67 and 75 TFLOPS that it gives. The table and the B200's figures are as others quote
-them; we have not read them at their source.
+Architecture". NVIDIA gives no clock for H100 and B200; the one here is where 128 float32 results a clock and
+multiprocessor come to the 67 and 75 TFLOPS that it gives. We took the table and the B200's figures from others who quote
+them, and have not read them at their source.
 
 {table(["architecture", "GPU", *gpu_columns, *unit_columns], gpus)}
 ## All kernels
 
-Registers a thread; bytes spilled to the stack, all architectures together; bytes of shared memory a block; instructions
-in the whole kernel that load and store 16 bytes (LDG.128 and STG.128, sm_90), which all have narrower ones beside them
-for rows' ends and for columns with strides. No kernel has a generic load or store.
+Under each architecture: registers a thread. "Spills": bytes spilled to the stack, all architectures together. "Shared":
+bytes of shared memory a block. Last column: how many instructions of the kernel load and store 16 bytes (LDG.128 and
+STG.128, sm_90); there are narrower ones for rows' ends and columns with strides. No kernel has a generic load or store.
 
 {table(["kernel", *columns, "spills", "shared", "LDG.128 / STG.128"], resources)}"""
 

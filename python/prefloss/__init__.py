@@ -76,12 +76,12 @@ def __dir__() -> list[str]:
 
 
 def build_info() -> dict[str, object]:
-    """What was built and what is in use here, for bug reports.
+    """What was built and what is in use in this process, for bug reports: a dictionary.
 
     Keys: version; compiler; cpu (the instruction set of the kernels in use: baseline, avx2 or avx512; the environment
     variable PREFLOSS_CPU forces one, or is "composed", for losses composed of torch's operations); cuda (the toolkit and
-    architectures of the CUDA kernels, or why there are none); gpu (the GPUs that they can use, or why none can); torch;
-    torch_cuda (the CUDA that torch was built with, or None). Asking for the GPUs starts the CUDA driver in this process.
+    architectures of the CUDA kernels, or why there are none); gpu (the GPUs that the kernels can use, or why there are none);
+    torch; torch_cuda (the CUDA that torch was built with, or None). This starts the CUDA driver in the process.
 
     >>> import prefloss
     >>> prefloss.build_info()["version"] == prefloss.__version__

@@ -85,10 +85,10 @@ def dpo_loss(
         z = beta ((p_a - r_a) - (p_b - r_b))
         l = -log sigma(z)
 
-    with ``label_smoothing`` (cDPO), ``flip_rate`` (robust DPO), ``weight``, ``reduction`` and ``denominator`` as in
-    `bradley_terry_loss`. In this order, a response's policy and reference first, least is lost: the two are close to each other
-    and each far from 0, so that their difference is exact wherever one is at most twice the other (Sterbenz 1974), while the
-    log-probabilities of two responses may differ by hundreds. Half-precision log-probabilities are subtracted in float32.
+    and ``label_smoothing`` (cDPO), ``flip_rate`` (robust DPO), ``weight``, ``reduction`` and ``denominator`` as in
+    `bradley_terry_loss`. The reference is subtracted first, because this order rounds least: the two log-probabilities of one
+    response are close to each other, so their difference is exact if one is at most twice the other (Sterbenz 1974). Those of two
+    responses may differ by hundreds. Half-precision log-probabilities are subtracted in float32.
 
     >>> import prefloss, torch
     >>> policy = torch.tensor([-10.0, -42.0]), torch.tensor([-12.0, -40.0])
@@ -102,17 +102,17 @@ def dpo_loss(
     Args:
         policy_chosen_logps, policy_rejected_logps: log-probabilities (nats) of the responses, summed over their tokens; any shape,
             one entry a pair; float64, float32, bfloat16 or float16.
-        reference_chosen_logps, reference_rejected_logps: the same under the reference model; None for both is no reference, as if
-            they were 0. All have one shape and device, and their dtypes may differ. They ask for no gradient.
+        reference_chosen_logps, reference_rejected_logps: the same under the reference model, which must not require a gradient.
+            None for both means no reference, as if they were 0. All four have one shape and device; their dtypes may differ.
         beta: how far the policy may go from the reference: a finite number > 0.
-        label_smoothing: the probability that a preference is flipped, in [0, 0.5]: cDPO.
+        label_smoothing: the probability that a label is wrong, in [0, 0.5]: cDPO.
         flip_rate: the known share of wrong labels, in [0, 0.5): robust DPO. Not together with ``label_smoothing``.
-        weight: one entry a pair; a bool tensor is a mask. A pair of weight 0 counts exactly 0, NaN or not.
+        weight: one entry a pair; a bool tensor is a mask. A pair of weight 0 adds exactly 0, even if it is NaN.
         reduction, denominator: see `bradley_terry_loss`.
-        return_stats: also return `PairStats` of the implicit rewards: their means, accuracy and margin have beta in them.
+        return_stats: also return `PairStats` of the implicit rewards, which include the factor beta.
 
     Returns:
-        The loss, float64 where one of the log-probabilities is and float32 otherwise; with ``return_stats``, (loss, `PairStats`).
+        The loss, float64 if one of the log-probabilities is, else float32; with ``return_stats``, (loss, `PairStats`).
         Gradients have the dtypes of the log-probabilities.
 
     Raises:

@@ -108,9 +108,9 @@ def bradley_terry_loss_grouped(
 ) -> Result:
     """`bradley_terry_loss` over all pairs of each group, without a K by K matrix: InstructGPT's loss, RankNet's, AUC's surrogate.
 
-    In a group every item is preferred to every item of higher rank. Ranks are places, 0 for the best. **Labels (1 = relevant) and
-    scores are not ranks: pass them as ``relevance``**, of which the higher is better. Each pair (a preferred to b) has the term
-    l(beta (a - b) - margin) + c (a + b)^2 of `bradley_terry_loss`. With two ranks only, positives and negatives, the mean over
+    In a group every item is preferred to every item of higher rank: ranks are places, 0 is the best. **Labels (1 = relevant) and
+    scores are not ranks: pass them as ``relevance``**, where higher is better. Each pair (a preferred to b) has the term
+    l(beta (a - b) - margin) + c (a + b)^2 of `bradley_terry_loss`. With only two ranks, positives and negatives, the mean over
     the pairs is the logistic surrogate of 1 - AUC.
 
     >>> import prefloss, torch
@@ -120,59 +120,59 @@ def bradley_terry_loss_grouped(
     >>> prefloss.bradley_terry_loss_grouped(rewards.flatten(), ranks=torch.tensor([0, 1, 0]), group_sizes=[2, 1])
     tensor(0.1269)
 
-    Groups of unequal size that were padded to (B, K) have a mask. Masked items are in no pair, whatever stands in their places:
+    For groups of unequal size that were padded to (B, K), give a mask. Items where it is 0 are in no pair, whatever their values:
 
     >>> rewards, relevance = torch.tensor([[2.0, 0.0, torch.nan]]), torch.tensor([[1, 0, 7]])
     >>> prefloss.bradley_terry_loss_grouped(rewards, relevance=relevance, mask=torch.tensor([[1, 1, 0]]))
     tensor(0.1269)
 
-    On the CPU a long group, of 512 items or more, takes time and memory in proportion to its items, not to its pairs. Their sum
-    factorises over cells of rewards, in float64: in one walk over the rewards in their order where there is no margin and few ties
-    are skipped, else over a tree of ranks. The tree takes several times as long where rewards lie far apart; where rewards times
-    beta are further apart than 650 (float64: 40), a list with a margin or with ties to skip has 1,024 items or more. An entry of
-    the gradient is then right to 2^-23 of the sum of the absolute values of its terms (float64: 1e-14, and what rounding z costs).
-    Second derivatives take linear time too. Where one of two ranks has few items, 64 at most, its pairs are visited, in the
-    rewards' type.
-    On a GPU it is so from 4,096 items on (of all groups, on average), for the loss and its gradient, to the same error. There each
-    pair is visited, as in short groups, for second derivatives, and where there are statistics, smoothing, flips, centring or ties
-    of "half"; and in a group in which a reward is not finite, or rewards times beta fill more than 512 intervals that are 1 wide,
-    or a little more (float64: 1/2).
-    Without kernels for a device (see `bradley_terry_loss`) each pair of items is in memory, in either order: K^2 numbers, some ten
-    times over. There `torch.compile` cannot trace a call with ``group_sizes``: its graph breaks, or it is an error with
-    ``fullgraph=True``.
+    **Long groups on the CPU.** From 512 items on, a group takes time and memory in proportion to its items, not to its pairs; also
+    for second derivatives. The sums are computed in float64. With a margin, or many ties to skip, this takes several times as long
+    where rewards lie far apart. With a margin, or any tie to skip, a group in which rewards times beta lie further apart than 650
+    (float64: 40) is long only from 1,024 items on. An entry of the gradient is right to 2^-23 of the sum of the absolute values of
+    its terms (float64: 1e-14, and what rounding z costs). If there are two ranks and one has few items (64 at most), the pairs are
+    visited, in the rewards' type.
+
+    **Long groups on a GPU.** If groups have 4,096 items or more on average, the loss and its gradient take linear time too, with
+    the same error. Each pair is visited, as in short groups, for second derivatives, and with statistics, smoothing, flips,
+    centring or ``ties="half"``; also in a group with a reward that is not finite, or where rewards times beta lie in more than 512
+    different cells, each 1 to 2 wide (float64: 1/2 to 1).
+
+    **Devices without kernels** (see `bradley_terry_loss`). Each pair of items is in memory, in both orders: K^2 numbers, about ten
+    times. `torch.compile` cannot trace a call with ``group_sizes``: its graph breaks, or with ``fullgraph=True`` it is an error.
 
     Args:
         rewards: (B, K), B groups of K items; or (N,) with ``group_sizes``. float64, float32, bfloat16 or float16.
         ranks: of the rewards' shape, on their device; any real dtype. Lower is better, equal is a tie; no NaN.
-        relevance: the same, but higher is better. Exactly one of ranks and relevance is given. The order is that of the numbers,
-            exactly, for integers of any width, signed or not, and bool.
-        mask: of the rewards' shape (B, K), bool or numbers: items where it is 0 take no part at all, as if they were left out of
-            their group. Their rewards and ranks may be NaN, their gradient is exactly 0. An item whose mask is NaN may be there or
-            not, so its reward counts as NaN: the loss of its group is NaN if a pair has it. Not with ``group_sizes``.
+        relevance: the same, but higher is better. Give exactly one of ranks and relevance. Integers of any width, signed or not,
+            and bool are compared exactly.
+        mask: of the rewards' shape (B, K), bool or numbers: items where it is 0 are left out of their group. Their rewards and
+            ranks may be NaN, their gradient is exactly 0. Where the mask is NaN, the reward is taken as NaN, so the loss of the
+            group is NaN if a pair has that item. Not with ``group_sizes``.
         group_sizes: the groups' sizes, >= 0, which add up to N, for rewards (N,): a sequence of integers (NumPy's too), or a tensor
             (G,) of any integer dtype on the CPU.
         average: "groups" is the mean over a group's pairs, then over the groups that have at least one (Ouyang et al. 2022, eq.
             1); "pairs" the mean over all pairs of all groups.
         ties: "skip" leaves out pairs of equal rank; "half" counts them with target 1/2 and no margin.
         margin: a number: how far apart the rewards should be.
-        weight: one a group, of any real dtype, or bool: sum w mean / sum w for average "groups", and sum w sum / sum w
-            n for "pairs". A group of weight 0 counts nothing, even if its rewards are NaN.
+        weight: one a group, of any real dtype, or bool. With s the sum over a group's n pairs, average "groups" gives
+            sum w (s / n) / sum w, and "pairs" gives sum w s / sum w n. A group of weight 0 adds nothing, NaN or not.
         beta, label_smoothing, flip_rate, center_rewards_coefficient: as in `bradley_terry_loss`.
-        reduction: "mean", "sum" (not divided by the groups' weight, or that of the pairs), or "none": one entry a group.
+        reduction: "mean", "sum" (not divided by the weight of the groups, or of the pairs), or "none": one entry a group.
         denominator: what "mean" divides by instead, as in `bradley_terry_loss`.
-        return_stats: also return `PairStats`, in which each group is a unit with all its pairs; of one group of two ranks alone the
-            standard error goes by rows and columns. A tie, with "half", is half a pair in each order.
+        return_stats: also return `PairStats`. Each group is an independent unit; for a single group of two ranks the units are its
+            positives and its negatives. A tie, with "half", is half a pair in each order.
 
     Returns:
-        The loss, float64 for float64 rewards and float32 for all others; with ``return_stats``, (loss, `PairStats`). Where there
-        is no pair at all it is 0, connected, with zero gradients.
+        The loss, float64 for float64 rewards and float32 for all others; with ``return_stats``, (loss, `PairStats`). Without
+        any pair it is 0, with zero gradients.
 
     Raises:
-        TypeError, ValueError: dtypes, shapes, devices, values that are not accepted; NaN among ranks on the CPU. On a GPU NaN
-            among ranks fails an assertion there.
+        TypeError, ValueError: dtypes, shapes, devices, values that are not accepted; on the CPU, NaN among ranks. On a GPU, NaN
+            among ranks fails an assertion on the device.
 
     Sources: Ouyang et al. 2022 (arXiv 2203.02155) eq. 1; Burges et al. 2005 (RankNet); Gao & Zhou 2015 (AUC surrogates); for
-    sums that factorise, Greengard & Rokhlin 1987 (the fast multipole method).
+    linear time, Greengard & Rokhlin 1987 (the fast multipole method).
     """
     eager = not is_compiling() and not is_watched()
     if ranks is None or relevance is not None:
@@ -232,10 +232,10 @@ def bradley_terry_derivatives_grouped(
     center_rewards_coefficient: float = DEFAULTS.center_rewards_coefficient,
     reduction: Literal["sum", "mean"] = "sum",
 ) -> tuple[Tensor, Tensor] | tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The gradient of `bradley_terry_loss_grouped`, and the diagonal of its second derivatives: what boosted trees are fitted to.
+    """The gradient of `bradley_terry_loss_grouped`, and the diagonal of its second derivatives, to which boosted trees are fitted.
 
-    The loss is a sum over the pairs (a preferred to b) of each group, w_p times l(z) + c (a + b)^2 with z = beta (a - b) - margin.
-    Its derivatives by one reward s are sums over the pairs of that item, in which it is the better one (+) or the worse one (-):
+    The loss is the sum of w_p (l(z) + c (a + b)^2) over the pairs (a preferred to b) of each group, with z = beta (a - b) - margin
+    and w_p the weight of the pair. Its derivatives by one reward s are sums over the pairs with that item, + where it is preferred:
 
         dL/ds = sum of w_p (+-beta l'(z) + 2c (a + b))        l'(z) = -sigma(-z), where no label is smoothed
         d2L/ds2 = sum of w_p (beta^2 sigma(z) sigma(-z) + 2c)
@@ -248,27 +248,27 @@ def bradley_terry_derivatives_grouped(
     >>> curvature.round(3)
     array([0.15 , 0.105, 0.045, 0.25 , 0.25 ])
 
-    The defaults differ from those of the loss, to suit boosting: each pair counts once, and nothing divides their sum. A leaf's
-    value, -sum of gradients / sum of curvatures, does not change with what all pairs are multiplied by; only a regularisation that
-    is added to these sums feels it.
+    The defaults differ from those of the loss, to suit boosting: each pair counts once, and the sum is not divided. A factor on all
+    pairs does not change a leaf's value, -sum of gradients / sum of curvatures; it changes only how much a regularisation that is
+    added to these sums counts.
 
-    On the CPU alone. Results are not differentiable: for further derivatives there is `bradley_terry_loss_grouped`. A long
-    group takes time and memory in proportion to its items, as there, where all of its rewards are finite.
+    It works on the CPU alone, and its results cannot be differentiated; `bradley_terry_loss_grouped` can. A long group takes time
+    and memory in proportion to its items, as there, if all of its rewards are finite.
 
     Args:
         rewards: (B, K), or (N,) with ``group_sizes``: a tensor on the CPU, or a NumPy array. float64, float32, bfloat16 or
-            float16. The arguments below may be tensors or arrays, whichever the rewards are.
+            float16. The arguments below may be tensors or arrays, whatever the rewards are.
         ranks, relevance, group_sizes, ties, margin, weight: as in `bradley_terry_loss_grouped`.
-        average: "pairs" counts each pair once, times its group's weight; "groups" divides that by the number of the group's
-            pairs, so that long groups count no more than short ones.
+        average: "pairs" counts each pair once, times its group's weight; "groups" divides that by the number of pairs of the
+            group, so that long groups count no more than short ones.
         beta, label_smoothing, flip_rate, center_rewards_coefficient: as in `bradley_terry_loss`. Neither smoothing nor flips change
             the second derivatives.
-        reduction: "sum", or "mean", which divides by the sum of what all pairs weigh.
+        reduction: "sum", or "mean", which divides by the sum of the weights of all pairs.
 
     Returns:
         (gradient, hessian_diagonal), float64, of the rewards' shape: tensors for a tensor, NumPy arrays for an array. Pairs are
-        computed in float64 for float64 rewards and in long lists, else in float32, and added up in float64. Exactly 0 where an item
-        is in no pair, or its group has weight 0.
+        computed in float64 for float64 rewards and in long groups, else in float32, and added up in float64. Both are exactly 0
+        where an item is in no pair, or its group has weight 0.
 
     Raises:
         TypeError, ValueError: what `bradley_terry_loss_grouped` raises; reduction "none"; arrays that have a mask, or hold

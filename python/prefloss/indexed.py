@@ -78,10 +78,10 @@ def bradley_terry_loss_indexed(
     denominator: Tensor | float | None = None,
     return_stats: bool = False,
 ) -> Result:
-    """`bradley_terry_loss(scores[chosen_index], scores[rejected_index])`, without those two in memory.
+    """`bradley_terry_loss(scores[chosen_index], scores[rejected_index])`, without these two tensors in memory.
 
-    The gradient has one entry an item. However often an item is compared, it is the same bits each time and for any number of
-    threads. An item may be compared with itself.
+    The gradient has one entry an item. Its bits are the same each time and for any number of threads, however often an item is
+    compared. An item may be compared with itself.
 
     >>> import prefloss, torch
     >>> scores = torch.zeros(3, requires_grad=True)
@@ -97,16 +97,16 @@ def bradley_terry_loss_indexed(
         margin, weight, target: a number where `bradley_terry_loss` takes one, or of shape (P,). Target 1/2 is a tie.
 
     The other arguments, the result and the errors are those of `bradley_terry_loss`; the units of `PairStats` are the items. The
-    loss and its gradient are computed in one pass, in memory for the items and not for the comparisons; with
-    ``reduction="none"``, a margin that asks for a gradient, and under a transform or compiler the scores are gathered first. On
-    a GPU an item's slopes are added as integers, and their sum is exact, in 50 to 400 bytes an item (float64: up to 3 kB). There
-    the scores are gathered with ``return_stats`` too, and where the items would take more than 256 MiB and 64 bytes a comparison.
+    loss and its gradient are computed in one pass, with memory for the items and not for the comparisons. With
+    ``reduction="none"``, a margin that requires a gradient, and under a transform or compiler, the scores are gathered first. On
+    a GPU an item's slopes are added as integers, so their sum is exact; this takes 50 to 400 bytes an item (float64: up to 3 kB).
+    There the scores are also gathered first with ``return_stats``, and where the items would take more than 256 MiB and more than
+    64 bytes a comparison.
 
-    An optimiser that asks for the loss of the same comparisons again and again can have those of equal items counted
-    once: see `merge_comparisons`.
+    If an optimiser needs the loss of the same comparisons many times, `merge_comparisons` makes one of those that are equal.
 
     Raises:
-        IndexError: an index that is not in [0, n); on a GPU it is an assertion on the device. Nothing is read by it.
+        IndexError: an index that is not in [0, n); on a GPU it is an assertion on the device. No memory is read at such an index.
 
     Sources: Bradley & Terry 1952; Zermelo 1929 (the same likelihood, for tournaments).
     """
@@ -159,10 +159,10 @@ def _checked(pairs: Pairs, chosen_index: Tensor, rejected_index: Tensor) -> Pair
 def merge_comparisons(
     chosen_index: Tensor, rejected_index: Tensor, *, weight: Tensor | None = None, target: Tensor | None = None
 ) -> Comparisons:
-    """Comparisons of the same two items, in the same order, as one, with the sum of their weights and the mean of their targets.
+    """Makes one of all comparisons of the same two items in the same order, with the sum of their weights and their mean target.
 
-    The loss is linear in both, so it stays what it was, whatever the scores and the other options are, at a fraction of the
-    work: two million comparisons of 200 items are 39,800 at most. Do this once, and use the result in each step:
+    The loss is linear in both, so it stays the same for any scores and options, with less work: two million comparisons of 200
+    items become 39,800 at most. Do this once, and use the result in each step:
 
     >>> import prefloss, torch
     >>> comparisons = prefloss.merge_comparisons(torch.tensor([0, 0, 1]), torch.tensor([1, 1, 0]))
@@ -171,8 +171,8 @@ def merge_comparisons(
     >>> prefloss.bradley_terry_loss_indexed(torch.tensor([1.0, 0.0]), **comparisons)
     tensor(0.6466)
 
-    `PairStats` counts merged comparisons as one. Its units are the items, so that its standard error is as good as that of those
-    that were collected: of several comparisons of two items it knows that they share both.
+    `PairStats` counts merged comparisons as one. Its units are the items, so its standard error stays valid: comparisons of the
+    same two items count as dependent in any case.
 
     Args:
         chosen_index, rejected_index: (P,) int64 or int32, >= 0.
@@ -180,13 +180,14 @@ def merge_comparisons(
         target: (P,), any real dtype.
 
     Returns:
-        A dictionary of `bradley_terry_loss_indexed`'s arguments: both indices, sorted, weight (those of sum 0 are left out) and
-        target (or None, where none is given). These are float32, or float64 where one of those given is, or where float32
-        cannot hold a sum of weights. On devices that may have no float64 (Apple's and Intel's GPUs) they are computed on the CPU,
-        and a sum that float32 cannot hold is rounded to it.
+        A dictionary of arguments of `bradley_terry_loss_indexed`: both indices, sorted; weight; and target, or None where none is
+        given. Comparisons whose weights add up to 0 are left out. Weight and target are float32, or float64 where one given is, or
+        where float32 cannot hold a sum of weights exactly. On devices that may have no float64 (Apple's and Intel's GPUs) they are
+        computed on the CPU, and a sum that float32 cannot hold is rounded to it.
 
     Raises:
-        TypeError, ValueError: shapes, dtypes, devices, values that are not accepted; there, a sum of weights beyond float32.
+        TypeError, ValueError: shapes, dtypes, devices, values that are not accepted; on those devices also a sum of weights that
+            overflows float32.
         IndexError: a negative index.
     """
     arguments.check_index_pair(chosen_index, rejected_index)

@@ -11,12 +11,12 @@ from .pairs import DEFAULTS
 
 
 class BradleyTerryLoss(torch.nn.Module):
-    """`bradley_terry_loss` with its fixed options set once; no parameters, no state.
+    """`bradley_terry_loss` as a module, with the fixed options set once. It has no parameters and no state.
 
     Args:
         beta, label_smoothing, flip_rate, center_rewards_coefficient, reduction: as in `bradley_terry_loss`, and checked here.
 
-    The module is called with (chosen, rejected), or (chosen, rejected, margin), and the options that change from batch to batch.
+    Call it with (chosen, rejected) or (chosen, rejected, margin); options that change from batch to batch are keywords of the call.
 
     >>> import prefloss, torch
     >>> criterion = prefloss.BradleyTerryLoss(beta=0.1)

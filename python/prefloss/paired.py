@@ -67,17 +67,17 @@ def bradley_terry_loss(
     denominator: Tensor | float | None = None,
     return_stats: bool = False,
 ) -> Result:
-    """The empirical preference loss -1/|D| sum log sigma(chosen - rejected) and its gradient, fused.
+    """The empirical preference loss -1/|D| sum log sigma(chosen - rejected) over a set D of pairs.
 
-    Drop-in for ``-F.logsigmoid(chosen - rejected).mean()``. With a = chosen and b = rejected, for each pair::
+    It replaces ``-F.logsigmoid(chosen - rejected).mean()``. With a = chosen and b = rejected, for each pair::
 
         z  = beta (a - b) - margin
         t' = target (1 - 2 s) + s, with s = label_smoothing, or -flip_rate / (1 - 2 flip_rate)
         l  = -t' log sigma(z) - (1 - t') log sigma(-z)
 
-    and the loss is sum w (l + c (a + b)^2) / D, with w the weight, c the ``center_rewards_coefficient`` and D the divisor
-    that ``reduction`` and ``denominator`` choose. A pair of weight 0 counts exactly 0 and gets gradient exactly 0, even
-    if its rewards are NaN or infinite; so an empty batch, or one masked out altogether, has the loss 0 and zero gradients.
+    and the loss is sum w (l + c (a + b)^2) / n, with w the weight, c the ``center_rewards_coefficient`` and n the divisor
+    that ``reduction`` and ``denominator`` choose. A pair of weight 0 adds exactly 0 and gets gradient exactly 0, even
+    if its rewards are NaN or infinite. An empty batch, or one with all weights 0, has the loss 0 and zero gradients.
 
     >>> import prefloss, torch
     >>> chosen, rejected = torch.tensor([2.0, 0.5, 1.0]), torch.tensor([1.0, 1.5, 7.0])
@@ -91,40 +91,40 @@ def bradley_terry_loss(
         chosen: rewards of the preferred responses; any shape; float64, float32, bfloat16 or float16; any strides.
         rejected: rewards of the others; the same shape, dtype and device. Nothing is broadcast.
         margin: how far apart the rewards should be: a number, or one entry a pair. May require a gradient.
-        weight: one entry a pair; a bool tensor is a mask. Importance weights, or padding.
+        weight: how much each pair counts: one entry a pair. A bool tensor is a mask, for padding.
         target: the probability that `chosen` is preferred, in [0, 1]: a number, or one entry a pair (1/2 is a tie).
         beta: inverse temperature (DPO's beta), finite.
-        label_smoothing: the probability that a preference is flipped, in [0, 0.5]: the loss learns to expect flips.
+        label_smoothing: the probability that a label is wrong, in [0, 0.5]. The model learns to be less sure.
         flip_rate: the probability f that a label is wrong, in [0, 0.5), where it is known. The loss becomes
-            ((1 - f) l(z) - f l(-z)) / (1 - 2 f), whose expectation over the flips is the loss of the right labels. It can be
+            ((1 - f) l(z) - f l(-z)) / (1 - 2 f): on average over the wrong labels, the loss of the right ones. It can be
             negative, and has no lower bound. Not together with ``label_smoothing``.
         center_rewards_coefficient: c >= 0, which pulls a + b towards 0.
-        reduction: "mean" divides by the total weight (the number of pairs without weights), "sum" by 1; "none" returns
+        reduction: "mean" divides by the total weight (without weights, the number of pairs), "sum" by 1; "none" returns
             the pairs' terms w (l + c (a + b)^2) in the rewards' shape.
         denominator: what "mean" divides by instead, so that micro-batches and ranks add up to the loss of the whole
             batch: a number > 0, or a tensor of one entry, of any real dtype but bool, on the rewards' device or the CPU
-            (Hugging Face's ``num_items_in_batch``). On a GPU its value is not looked at: > 0 is up to you.
-        return_stats: also return `PairStats`, gathered in the same pass.
+            (Hugging Face's ``num_items_in_batch``). On a GPU its value is not checked; it must be > 0.
+        return_stats: also return `PairStats`, computed in the same pass.
 
-    Tensors with one entry a pair (margin, weight, target) have the rewards' shape and device, and any real dtype: what is neither
-    float32 nor of the rewards' dtype is converted. For margin and target a 0-d tensor stands for all pairs. An option that is a
-    number may also be a tensor of one entry on the CPU; None is the default, which is off.
+    Tensors with one entry a pair (margin, weight, target) have the rewards' shape and device. They may have any real dtype, and are
+    converted unless they are float32 or of the rewards' dtype. For margin and target a 0-d tensor stands for all pairs. An option
+    that is a number may also be a tensor of one entry on the CPU. None means the default.
 
     Returns:
         The loss, float64 for float64 rewards and float32 for all others; with ``return_stats``, (loss, `PairStats`).
-        Gradients have the rewards' dtype. Kernels have no forward-mode derivatives: asking for one raises.
+        Gradients have the rewards' dtype. With the kernels, forward-mode derivatives raise an error.
 
     Raises:
         TypeError: not a dense tensor, or a dtype or type that is not accepted.
         ValueError: shapes, devices or values that are not accepted; ``weight``, ``target`` or ``denominator`` that
             require a gradient.
 
-    On a device without kernels (Apple's, Intel's and AMD's GPUs, and NVIDIA's where the package was built without CUDA) the same is
-    composed of torch's operations, and a warning says so, once in a process; ``PREFLOSS_CPU=composed`` shows it on the CPU.
-    Gradients are torch's own there, of any order and in forward mode too. Each pair is computed in the type of the loss. The loss
-    and the statistics are added up in float64 where the device has it, the gradients of an item in several pairs in the type of the
-    loss. Bits may change with strides and the number of threads. An upstream gradient over the divisor must fit into the type of
-    the loss.
+    On a device without kernels (Apple's, Intel's and AMD's GPUs, and NVIDIA's where the package was built without CUDA) the loss is
+    composed of torch's operations, and a warning says so once in a process. ``PREFLOSS_CPU=composed`` does the same on the CPU.
+    There the gradients are torch's own, of any order and in forward mode too. Each pair is computed in the type of the loss. The
+    loss and the statistics are added up in float64 where the device has it; the gradients of an item in several pairs, in the type
+    of the loss. Bits may change with strides and the number of threads. The gradient that arrives at the loss, divided by n, must
+    fit into the type of the loss.
 
     Sources: Bradley & Terry 1952; Ouyang et al. 2022 (arXiv 2203.02155) eq. 1; margin: Touvron et al. 2023 (2307.09288)
     eq. 2; centring: Eisenstein et al. 2023 (2312.09244) eq. 2; label smoothing: Mitchell 2023 (cDPO); flip rate: Natarajan et al.
@@ -166,7 +166,7 @@ def bradley_terry_loss_stacked(
     denominator: Tensor | float | None = None,
     return_stats: bool = False,
 ) -> Result:
-    """`bradley_terry_loss` of the two parts of one tensor, as one forward pass over all responses gives them.
+    """`bradley_terry_loss` where one tensor holds the chosen and the rejected rewards, as from one forward pass over all responses.
 
     >>> import prefloss, torch
     >>> prefloss.bradley_terry_loss_stacked(torch.tensor([2.0, 1.0, 0.5, 1.5]), layout="interleaved")
@@ -177,8 +177,8 @@ def bradley_terry_loss_stacked(
         layout: "halves" is [chosen...; rejected...], "interleaved" is [chosen, rejected, chosen, rejected, ...].
         margin, weight, target: a number where `bradley_terry_loss` takes one, or of shape (B, ...).
 
-    The other arguments, the result and the errors are those of `bradley_terry_loss`; a ValueError also where dimension 0
-    is missing or odd, or ``layout`` unknown.
+    The other arguments, the result and the errors are those of `bradley_terry_loss`. It is also a ValueError if dimension 0
+    is missing or odd, or ``layout`` is unknown.
     """
     arguments.check_choice("layout", layout, tuple(_LAYOUTS))
     options = beta, label_smoothing, flip_rate, center_rewards_coefficient, reduction, denominator, return_stats

@@ -26,21 +26,21 @@ class PairStats:
     """Statistics of a set of preference pairs.
 
     `sums` is a detached float64 tensor (float32 on devices that may have no float64) with an entry for each `Sum` (and leading
-    dimensions after `vmap`) on the rewards' device. Nothing is read until a property is: reading one waits for the device,
-    once, and gives a Python number; where there are no pairs, nan. `as_dict()` reads all of them at once.
+    dimensions after `vmap`) on the rewards' device. Reading a property waits for the device and gives a Python number, nan without
+    pairs. `as_dict()` reads all properties at once. Nothing else waits.
 
-    `a + b` is the statistics of both sets of pairs together and `sum([...])` that of many, so batches, shards and
-    ranks (`all_reduce`) add up; `PairStats.zero()` changes nothing it is added to. Adding `sums` entry by entry does not:
-    squares about two means are not squares about the common one.
+    `a + b` gives the statistics of both sets of pairs together, `sum([...])` those of many, so batches, shards and
+    ranks (`all_reduce`) can be added; adding `PairStats.zero()` changes nothing. Do not add `sums` entry by entry: some are
+    squares of differences from the mean, and the two means differ.
 
     How far `loss` may be from the expected loss depends on what was drawn independently, the `units`:
 
     - Pairs (`bradley_terry_loss`, `bradley_terry_loss_stacked`): each pair is a unit. Pairs of the same prompt or annotator are
-      not independent: where there are such, the standard error is too small.
-    - Groups (`bradley_terry_loss_grouped`): each group is a unit, with all its pairs. One group alone, of two ranks, is a sample of
-      better items and a sample of worse ones, compared each with each.
+      not independent: with such pairs the standard error is too small.
+    - Groups (`bradley_terry_loss_grouped`): each group is a unit, with all its pairs. A single group of two ranks is taken as a
+      sample of better items and a sample of worse items, all compared with each other.
     - Comparisons by index (`bradley_terry_loss_indexed`): the items are the units, and two comparisons that share an item are
-      dependent. Two such sets, added up, may share items of which nothing is known here: their standard error is nan.
+      dependent. Two such sets may share items, which cannot be known here: after adding them the standard error is nan.
 
     `loss`, `accuracy` and `tie_rate` are weighted as the loss is; the statistics of rewards are not.
 
@@ -65,7 +65,7 @@ class PairStats:
         return cls(sums_of_no_pairs(device))
 
     def __add__(self, other: object) -> PairStats:
-        """The statistics of the pairs of both; their order does not matter."""
+        """The statistics of both sets of pairs together; the order does not matter."""
         if isinstance(other, int) and other == 0:  # the start value of sum()
             return self
         if not isinstance(other, PairStats):
@@ -91,11 +91,11 @@ class PairStats:
         )
 
     def to(self, device: torch.device | str | int) -> PairStats:
-        """The same on another device, in one copy; all properties can then be read without waiting for this one."""
+        """The same on another device, in one copy. With `to("cpu")`, properties can then be read without waiting."""
         return PairStats(self.sums.detach().to(device, dtype_of_sums(torch.device(device))))
 
     def as_dict(self, prefix: str = "") -> dict[str, float]:
-        """Every property by its name, after `prefix`: Python numbers for a logger. The device is read once.
+        """All properties as {prefix + name: Python number}, for a logger. The device is read once.
 
         >>> PairStats.zero().as_dict("train/")["train/count"]
         0
@@ -105,10 +105,10 @@ class PairStats:
         return {prefix + name: getattr(read, name) for name in names}
 
     def all_reduce(self, group: torch.distributed.ProcessGroup | None = None) -> PairStats:
-        """The statistics of all ranks' pairs together, on each rank, for which each must call this.
+        """The statistics of the pairs of all ranks together. Every rank must call it, and each gets the same bits.
 
-        The sums are gathered and added up in the order of the ranks, so that every rank has the same bits. A rank without pairs
-        gives `PairStats.zero()`. `self` stays as it is.
+        The sums are gathered, and added in the order of the ranks. A rank without pairs calls it on `PairStats.zero()`.
+        `self` does not change.
 
         Args:
             group: of torch.distributed; None is the default group. Its backend must work on the device of `sums`: `to("cpu")` is
@@ -148,35 +148,36 @@ class PairStats:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of `loss` as an estimate of the expected loss, from what differs between units.
+        """Standard error of `loss` as an estimate of the expected loss, from the differences between units.
 
-        With h = W / sum W the share of a unit's weight and S = h (L - loss) what it pulls, the variance is sum S^2 (Cochran 1977,
-        section 6.3: of a ratio of sums), divided by what it would be on average, per variance of `loss`, if the units' mean
-        losses were equally spread (Bell & McCaffrey 2002): 1 - (2 sum h^3 - (sum h^2)^2) / sum h^2, which is (n - 1) / n
-        for n equal weights. Then:
+        A unit has the weight W and the mean loss L; h = W / sum W is its share of the weight, and S = h (L - loss) how far it moves
+        the loss. The variance is sum S^2 (Cochran 1977, section 6.3: of a ratio of sums) divided by a correction for few units,
+        1 - (2 sum h^3 - (sum h^2)^2) / sum h^2, which is (n - 1) / n for n equal weights (Bell & McCaffrey 2002: what sum S^2 is on
+        average, over the variance of `loss`, if the units' mean losses have equal variances). Two cases differ:
 
-        - one group, of two ranks: the variances of its row means and of its column means, each over their number (Sen 1960;
-          DeLong, DeLong & Clarke-Pearson 1988);
-        - comparisons by index: sum (2 S)^2 over the items, less the squares of the single comparisons, which are in two items each
-          (Fafchamps & Gubert 2007; Aronow, Samii & Assenova 2015), and not less than if comparisons were independent.
+        - one group of two ranks: the variance of its row means over their number, plus that of its column means over theirs (Sen
+          1960; DeLong, DeLong & Clarke-Pearson 1988);
+        - comparisons by index: sum (2 S)^2 over the items, minus the squares of single comparisons, each of which is in two items
+          (Fafchamps & Gubert 2007; Aronow, Samii & Assenova 2015), but not less than if comparisons were independent.
 
-        It is nan, never too small, where the data cannot tell: one unit alone, or one that has all but some 1e-5 of the weight;
-        one group of more than two ranks, with ``ties="half"``, or with a single item of a rank; comparisons of which one
-        item is in all; comparisons by index to which others have been added, which may share items with them.
+        It is nan, not too small, where the data cannot tell: one unit alone, or one that has all but about 1e-5 of the weight;
+        one group of more than two ranks, with ``ties="half"``, or with a single item of a rank; comparisons by index with one item
+        in all of them; comparisons by index that were added to others, with which they may share items.
         """
         return _estimate(self._read()).standard_error
 
     @property
     def degrees_of_freedom(self) -> float:
-        """Of the variance behind `standard_error` (Satterthwaite 1946): n - 1 for n units of equal weight, less for unequal ones.
+        """Degrees of freedom of the variance behind `standard_error`: n - 1 for n units of equal weight, less for unequal ones.
 
-        (E V)^2 over half the variance of V, for normal mean losses of equal variance; see Bell & McCaffrey 2002.
+        With V that variance, (mean of V)^2 over half the variance of V (Satterthwaite 1946), for normal mean losses of equal
+        variance (Bell & McCaffrey 2002).
         """
         return _estimate(self._read()).degrees_of_freedom
 
     @property
     def skewness(self) -> float:
-        """Skewness of `loss` as an estimate: sum S^3 / (sum S^2)^1.5, S being what a unit pulls, see `standard_error`.
+        """Skewness of `loss` as an estimate: sum S^3 / (sum S^2)^1.5, with S as in `standard_error`.
 
         nan for one group alone, and where all losses are equal.
         """
@@ -186,8 +187,8 @@ class PairStats:
         """(low, high), which contains the expected loss in about `level` of all data sets; nan where `standard_error` is.
 
         Quantiles of Student's t distribution with `degrees_of_freedom`, times `standard_error`, corrected for `skewness` by Hall's
-        monotone cubic (Hall 1992, Journal of the Royal Statistical Society B 54, 221-228): losses are bounded below and
-        have a long tail above, and the interval reaches further there.
+        monotone cubic (Hall 1992, Journal of the Royal Statistical Society B 54, 221-228). Losses have a long tail above, so the
+        interval reaches further up than down.
 
         Args:
             level: in (0, 1).
@@ -205,54 +206,54 @@ class PairStats:
 
     @property
     def effective_sample_size(self) -> float:
-        """(sum W)^2 / sum W^2 over units: as many equally weighted units would know as much (Kish 1965, section 11.7)."""
+        """(sum W)^2 / sum W^2 over units: how many equally weighted units would be worth as much (Kish 1965, section 11.7)."""
         sums = self._read()
         scaled = _ratio(sums[Sum.WEIGHT], sums[Sum.WEIGHT_SCALE])
         return _ratio(scaled * scaled, sums[Sum.WEIGHT_SQUARED])
 
     @property
     def accuracy(self) -> float:
-        """Share of the total weight of pairs whose chosen reward is the greater one; the margin is ignored.
+        """Share of the total weight that belongs to pairs whose chosen reward is the greater one; the margin is ignored.
 
-        A tie is not correct. Unweighted counts are in `sums` (`Sum.CORRECT`, `Sum.TIED`).
+        A tie counts as wrong. Unweighted counts are in `sums` (`Sum.CORRECT`, `Sum.TIED`).
         """
         sums = self._read()
         return _ratio(sums[Sum.WEIGHT_CORRECT], sums[Sum.WEIGHT])
 
     @property
     def tie_rate(self) -> float:
-        """Share of the total weight of pairs whose two rewards are equal."""
+        """Share of the total weight that belongs to pairs whose two rewards are equal."""
         sums = self._read()
         return _ratio(sums[Sum.WEIGHT_TIED], sums[Sum.WEIGHT])
 
     @property
     def mean_margin(self) -> float:
-        """Mean of chosen minus rejected reward, whatever the weights."""
+        """Mean of chosen minus rejected reward, without weights."""
         return self._mean(Sum.DIFFERENCE)
 
     @property
     def margin_std(self) -> float:
-        """Standard deviation (n - 1) of chosen minus rejected reward."""
+        """Standard deviation (over n - 1) of chosen minus rejected reward, without weights."""
         return self._std(Sum.DIFFERENCE_SQUARES)
 
     @property
     def chosen_mean(self) -> float:
-        """Mean of the chosen rewards."""
+        """Mean of the chosen rewards, without weights."""
         return self._mean(Sum.CHOSEN)
 
     @property
     def chosen_std(self) -> float:
-        """Standard deviation (n - 1) of the chosen rewards."""
+        """Standard deviation (over n - 1) of the chosen rewards, without weights."""
         return self._std(Sum.CHOSEN_SQUARES)
 
     @property
     def rejected_mean(self) -> float:
-        """Mean of the rejected rewards."""
+        """Mean of the rejected rewards, without weights."""
         return self._mean(Sum.REJECTED)
 
     @property
     def rejected_std(self) -> float:
-        """Standard deviation (n - 1) of the rejected rewards."""
+        """Standard deviation (over n - 1) of the rejected rewards, without weights."""
         return self._std(Sum.REJECTED_SQUARES)
 
     @property

@@ -26,7 +26,7 @@ def last_token(values: Tensor, *, attention_mask: Tensor | None = None, cu_seqle
         attention_mask: (B, T), bool or integers: not 0 for the tokens that count. Padding may be on either side.
         cu_seqlens: (B + 1,) integers: where each of the packed sequences begins, and where the last one ends.
 
-    Exactly one of the two is given, on the device of the values.
+    Give exactly one of `attention_mask` and `cu_seqlens`, on the device of the values.
 
     Returns:
         (B,), differentiable, of the dtype of the values.
@@ -34,7 +34,7 @@ def last_token(values: Tensor, *, attention_mask: Tensor | None = None, cu_seqle
     Raises:
         TypeError: not a tensor, or a dtype that is not accepted.
         ValueError: shapes or devices that do not fit; a sequence without tokens. On a GPU the latter is an assertion on the
-            device, as nobody waits for it.
+            device, so that the call does not wait for it.
     """
     check_tensor("values", values, "a floating-point tensor")
     if not values.is_floating_point():
@@ -80,10 +80,10 @@ def _padded_ends(attention_mask: Tensor, values: Tensor) -> Tensor:
 
 
 def divergence_weight(chosen_ids: Tensor, rejected_ids: Tensor, pad_token_id: int) -> Tensor:
-    """The weight of each token where a loss compares two responses token by token, from where they part: DeepSpeed-Chat's.
+    """The weight of each token for DeepSpeed-Chat's loss, which compares two responses token by token from where they differ.
 
-    With it, `bradley_terry_loss(chosen_values, rejected_values, weight=...)` over (B, T) values is the mean over the pairs of the
-    mean over those tokens.
+    With it, `bradley_terry_loss(chosen_values, rejected_values, weight=...)` of (B, T) values is the mean over the pairs, and in
+    each pair over these tokens.
 
     >>> import prefloss, torch
     >>> chosen, rejected = torch.tensor([[7, 8, 1, 2, 0]]), torch.tensor([[7, 8, 3, 0, 0]])
@@ -95,9 +95,8 @@ def divergence_weight(chosen_ids: Tensor, rejected_ids: Tensor, pad_token_id: in
         pad_token_id: the id of padding.
 
     Returns:
-        (B, T) float32: 1 / n for the n tokens from the first one that differs to the end of the longer response, 0 elsewhere. All
-        of a row are 0 where the responses are equal: such a pair says nothing. (DeepSpeed-Chat counts its last token, a loss of
-        log 2.)
+        (B, T) float32: 1 / n for the n tokens from the first one that differs to the end of the longer response, 0 elsewhere. If
+        two responses are equal, all weights of their row are 0. (DeepSpeed-Chat counts their last token, with a loss of log 2.)
 
     Raises:
         TypeError, ValueError: dtypes, shapes, devices that are not accepted.

@@ -27,16 +27,17 @@ class Bin(NamedTuple):
     pairs: int
     share: float  # of the total weight
     predicted: float  # the model's probability that the response of greater reward is the better one, at the mean |z|
-    observed: float  # how often it is
+    observed: float  # how often it is the better one
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How right the probabilities sigma(z) are.
+    """Whether the probabilities sigma(z) are right.
 
-    The slope is the beta that fits P(chosen is better) = sigma(beta z) best. 1 is calibrated, less is too sure of itself, more
-    too unsure, inf where the model orders every pair rightly. z is kept in 20 bins by its first three moments, and a two-point
-    Gauss rule with these moments takes the place of a bin's pairs; the score at five slopes is summed exactly and corrects it.
+    The slope is the beta that fits P(chosen is better) = sigma(beta z) best: 1 is calibrated, less is too sure, more is less sure
+    than it could be, inf if the model orders every pair rightly. Only sums are kept: 20 bins of |z|, each with its first three
+    moments, from which two points stand for the pairs of a bin (Gauss's rule). The score (the derivative of the loss by the slope)
+    is summed exactly at five slopes, which corrects the rest.
     """
 
     distances: pa.Table  # the rows of `State.bins` for |z|
@@ -77,7 +78,7 @@ class Calibration:
 
     @cached_property
     def slope(self) -> float:
-        """The maximum likelihood estimate; 1 is calibrated. nan without pairs."""
+        """The maximum likelihood estimate of the slope; 1 is calibrated. nan without pairs."""
         ends = [self._score(end) for end in (-GREATEST, GREATEST)]
         if not (math.isfinite(ends[0]) and math.isfinite(ends[1])) or not ends[0] < ends[1]:
             return math.nan
@@ -87,10 +88,9 @@ class Calibration:
 
     @cached_property
     def standard_error(self) -> float:
-        """Of the slope: the sandwich of the score's variance, by clusters, and the information; nan where the slope is not
-        finite.
+        """Standard error of the slope, by the sandwich formula with clusters; nan where the slope is not finite.
 
-        The variance is known at five slopes. Between them, what is interpolated is its ratio to that of independent pairs.
+        The variance of the score is known at five slopes. Between them, its ratio to that of independent pairs is interpolated.
         """
         if not math.isfinite(self.slope):
             return math.nan
@@ -115,14 +115,16 @@ class Calibration:
         return math.sqrt(deviation) if deviation > 0 else math.nan
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """(low, high) of the slope, by Student's t with the score's degrees of freedom. ValueError where `level` is not in (0,
-        1)."""
+        """(low, high) for the slope, by Student's t with the score's degrees of freedom.
+
+        Raises ValueError where `level` is not in (0, 1).
+        """
         half = -float(special.stdtrit(self.scores["score_1"].degrees_of_freedom, tail_of(level))) * self.standard_error
         return self.slope - half, self.slope + half
 
     @property
     def p_value(self) -> float:
-        """Of the hypothesis that the slope is 1: the score test, which needs no estimate of the slope."""
+        """p value of the hypothesis that the slope is 1, by the score test, which needs no estimate of the slope."""
         score = self.scores["score_1"]
         if not score.standard_error > 0:
             return math.nan
@@ -130,7 +132,7 @@ class Calibration:
 
     @property
     def bins(self) -> list[Bin]:
-        """The bins that have pairs, from small |z| to large."""
+        """The bins with pairs, from small |z| to large."""
         sums, total = self._sums, self._sums["bin_weight"].sum()
         return [
             Bin(

@@ -31,11 +31,11 @@ def evaluate(
     baseline: tuple[Column, Column] | None = None,
     judge: Column | None = None,
 ) -> Evaluation:
-    """What a set of preference pairs says about the expected loss of a model, and how sure that is.
+    """Estimates the expected loss of a model from a set of preference pairs, and says how far the estimate may be off.
 
-    The empirical loss is an average over the pairs that were collected; the expected loss is that over the population they
-    were drawn from. The result has the loss, accuracy, ties, margin, Brier score and calibration, each with a standard error
-    and an interval that are right for the way in which the pairs were drawn: tell it with `cluster`, `weight` and `group`.
+    The empirical loss is the average over the pairs that were collected; the expected loss is the mean over the population that
+    they were drawn from. The result has the loss, accuracy, ties, margin, Brier score and calibration, each with a standard error
+    and an interval. These are right for the way in which the pairs were drawn, if you give it by `cluster` and `weight`.
 
     >>> import prefloss
     >>> chosen, rejected = [1.2, 0.3, 2.0, 0.1, 0.9, 1.1], [0.2, 0.5, 0.1, 0.0, 1.0, 0.3]
@@ -45,27 +45,27 @@ def evaluate(
     >>> print(f"{evaluation.loss.value:.3f} +- {evaluation.loss.standard_error:.3f}")
     0.502 +- 0.055
 
-    A column is a 1-D tensor (any device and real dtype), array, Arrow, pandas or polars column, or list, with an entry a pair.
-    All is computed in float64 on the CPU.
+    A column is a 1-D tensor (any device and real dtype), array, Arrow, pandas or polars column, or list, with one entry a pair.
+    Everything is computed in float64 on the CPU.
 
     Args:
         chosen: rewards of the preferred responses.
         rejected: rewards of the others.
-        weight: how much each pair counts, finite and >= 0; importance weights, say. A pair of weight 0 counts exactly nothing.
-        target: the probability that `chosen` is preferred, in [0, 1]: a number or a column. NaN or null where nobody has said,
-            with `judge`.
-        margin, beta, label_smoothing, flip_rate: as in `prefloss.bradley_terry_loss`; `margin` a number or a column.
-        cluster: integers or strings. Pairs with the same label were drawn together (the prompt, the annotator, the
-            conversation); different labels independently. Without it each pair is taken to be independent of all others.
-        group: integers or strings: the parts of the population that `groups`, `reweighted` and `worst_group` speak of.
-        baseline: (chosen, rejected) rewards that another model gives the same pairs, for `difference`.
-        judge: the probability that a judge gives `chosen` to be the better one, for `prediction_powered`.
+        weight: how much each pair counts (importance weights, for example), finite and >= 0. A pair of weight 0 has no effect.
+        target: the probability that `chosen` is preferred, in [0, 1]: a number or a column. With `judge`, NaN or null where no
+            person has labelled the pair.
+        margin, beta, label_smoothing, flip_rate: as in `prefloss.bradley_terry_loss`; `margin` is a number or a column.
+        cluster: integers or strings: the prompt, the annotator, the conversation. Pairs with the same label were drawn together,
+            different labels independently. Without it all pairs are taken to be independent.
+        group: integers or strings: the part of the population of each pair, for `groups`, `reweighted` and `worst_group`.
+        baseline: (chosen, rejected) rewards of another model for the same pairs, for `difference`.
+        judge: the probability, by a judge (another model, say), that `chosen` is better, for `prediction_powered`.
 
     Returns:
-        `Evaluation`. That of no pairs has nan everywhere, and can be added to others.
+        `Evaluation`. Without pairs its numbers are nan; it can be added to others.
 
     Raises:
-        TypeError: a column of something else than real numbers, or labels that are neither integers nor strings.
+        TypeError: a column that does not hold real numbers, or labels that are neither integers nor strings.
         ValueError: lengths that differ, a missing label, values out of range.
         ImportError: pyarrow or SciPy is missing: `pip install "prefloss[evaluate]"`.
     """

@@ -24,7 +24,7 @@ examples:
   prefloss evaluate pairs.csv --chosen a --rejected b --group language --population shares.json
 
 Files end in .parquet, .csv, .csv.gz, .jsonl, .jsonl.gz, .ndjson, .arrow, .feather or .ipc, and all have the same columns.
-shares.json is {"group": share, ...}, adding up to 1. Rows are counted from 1, a header not among them."""
+shares.json is {"group": share, ...}, adding up to 1. Messages count rows from 1, without the header."""
 COLUMNS = {
     "chosen": "rewards of the preferred responses",
     "rejected": "rewards of the others",
@@ -33,22 +33,24 @@ COLUMNS = {
     "cluster": "what was drawn together: prompt, annotator, conversation",
     "group": "the part of the population a pair belongs to",
     "baseline_chosen": "another model's rewards of the preferred responses",
-    "baseline_rejected": "and of the others",
-    "judge": "the probability that a judge gives chosen to be the better one",
+    "baseline_rejected": "another model's rewards of the others",
+    "judge": "the probability, by a judge, that chosen is better",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, HELP
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="pairs, a row each")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="one pair a row")
     for name, text in COLUMNS.items():
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, metavar="COLUMN", required=name in ("chosen", "rejected"), help=text)
     parser.add_argument("--beta", type=float, default=1.0, metavar="X", help="inverse temperature (%(default)s)")
-    parser.add_argument("--population", type=Path, metavar="JSON", help="shares of the groups to estimate for")
-    parser.add_argument("--level", type=float, default=0.95, metavar="X", help="of the intervals (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write all numbers there")
-    parser.add_argument("--report", type=Path, metavar="OUT", help="write a page for people (HTML) there")
+    parser.add_argument("--population", type=Path, metavar="JSON", help="the groups' shares of the population")
+    parser.add_argument("--level", type=float, default=0.95, metavar="X", help="level of the intervals (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write all numbers to this file")
+    parser.add_argument(
+        "--report", type=Path, metavar="OUT", help="write a report (HTML) to this file; needs matplotlib"
+    )
 
 
 def run(given: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from ..intervals import without_skewness
 class Estimate:
     """A mean over the population, estimated from pairs, and how far it may be off.
 
-    Evaluations make it; its attributes are Python numbers, nan where they cannot be known (fewer than two independent units).
+    An `Evaluation` makes it. Its attributes are Python numbers, nan where they cannot be known (fewer than two independent units).
 
     >>> import prefloss
     >>> chosen, rejected = [2.0, 0.5, 1.0, 0.3], [1.0, 1.5, 0.0, 0.1]
@@ -30,37 +30,37 @@ class Estimate:
     value: float
     """The estimate, in the statistic's own unit: nats a pair for the loss, a share in [0, 1] for accuracy and ties."""
     standard_error: float
-    """Of `value`, from independent units, with the CR2 correction for few of them (Bell & McCaffrey 2002)."""
+    """Standard error of `value`, from independent units, with the CR2 correction for few of them (Bell & McCaffrey 2002)."""
     degrees_of_freedom: float
-    """Of Student's t for `standard_error` (Imbens & Kolesar 2016): fewer than the units where these are unequal."""
+    """Degrees of freedom of Student's t for `standard_error` (Imbens & Kolesar 2016): fewer, the more unequal the units are."""
     skewness: float
-    """Of the estimate's own distribution, estimated: the sum of the units' cubed pulls over that of their squares to the 3/2."""
+    """Skewness of the estimate: sum S^3 / (sum S^2)^1.5, with S how far a unit moves the estimate."""
     pairs: int
     """How many pairs count: those with a weight other than 0."""
     clusters: int
     """How many independent units they come from; the number of pairs where no `cluster` was given."""
     pair_variance: float
-    """Variance of one pair's number in the population."""
+    """Variance of the statistic of a single pair in the population."""
     bounds: tuple[float, float] = (-math.inf, math.inf)
-    """What `value` can be at all."""
+    """The least and the greatest possible `value`."""
 
     @property
     def effective_sample_size(self) -> float:
-        """As many independent, equally weighted pairs would know as much: `pair_variance` over the squared standard error."""
+        """How many independent, equally weighted pairs would be worth as much: `pair_variance` over the squared standard error."""
         return self.pair_variance / self.standard_error**2 if self.standard_error > 0 else math.nan
 
     @property
     def design_effect(self) -> float:
-        """Pairs over `effective_sample_size`: what weights and clusters cost (Kish 1965); 1 for independent
-        pairs."""
+        """Pairs over `effective_sample_size` (Kish 1965): 1 for independent pairs of equal weight, more where weights or clusters
+        reduce what the pairs are worth."""
         return self.pairs / self.effective_sample_size if self.effective_sample_size > 0 else math.nan
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """(low, high), which holds the population's value for a share `level` of all collections like this one.
+        """(low, high), which contains the population's value for a share `level` of all collections like this one.
 
         Student's t with `degrees_of_freedom`, corrected for skewness by Hall's monotone cubic g(t) = t + a t^2 / 3 + a^2 t^3 /
-        27 + a / 6 (Hall 1992, "On the removal of skewness by transformation"), and cut at `bounds`. A share of
-        which all pairs say the same has standard error 0, which says nothing; its interval is that of Clopper & Pearson (1934)
+        27 + a / 6 (Hall 1992, "On the removal of skewness by transformation"), and cut at `bounds`. If a share (accuracy, ties) is
+        the same for all pairs, its standard error is 0 and says nothing; then the interval is that of Clopper & Pearson (1934)
         for as many draws as there are clusters.
 
         Raises ValueError where `level` is not in (0, 1).
@@ -76,11 +76,11 @@ class Estimate:
         )
 
     def sequence(self, level: float = 0.95, *, tightest_at: float) -> tuple[float, float]:
-        """(low, high) that may be looked at again and again while pairs come in: with probability `level`, no look ever misses.
+        """(low, high) that stays valid if you look after every new pair: with probability `level`, it contains the value each time.
 
         An asymptotic confidence sequence (Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas 2021, arXiv 2103.06476; rho as
-        in the authors' package sequential.causal), wider than `interval`, and tightest where there are `tightest_at` pairs:
-        choose that number before looking.
+        in the authors' package sequential.causal). It is wider than `interval`, and narrowest at `tightest_at` pairs: choose that
+        number before the first look.
 
         Raises ValueError where `level` is not in (0, 1) or `tightest_at` is not > 0.
         """
@@ -93,9 +93,9 @@ class Estimate:
         return _cut(self.value - width, self.bounds), _cut(self.value + width, self.bounds)
 
     def pairs_needed(self, half_width: float, level: float = 0.95) -> float:
-        """How many pairs, collected as these were, would make the interval `half_width` to each side; nan where that is unknown.
+        """How many pairs, collected as these were, would make the interval `half_width` wide to each side; nan where unknown.
 
-        n (z se / half_width)^2, with z the normal quantile: for collections too small for that, somewhat more.
+        It is n (z se / half_width)^2, with z the normal quantile. Small collections need somewhat more.
 
         Raises ValueError where `half_width` is not > 0 or `level` is not in (0, 1).
         """

@@ -36,11 +36,11 @@ class Shares(NamedTuple):
 
 
 class Evaluation:
-    """Estimates of a model's loss, accuracy and calibration, from sums that add up over shards and processes.
+    """Estimates of a model's loss, accuracy and calibration. Evaluations of shards and processes can be added.
 
-    `prefloss.evaluate` makes it. `a + b`, `sum([...])` and `all_reduce` are the evaluation of all pairs together: what belongs
-    to the same cluster or group is added. Numbers are computed when they are asked for; where fewer than two independent units
-    are there, errors and intervals are nan.
+    `prefloss.evaluate` makes it. `a + b`, `sum([...])` and `all_reduce` give the evaluation of all pairs together; pairs of the
+    same cluster or group come together again. Numbers are computed when they are read. With fewer than two independent units,
+    errors and intervals are nan.
 
     >>> import prefloss
     >>> chosen, rejected = [2.0, 0.5, 1.0, 0.3], [1.0, 1.5, 0.0, 0.1]
@@ -59,12 +59,12 @@ class Evaluation:
 
     @property
     def loss(self) -> Estimate:
-        """The expected loss, in nats a pair; a model that knows nothing has log 2."""
+        """The expected loss, in nats a pair; a model whose rewards are all equal has log 2 = 0.693."""
         return self._estimate("loss")
 
     @property
     def accuracy(self) -> Estimate:
-        """How often the order of the rewards agrees with the preference; a tie is no agreement.
+        """How often the order of the rewards agrees with the preference; a tie counts as wrong.
 
         Where a `target` t was given: the mean of t where chosen has the greater reward, and of 1 - t where rejected has.
         """
@@ -82,7 +82,7 @@ class Evaluation:
 
     @property
     def brier(self) -> Estimate:
-        """The mean of (t - sigma(z))^2 (Brier 1950): 1/4 for a model that knows nothing."""
+        """The mean of (t - sigma(z))^2 (Brier 1950): 0 is perfect, 1/4 a model whose rewards are all equal."""
         return self._estimate("brier", SHARE)
 
     @property
@@ -99,20 +99,20 @@ class Evaluation:
     def difference(self) -> Estimate:
         """Loss minus the baseline's loss on the same pairs: below 0 this model is better.
 
-        The difference of two models that are alike is symmetric, so its interval is not corrected for a skewness that is
-        noise: with the correction, 6.0 % instead of 5.0 % of 8,000 collections of 100 pairs found a difference that was not
-        there. ValueError where no baseline was given.
+        Its interval is not corrected for skewness: between two equal models the distribution is symmetric, and the correction
+        would add noise (tried on 8,000 collections of 100 pairs: it found a difference that was not there in 6.0 % instead of
+        5.0 %). ValueError where no baseline was given.
         """
         return self._difference("difference")
 
     @property
     def accuracy_difference(self) -> Estimate:
-        """Accuracy minus the baseline's on the same pairs: above 0 this model is better. As `difference`."""
+        """Accuracy minus the baseline's on the same pairs: above 0 this model is better. Otherwise as `difference`."""
         return self._difference("correct_difference", (-1.0, 1.0))
 
     @cached_property
     def prediction_powered(self) -> powered.PredictionPowered:
-        """The loss from the labelled pairs and the judge's opinion of all pairs together. ValueError where no judge was given."""
+        """The loss, from people's labels of some pairs and the judge's opinion of all. ValueError where no judge was given."""
         self._need("judge")
         if self._shares is not None:
             raise ValueError(
@@ -134,12 +134,12 @@ class Evaluation:
 
     @cached_property
     def weights(self) -> Weights | None:
-        """Whether the weights leave enough to speak of; None where no weights were given."""
+        """How much the weights reduce what the pairs are worth, with a warning; None where no weights were given."""
         return weights_of(self._labelled) if self._state.options.weighted else None
 
     @property
     def pairs(self) -> int:
-        """How many pairs count: those with a weight other than 0, and a label."""
+        """How many pairs count: those with a label and a weight other than 0."""
         return self._units.pairs
 
     @property
@@ -149,7 +149,7 @@ class Evaluation:
 
     @property
     def rows(self) -> int:
-        """How many rows of sums are kept: one for each cluster and group, and some bins."""
+        """How many rows of sums are kept: one for each cluster in each group, and some bins."""
         return int(self._state.units.num_rows + self._state.bins.num_rows)
 
     @property
@@ -159,7 +159,7 @@ class Evaluation:
 
     @property
     def options(self) -> Options:
-        """What the loss of a pair is, and what was given."""
+        """The options of the loss, and which optional arguments were given."""
         return self._state.options
 
     # ---- Groups and populations ----
@@ -214,26 +214,27 @@ class Evaluation:
         return Evaluation(state, Shares({label: share for label, share in given.items() if share > 0}, counted))
 
     def worst_group(self, level: float = 0.95) -> population.WorstGroup:
-        """The group of the greatest loss, and an interval for the greatest of the groups' expected losses.
+        """The group with the greatest loss, and an interval for the greatest of the groups' expected losses.
 
-        Each group's interval has the level 1 - (1 - level) / groups (Bonferroni), so that all hold at once: the greatest
-        expected loss then lies between the greatest lower and the greatest upper end. The interval of the worst group alone
-        would miss it too often: that group was chosen for its bad luck too.
+        Each group's interval has the level 1 - (1 - level) / (number of groups) (Bonferroni), so that all hold at once. The
+        greatest expected loss then lies between the greatest lower end and the greatest upper end. The ordinary interval of the
+        worst group would miss it too often, because that group was picked partly for its bad luck.
         """
         return population.worst_group(self.groups, level)
 
     def worst_mixture(self, radius: float) -> population.WorstMixture:
-        """The shares of groups, not far from the data's own, under which the expected loss is greatest, and that loss.
+        """The shares of groups, near those of the data, that give the greatest expected loss, and that loss.
 
-        Not far: sum over groups of (q - p)^2 / p <= radius, a ball of the chi-square divergence (Namkoong & Duchi 2017). The
-        interval takes the shares as given. ValueError where `radius` is negative.
+        Near: with p the shares of the data and q the new ones, the sum over groups of (q - p)^2 / p is at most `radius` (a ball of
+        the chi-square divergence; Namkoong & Duchi 2017). The interval takes the shares as known. ValueError where `radius` is
+        negative.
         """
         return population.worst_mixture(self, radius)
 
     # ---- Sums ----
 
     def __add__(self, other: object) -> Evaluation:
-        """The evaluation of the pairs of both."""
+        """The evaluation of both sets of pairs together."""
         if isinstance(other, int) and other == 0:  # the start value of sum()
             return self
         if not isinstance(other, Evaluation):
@@ -244,9 +245,9 @@ class Evaluation:
         return self + other
 
     def all_reduce(self, group: torch.distributed.ProcessGroup | None = None) -> Evaluation:
-        """The evaluation of the pairs of all processes of `group` (all there are where None), the same bits in each.
+        """The evaluation of the pairs of all processes of `group` (None: of all processes), with the same bits in each.
 
-        Each process sends its table once; tables are added in the order of the ranks. Every process of the group must call it.
+        Every process of the group must call it. Each sends its table once; tables are added in the order of the ranks.
         """
         self._need_collected()
         sink = pa.BufferOutputStream()
@@ -257,16 +258,16 @@ class Evaluation:
         return merged([Evaluation.from_table(pa.ipc.open_stream(each).read_all()) for each in received])
 
     def to_table(self) -> pa.Table:
-        """The sums as an Arrow table, with what is needed to read them in its metadata; Parquet and Arrow files keep both.
+        """The sums as an Arrow table, with the options in its metadata; Parquet and Arrow files keep both.
 
-        A row for each (cluster, group, labelled), `part` 0, and for each bin of |z| (`part` 1) and of the weight (2).
+        The column `part` says what a row is: 0 for each (cluster, group, labelled), 1 for a bin of |z|, 2 for a bin of the weight.
         """
         self._need_collected()
         return self._state.to_table()
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Evaluation:
-        """The evaluation whose `to_table` this is. ValueError for other tables."""
+        """The evaluation from a table that `to_table` has made. ValueError for other tables."""
         return cls(State.from_table(table))
 
     # ---- For people ----
@@ -284,7 +285,7 @@ class Evaluation:
         return summary(self, level)
 
     def concerns(self) -> list[str]:
-        """What a reader of these numbers should worry about, in sentences; empty where nothing is."""
+        """Warnings about these numbers, in sentences; empty where there are none."""
         from .text import concerns
 
         return concerns(self)
@@ -296,7 +297,7 @@ class Evaluation:
         return figure(self, level)
 
     def as_dict(self, level: float = 0.95) -> dict[str, Any]:
-        """Everything above as plain numbers, for JSON and loggers; nan is kept."""
+        """All estimates as plain numbers, for JSON and loggers; nan is kept."""
         named = {
             "loss": self.loss,
             "accuracy": self.accuracy,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class WorstGroup(NamedTuple):
-    """The group of the greatest loss."""
+    """The group with the greatest loss."""
 
     label: Label
     value: float  # its loss
@@ -29,7 +29,7 @@ class WorstGroup(NamedTuple):
 
 
 class WorstMixture(NamedTuple):
-    """The mixture of groups of the greatest loss within a radius."""
+    """The shares of groups, within a radius, that give the greatest loss."""
 
     shares: dict[Label, float]
     loss: Estimate
@@ -62,9 +62,8 @@ def checked_shares(
     if missing:
         listed = ", ".join(f"{label!r} ({share:.1%})" for label, share in missing.items())
         raise ValueError(
-            f"there are no pairs of {listed}: {math.fsum(missing.values()):.1%} of the population, whose loss nobody knows; "
-            f"collect some, "
-            f"or say what holds for the rest alone; there are pairs of {', '.join(map(repr, groups))}"
+            f"there are no pairs of {listed}, so the loss of {math.fsum(missing.values()):.1%} of the population is unknown; "
+            f"collect such pairs, or give shares of the other groups alone; there are pairs of {', '.join(map(repr, groups))}"
         )
     unnamed = [label for label in groups if label not in checked]
     if unnamed:

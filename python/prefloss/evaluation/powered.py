@@ -17,11 +17,11 @@ from .units import ClusterUnits, Float64Array, PairUnits, units_of
 
 @dataclass(frozen=True)
 class PredictionPowered(Estimate):
-    """The loss over all pairs. `pairs` and `clusters` are those of labelled pairs, and `effective_sample_size` the labels it
-    is worth."""
+    """The loss over all pairs. `pairs` and `clusters` count the labelled pairs alone; `effective_sample_size` is how many labelled
+    pairs without a judge would be worth as much."""
 
     tuning: float = math.nan
-    """How far the judge is trusted, from 0 (not at all) to 1: the lambda that makes the standard error smallest (Angelopoulos,
+    """How much the judge counts, from 0 (not at all) to 1: the lambda that makes the standard error smallest (Angelopoulos,
     Duchi & Zrnic 2023, PPI++, arXiv 2311.01453)."""
 
 

@@ -1,10 +1,11 @@
 """What was drawn independently, and what follows from its sums: value, variance (CR2), degrees of freedom and skewness of a mean.
 
-A stratum is all pairs, or a group with a share of its own. With pi_s its share, W_s its weight, theta_s its mean, a unit c pulls
+A stratum is all pairs, or a group with a share of its own. With pi_s its share, W_s its weight and theta_s its mean, a unit c moves
+("pulls") the estimate by
 
     u_c = sum over s of pi_s (T_cs - theta_s W_cs) / W_s,        h_cs = W_cs / W_s its part of the stratum
 
-and CR2 (Bell & McCaffrey 2002), the sandwich whose bias under equal correlation is removed, divides each term by sqrt(1 -
+CR2 (Bell & McCaffrey 2002) is the sandwich variance without its bias under equal correlation. It divides each term by sqrt(1 -
 h_cs): the regression of y on indicators of the strata has hat matrices that are blocks, of one nonzero eigenvalue each.
 Degrees of freedom are those of Imbens & Kolesar (2016) for perfect correlation within units:
 tr(M)^2 / tr(M^2) with

@@ -16,22 +16,21 @@ Float64Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Weights:
-    """How the weights are spread. Weights are kept in bins 1.1 % apart, so `pareto_k` and `largest_share` are known about so
-    well."""
+    """How unequal the weights are. Weights are kept in bins 1.1 % apart, so `pareto_k` and `largest_share` are about that exact."""
 
     effective_size: float
-    """(sum w)^2 / sum w^2: as many equally weighted pairs would know as much of a number that the weights do not depend on
+    """(sum w)^2 / sum w^2: how many equally weighted pairs would be worth as much, for a number that does not depend on the weights
     (Kish 1965)."""
     largest_share: float
-    """Of the total weight, that of the heaviest pair."""
+    """Share of the total weight that the heaviest pair has."""
     pareto_k: float
-    """Shape of the tail of the weights. Above 0.7 their mean is not known from so few pairs, and no interval can be trusted
+    """Shape of the tail of the weights. Above 0.7 their mean cannot be known from so few pairs, and no interval can be trusted
     (Vehtari, Simpson, Gelman, Yao & Gabry 2024, "Pareto smoothed importance sampling"). nan where the largest
     weights are equal, or fewer than 5."""
 
     @property
     def warning(self) -> str:
-        """What to worry about, in words; "" where nothing is."""
+        """A warning, in words; "" where there is none."""
         if self.pareto_k > 0.7:
             return (
                 f"The weights have a heavy tail (Pareto k = {self.pareto_k:.2f}, above 0.7): pairs that were not collected "

@@ -1,1 +1,1 @@
-"""prefloss inside other packages. A module that imports the package it is named after says so where that is missing."""
+"""prefloss for use inside other packages, one module for each. If a package is missing, the ImportError says what to install."""

@@ -24,18 +24,18 @@ class Data(Protocol):
 
 
 class PairwiseObjective:
-    """Gradient and curvature of the loss over all pairs of each query, in each round exactly: no pairs are sampled or left out.
+    """Gradient and curvature (second derivative) of the loss over all pairs of each query. No pair is sampled or left out.
 
-    In a query every row is preferred to every row of a lower label. Labels are relevances, higher is better: any numbers of which
-    the order counts; for the AUC 1 and 0. Equal labels are no pair, or half of one with ``ties="half"``::
+    In a query every row is preferred to every row with a lower label. Labels may be any numbers; only their order counts. For the
+    AUC they are 1 and 0. Equal labels make no pair, or with ``ties="half"`` a tie::
 
         xgboost.train(parameters, xgboost.DMatrix(X, labels, group=sizes), obj=PairwiseObjective())
         lightgbm.train({"objective": PairwiseObjective(), **parameters}, lightgbm.Dataset(X, labels, group=sizes))
         lightgbm.LGBMRanker(objective=PairwiseObjective().of_arrays).fit(X, labels, group=sizes)
         xgboost.XGBClassifier(objective=PairwiseObjective(one_list=True).of_arrays).fit(X, labels)
 
-    `xgboost.XGBRanker` takes no objective but its own. Scores are right up to a constant, and are no probabilities.
-    They are read in float32, in which both libraries keep gradients; sums are float64.
+    `xgboost.XGBRanker` accepts only its own objectives. Only differences of scores have a meaning; they are not probabilities.
+    Scores are read in float32, in which both libraries keep gradients; sums are float64.
 
     >>> import numpy as np
     >>> from prefloss.integrations.boosting import PairwiseObjective
@@ -43,24 +43,24 @@ class PairwiseObjective:
     >>> PairwiseObjective().of_arrays(labels, scores, None, sizes)  # three pairs, and one
     (array([-0.5,  0.5,  0. ,  0.5, -0.5], dtype=float32), array([0.25, 0.25, 0.25, 0.25, 0.25], dtype=float32))
 
-    **The guard.** A leaf's value is -sum of gradients / sum of curvatures. Of a pair that the trees have far in the wrong order,
-    the gradient is 1 and the curvature exp(-|z|): their quotient is a step that is far too long. So a row's curvature is at least
-    its |gradient| / `max_step`. Then no leaf's value is beyond `max_step`, before the learning rate, with any regularisation or
-    none. Rows that are in no pair keep gradient and curvature 0.
+    **The guard.** A leaf's value is -sum of gradients / sum of curvatures. For a pair that the trees have far in the wrong order,
+    the gradient is about 1 and the curvature about exp(-|z|), so their ratio would be a step that is far too long. A row's
+    curvature is therefore at least its |gradient| / `max_step`. Then no leaf's value is beyond `max_step`, before the learning
+    rate, with or without regularisation. Rows that are in no pair keep gradient and curvature 0.
 
     Args:
-        one_list: the data are one list, which needs no queries: all positives against all negatives, where labels are two. Without
-            it, data that have no queries are an error, and with it those that have some.
-        scale: "items" gives the pairs of a query together the weight of its rows. A row's curvature is then 1/4 on average where
-            all scores are equal, as in logistic regression, and `lambda`, `min_child_weight`, `min_sum_hessian_in_leaf` mean what
-            they mean there. "pairs" counts each pair once: a query counts by its pairs, and a row by those that it is in.
+        one_list: the data are one list without queries; with two labels, all positives against all negatives. Without
+            `one_list`, data without queries are an error; with it, data that have queries are.
+        scale: "items": all pairs of a query together weigh as much as its rows. A row's curvature is then 1/4 on average where
+            all scores are equal, as in logistic regression, and `lambda`, `min_child_weight`, `min_sum_hessian_in_leaf` mean the
+            same as there. "pairs" counts each pair once, so long queries count more.
         ties: "skip" or "half", as in `prefloss.bradley_terry_loss_grouped`.
         beta, margin, label_smoothing, flip_rate: as there.
         max_step: the largest value that a leaf may have, > 0; in the units of the scores.
 
     Raises:
-        TypeError, ValueError: what `prefloss.bradley_terry_derivatives_grouped` raises. In a round: no queries, or some for one
-            list; weights that differ within a query; scores of several classes.
+        TypeError, ValueError: what `prefloss.bradley_terry_derivatives_grouped` raises. In a round: no queries, or queries with
+            `one_list`; weights that differ within a query; scores of several classes.
     """
 
     def __init__(
@@ -89,12 +89,12 @@ class PairwiseObjective:
         bradley_terry_derivatives_grouped(np.zeros((1, 0)), np.zeros((1, 0)), **self.options)  # says now what is wrong
 
     def __call__(self, predictions: NDArray[Any], data: Data) -> Derivatives:
-        """As both libraries call an objective in each round.
+        """(gradient, curvature), (N,) float32 each. Both libraries call this in each round.
 
         Args:
             predictions: (N,), the scores of the trees so far.
-            data: the `DMatrix` or the `Dataset` that is trained on, with labels, the sizes of its queries, and perhaps weights:
-                one a query, as XGBoost has them, or one a row, as LightGBM has them, the same for all rows of a query.
+            data: the training data, a `DMatrix` or `Dataset`, with labels, the sizes of its queries, and perhaps weights: one a
+                query (XGBoost), or one a row (LightGBM), the same for all rows of a query.
         """
         return self.of_arrays(data.get_label(), predictions, data.get_weight(), data.get_group())
 
@@ -105,7 +105,7 @@ class PairwiseObjective:
         weight: NDArray[Any] | None = None,
         group: NDArray[Any] | None = None,
     ) -> Derivatives:
-        """As the libraries' classes for scikit-learn call an objective.
+        """The same as the libraries' scikit-learn classes call it.
 
         Args:
             y_true, y_pred: (N,), labels and scores.

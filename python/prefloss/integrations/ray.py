@@ -44,11 +44,11 @@ def evaluate(
     baseline: tuple[str, str] | None = None,
     judge: str | None = None,
 ) -> Evaluation:
-    """`prefloss.evaluate` of the columns of a Ray data set, wherever its blocks lie.
+    """`prefloss.evaluate` for the columns of a Ray data set.
 
-    Each block is turned into the table of its sums by the worker that has it; other tasks add these tables up, eight at a time, in
-    the order of the blocks. Only the last table, which has a row for each cluster and group, comes to the process that calls.
-    For the same blocks the result has the same bits each time; it agrees with that of one process but for the rounding of sums.
+    Each block is turned into a table of sums by the worker that has it; other tasks add these tables, eight at a time, in the order
+    of the blocks. Only the last table, with a row for each cluster and group, comes to the calling process. For the same blocks the
+    result has the same bits each time; it differs from that of one process only by the rounding of sums.
 
     >>> import ray
     >>> from prefloss.integrations.ray import evaluate
@@ -57,24 +57,23 @@ def evaluate(
     >>> evaluation.clusters, round(evaluation.accuracy.value, 3)
     (2, 0.667)
 
-    The data set is executed, and ordered while that is done (`execution_options.preserve_order`). prefloss must be installed
-    on the workers too. Where Ray knows the names of the columns without executing anything, as for Parquet files, only the named
-    columns are read.
+    The data set is executed, with `execution_options.preserve_order` set meanwhile. prefloss must be installed on the workers too.
+    Where Ray knows the names of the columns before execution, as for Parquet files, only the named columns are read.
 
     Args:
         dataset: a `ray.data.Dataset` with a row for each pair.
         chosen, rejected, weight, cluster, group, judge: names of its columns.
         target, margin: the name of a column, or a number for all pairs.
         baseline: the names of the two columns (chosen, rejected) of the other model's rewards.
-        beta, label_smoothing, flip_rate: numbers. What all of them mean, `prefloss.evaluate` says.
+        beta, label_smoothing, flip_rate: numbers. All arguments mean the same as in `prefloss.evaluate`.
 
     Returns:
-        `Evaluation`. That of an empty data set has nan everywhere, and can be added to others.
+        `Evaluation`. For an empty data set its numbers are nan; it can be added to others.
 
     Raises:
         TypeError: a data set that is not Ray's; a name that is not a string; what `prefloss.evaluate` raises for a column.
-        ValueError: a column that is not there; what `prefloss.evaluate` raises for values, with the size of the block, in which
-            the pair is counted.
+        ValueError: a column that is not there; what `prefloss.evaluate` raises for values. The number of the pair is counted in its
+            block, whose size the message says.
         ImportError: where this module is imported and Ray, pyarrow or SciPy is missing: `pip install "prefloss[ray]"`.
     """
     if not isinstance(dataset, ray.data.Dataset):

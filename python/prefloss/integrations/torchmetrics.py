@@ -1,4 +1,4 @@
-"""`PairStats` as a metric of torchmetrics, for Lightning and whatever else takes one."""
+"""`PairStats` as a metric of torchmetrics, for Lightning and others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["PreferenceStats"]
 
 
 class PreferenceStats(torchmetrics.Metric):
-    """Every property of `prefloss.PairStats`, over all pairs of an epoch and of all processes.
+    """A metric with every property of `prefloss.PairStats`, over all pairs of an epoch and of all processes.
 
     >>> import torch
     >>> from prefloss.integrations.torchmetrics import PreferenceStats
@@ -36,13 +36,13 @@ class PreferenceStats(torchmetrics.Metric):
     >>> found["accuracy"].item(), found["count"].item(), round(found["standard_error"].item(), 3)
     (0.3333333333333333, 3.0, 0.291)
 
-    In a LightningModule: `update` it in `validation_step`, and in `on_validation_epoch_end`
+    In a LightningModule, `update` it in `validation_step`, and write in `on_validation_epoch_end`::
 
         self.log_dict(self.stats.compute())
         self.stats.reset()
 
-    Its state is the sums of `PairStats`, a few numbers; `update` waits for no device, `compute` reads it once. Calling the metric
-    (`forward`) computes the statistics of the batch too, and so waits in each step: prefer `update`.
+    Its state is the sums of `PairStats`, a few numbers. `update` does not wait for the device; `compute` waits once. Calling the
+    metric itself (`forward`) also computes the statistics of the batch, and so waits in each step: prefer `update`.
 
     Args:
         beta, label_smoothing, flip_rate: of the loss, as in `prefloss.bradley_terry_loss`.
@@ -81,11 +81,11 @@ class PreferenceStats(torchmetrics.Metric):
         """Adds the pairs of a batch.
 
         Args:
-            chosen, rejected, margin, weight, target: as in `prefloss.bradley_terry_loss`. Or `chosen` alone, the `PairStats` that
-                the loss of a training step has given with ``return_stats=True``: then nothing is computed twice.
+            chosen, rejected, margin, weight, target: as in `prefloss.bradley_terry_loss`. Or give `chosen` alone, the `PairStats`
+                that a loss has returned with ``return_stats=True``: then nothing is computed twice.
 
         Raises:
-            TypeError: `PairStats` and something beside them; what `prefloss.bradley_terry_loss` raises.
+            TypeError: `PairStats` together with another argument; what `prefloss.bradley_terry_loss` raises.
         """
         if isinstance(chosen, PairStats):
             beside = {"rejected": rejected, "margin": margin, "weight": weight, "target": target}
@@ -102,7 +102,7 @@ class PreferenceStats(torchmetrics.Metric):
         self.sums = merged_sums(self.sums, sums)
 
     def compute(self) -> dict[str, Tensor]:
-        """{name of a property of `PairStats`: its value}, float64 on the metric's device; the device is read once."""
+        """{name of a property of `PairStats`: its value}, in float64 on the metric's device, which is read once."""
         found = PairStats(self.sums).as_dict()
         values = torch.tensor(list(found.values()), dtype=torch.float64, device=self.sums.device)
         return dict(zip(found, values.unbind(), strict=True))

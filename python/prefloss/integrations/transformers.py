@@ -26,9 +26,9 @@ def compute_loss(
     flip_rate: float = DEFAULTS.label_smoothing,
     center_rewards_coefficient: float = DEFAULTS.center_rewards_coefficient,
 ) -> Tensor:
-    """The loss of a micro-batch of pairs, so that the micro-batches of a step add up to the mean over all its pairs.
+    """The loss of a micro-batch of pairs, divided so that the micro-batches of a step add up to the mean over all its pairs.
 
-    Given to `transformers.Trainer` as ``compute_loss_func=compute_loss``, with options as
+    Pass it to `transformers.Trainer` as ``compute_loss_func=compute_loss``; with options, as
     ``compute_loss_func=functools.partial(compute_loss, center_rewards_coefficient=0.01)``:
 
     >>> import torch
@@ -39,24 +39,25 @@ def compute_loss(
     >>> compute_loss((logits,), torch.ones(2), num_items_in_batch=8)  # a quarter of a step of eight pairs
     tensor(0.2033)
 
-    Trainer takes what such a function returns for already divided, and adds it up over the micro-batches of a step. A mean
-    over each would be too large by their number. What to divide by, the number of labels of all of them, Trainer counts only where
-    the batches have ``labels``: so a batch must have them, one a pair.
+    Trainer adds up what such a function returns over the micro-batches of a step, and does not divide it. With a mean over each
+    micro-batch, the sum would be too large by their number. The right divisor is the number of labels in the step. Trainer counts
+    it only where batches have ``labels``, so each batch must have them, one a pair.
 
-    Several processes: exact with Trainer's default, ``average_tokens_across_devices=True``. Otherwise each takes the mean
-    over its own pairs.
+    On several processes this is exact with Trainer's default, ``average_tokens_across_devices=True``. Otherwise each process takes
+    the mean over its own pairs.
 
     Args:
-        outputs: of the model: `.logits`, or a tuple whose first entry they are; one reward a response, shape (2B,) or (2B, 1).
+        outputs: the model's output, with `.logits`, or a tuple whose first entry is the logits: one reward a response, shape (2B,)
+            or (2B, 1).
         labels: (B,), integers or floats, one a pair: 1 where the first response is the better one, 0 where the second is, a
             probability in between, or -100 for a pair that does not count. Usually ones: ``torch.ones(B)``.
-        num_items_in_batch: as Trainer gives it: the number of labels other than -100 in the whole step. None only without gradients
-            (old versions' evaluations): the mean over the pairs.
+        num_items_in_batch: as Trainer gives it: the number of labels other than -100 in the whole step. None, for the mean over the
+            pairs, is accepted only without gradients (evaluations of old versions).
         layout: "halves" is [chosen...; rejected...], "interleaved" is [chosen, rejected, chosen, rejected, ...].
         beta, label_smoothing, flip_rate, center_rewards_coefficient: see `prefloss.bradley_terry_loss`.
 
     Raises:
-        ValueError: no labels, or not one a pair; no `num_items_in_batch` while training; several outputs a response;
+        ValueError: no labels, or not one a pair; no `num_items_in_batch` in training; several outputs a response;
             what `prefloss.bradley_terry_loss` raises for options.
         NotImplementedError: several GPUs in one process (`torch.nn.DataParallel`).
     """

@@ -28,25 +28,25 @@ HELD = 64  # statistics of so many micro-batches are held before they are added 
 
 
 class RewardTrainer(trl.RewardTrainer):
-    """`trl.RewardTrainer`, with the same arguments, data and `RewardConfig`; change the import and nothing else.
+    """`trl.RewardTrainer` with the loss of prefloss. Arguments, data and `RewardConfig` are the same: change only the import.
 
     >>> from prefloss.integrations.trl import RewardTrainer
 
     What is different:
 
-    - **Accumulation is exact.** A step's loss is the mean over all its pairs, on all processes, however they lie in micro-batches.
-      TRL takes the mean of the micro-batches' means, in which the pairs of a short one weigh more. Where all micro-batches have as
-      many pairs, both are the same number.
-    - **Nothing waits for the device** in a micro-batch. TRL reads six numbers of each, and gathers them from all processes; here
+    - **Accumulation is exact.** A step's loss is the mean over all its pairs, on all processes, however they are split into
+      micro-batches. TRL takes the mean of the means of micro-batches, in which pairs of a short one weigh more. Where all
+      micro-batches have the same number of pairs, both give the same.
+    - **Nothing waits for the device** in a micro-batch. TRL reads six numbers in each, and gathers them from all processes; here
       they are gathered and read once, when something is logged.
     - **Metrics are those of all pairs since the last log**: `accuracy`, `margin`, `mean_reward`, and `min_reward` and `max_reward`,
-      the least and the greatest of all, where TRL has the mean of the micro-batches' figures. `num_tokens` is as in TRL.
-    - **New metrics**: `loss_standard_error`, of the mean loss of those pairs without centring (nan for a single pair), and
-      `tie_rate`, the share of pairs whose two rewards are equal, which `accuracy` counts as wrong.
-    - Half-precision rewards are subtracted in float32. A column `margin` is not handed to the model.
+      the least and the greatest reward. TRL has the mean of these numbers over the micro-batches. `num_tokens` is as in TRL.
+    - **New metrics**: `loss_standard_error`, of the mean loss of these pairs without centring (nan for a single pair), and
+      `tie_rate`, the share of pairs with two equal rewards; `accuracy` counts them as wrong.
+    - Half-precision rewards are subtracted in float32. A column `margin` is not passed to the model.
 
-    In an evaluation on several processes, accelerate repeats pairs where their number does not divide. They are left out of the
-    metrics; `eval_loss` is Trainer's own, as in TRL.
+    In an evaluation on several processes, accelerate repeats some pairs to fill the last batch. They are left out of the metrics;
+    `eval_loss` is computed by Trainer, as in TRL.
 
     Raises:
         ImportError: where trl is missing, when this module is imported: `pip install "prefloss[trl]"`.
@@ -63,7 +63,7 @@ class RewardTrainer(trl.RewardTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """The micro-batches of a step, and the number of their pairs: a process's mean where there are several."""
+        """The micro-batches of a step, and the number of their pairs; with several processes, the mean number over these."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         pairs = sum(_rows(batch) // 2 for batch in samples)
         if self.accelerator.num_processes == 1:
@@ -101,7 +101,7 @@ class RewardTrainer(trl.RewardTrainer):
         return loss, (loss, *outputs) if isinstance(outputs, tuple) else outputs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's, with the metrics of all pairs since the last one. What users log themselves is passed on, and gathers nothing."""
+        """As in TRL, with the metrics of all pairs since the last log. What users log themselves is passed on as it is."""
         # Those of Trainer, which all processes come to; users may log on one of them alone.
         if "learning_rate" in logs or any(name.endswith("_runtime") for name in logs):
             mode = self._mode()

@@ -60,8 +60,8 @@ def bradley_terry_loss_grouped(
 ) -> Array | tuple[Array, Array]:
     """The loss over all pairs of each group: 0-d, or one a group for reduction "none".
 
-    Args are those of `prefloss.bradley_terry_loss_grouped`. With `return_stats`, (loss, sums): those of `PairStats`, in
-    which a pair of equal rank is half a pair in each order. Every pair is visited: O(K^2). While JAX traces, sizes are constants.
+    Args are those of `prefloss.bradley_terry_loss_grouped`. With `return_stats` it returns (loss, sums), the sums of `PairStats`,
+    in which a pair of equal rank is half a pair in each order. Every pair is visited: O(K^2). Under `jax.jit` sizes are constants.
     """
     groups = Groups.of(rewards, ranks, group_sizes, ties, relevance, mask)
     xp = array_namespace(groups.times)

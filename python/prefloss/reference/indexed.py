@@ -24,7 +24,7 @@ from .paired import Pairs, bradley_terry_gradient, bradley_terry_loss, least, sc
 def bradley_terry_loss_indexed(
     scores: ArrayLike, chosen_index: ArrayLike, rejected_index: ArrayLike, **options: Any
 ) -> Array | tuple[Array, Array]:
-    """`bradley_terry_loss` of the scores of the items that are compared. Raises IndexError; -1 is no item."""
+    """`bradley_terry_loss` of the scores of the compared items. IndexError for an index that is not in [0, n); -1 is none."""
     scores, indices, compared = _compared(scores, chosen_index, rejected_index)
     if not options.pop("return_stats", False):
         return bradley_terry_loss(*compared, **options)

@@ -104,7 +104,7 @@ def bradley_terry_loss(
 ) -> Array | tuple[Array, Array]:
     """The loss: 0-d, or one term a pair for reduction "none".
 
-    Args are those of `prefloss.bradley_terry_loss`. With `return_stats`, (loss, sums): those of `PairStats`. Raises
+    Args are those of `prefloss.bradley_terry_loss`. With `return_stats` it returns (loss, sums), the sums of `PairStats`. Raises
     ValueError where shapes differ.
     """
     pairs = Pairs.of(chosen, rejected, margin, weight, target, beta, smoothing_of(label_smoothing, flip_rate))
