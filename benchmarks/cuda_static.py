@@ -107,8 +107,9 @@ def build_settings() -> tuple[list[str], list[Path], list[str]]:
 
 
 def short_name(signature: str) -> str:
-    """plain_forward<float> for the whole demangled signature."""
-    return re.sub(r"\(anonymous namespace\)|void |[\w]+(?=::)|::", "", signature).partition("(")[0]
+    """plain_forward<float> for the whole demangled signature; of a value of an enumeration, (Others)0, Others 0."""
+    plain = re.sub(r"\(anonymous namespace\)|void |[\w]+(?=::)|::", "", signature)
+    return re.sub(r"\((\w+)\)(?=\d)", r"\1 ", plain).partition("(")[0]
 
 
 def count_of(code: list[Instruction], name: str, width: int) -> int:
