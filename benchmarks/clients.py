@@ -1,10 +1,12 @@
-"""The lines of docs/replace_your_line.md in a race: what other packages have against what the page says to write instead.
+"""The table of docs/replace_your_line.md: what users of other packages have, against what the page says to write instead.
 
-    python benchmarks/clients.py [--seconds 0.3]
+    python benchmarks/clients.py [--seconds 0.3] [--only DPO]
 
-Both blocks of a section run as the page has them, forward and backward, at sizes that a trainer has, and take turns in many short
-rounds; objects that the lines make (`PairWiseLoss()`) are made once. What is not installed is left out: `make test-clients`
-installs it all. The model is not timed: rewards are a tensor that asks for gradients.
+Both blocks of a section run as the page has them, forward and backward. The table has how many lines each has; how far their
+losses and gradients differ at most, over many draws of the test's inputs (`tests/replaced_lines.py`); and how long they take at
+sizes that a trainer has, where they take turns in many short rounds. Objects that the lines make (`PairWiseLoss()`) are made
+once. What is not installed is left out: `make test-clients` installs it all. The model is not timed: rewards are a tensor that asks
+for gradients.
 """
 
 from __future__ import annotations
@@ -13,15 +15,14 @@ import argparse
 import importlib.util
 import math
 import platform
-import re
 import sys
 import tempfile
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,18 +31,25 @@ from records import load_average
 
 import prefloss
 
-ROOT = Path(__file__).parent.parent
-Race = tuple[Callable[[], object], Callable[[], object]]
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from replaced_lines import INPUTS, leaf, lines_of, sections, stand_ins
+from tiny_reward_model import pairs as token_ids
+from tiny_reward_model import reward_model, tokenizer
+
+DRAWS = 100
+Run = Callable[[], list[torch.Tensor]]  # the loss, and its gradients
+Race = tuple[Run, Run]
 
 
-def blocks(heading: str) -> list[str]:
-    """What the section has, and what it says to write."""
-    page = (ROOT / "docs" / "replace_your_line.md").read_text(encoding="utf-8")
-    (section,) = re.findall(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
-    return re.findall(r"^```\{code-block\} py\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+def race_of_lines(heading: str, *size: Any) -> Race:
+    names = INPUTS[heading](*size)
+    if heading == "Lightning":
+        names["self"] = Silent()
+    theirs, ours = (step(code, names) for code in sections()[heading])
+    return theirs, ours
 
 
-def step(code: str, names: dict[str, Any]) -> Callable[[], object]:
+def step(code: str, names: dict[str, Any]) -> Run:
     """The lines, and the gradients of the tensors among the names that ask for them."""
     lines = code.splitlines()
     imports = [line for line in lines if line.startswith("from ")]
@@ -57,16 +65,11 @@ def step(code: str, names: dict[str, Any]) -> Callable[[], object]:
     body = "\n".join(f"    {line}" for line in lines if line not in imports)
     exec(f"def run():\n{body}\n    return loss", space)
     leaves = [each for each in names.values() if isinstance(each, torch.Tensor) and each.requires_grad]
-    return lambda: torch.autograd.grad(space["run"](), leaves)
+    return lambda: with_gradients(space["run"](), leaves)
 
 
-def race(heading: str, **names: Any) -> Race:
-    theirs, ours = (step(code, names) for code in blocks(heading))
-    return theirs, ours
-
-
-def leaf(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape).requires_grad_()
+def with_gradients(loss: torch.Tensor, leaves: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [loss, *torch.autograd.grad(loss, leaves)]
 
 
 class Silent:
@@ -81,121 +84,110 @@ class Silent:
         pass
 
 
-def reward_models() -> Iterator[tuple[str, Callable[[int], Race]]]:
-    """By pairs a micro-batch."""
-    yield "Your own loop", lambda n: race("Your own loop", chosen=leaf(n), rejected=leaf(n), margin=torch.rand(n))
-    if found("trl"):
-        yield "TRL", trl
-    if found("torchmetrics"):
-        yield "Lightning", lambda n: race("Lightning", chosen=leaf(n), rejected=leaf(n), self=Silent())
-    yield "DPO", lambda n: race(
-        "DPO", policy_chosen=leaf(n), policy_rejected=leaf(n), reference_chosen=torch.randn(n),
-        reference_rejected=torch.randn(n), beta=0.1,
-    )  # fmt: skip
-    if found("openrlhf"):
-        (folder,) = importlib.util.find_spec("openrlhf").submodule_search_locations  # type: ignore[union-attr, misc]
-        without("openrlhf", __path__=[folder])
-        without("openrlhf.models", __path__=[f"{folder}/models"])
-        without("openrlhf.models.utils", masked_mean=None)
-        yield "OpenRLHF", lambda n: race("OpenRLHF", chosen=leaf(n), rejected=leaf(n), margin=None)
-    yield "DeepSpeed-Chat", tokens
+# ---- Trainers: `compute_loss` as they call it, with the rewards in place of the model's ----
 
 
-def trl(pairs: int) -> Race:
-    """`compute_loss` of both trainers, with its metrics: TRL reads each, ours are read when they are logged, which is not here."""
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-    from trl import RewardConfig
-    from trl import RewardTrainer as Theirs
+def race_of_trainers(trainers: tuple[Any, Any], batches: Mapping[str, Any], pairs: int) -> Race:
+    logits = leaf(2 * pairs, 1)
+    outputs = types.SimpleNamespace(logits=logits)
 
-    from prefloss.integrations.trl import RewardTrainer as Ours
+    def run(trainer: Any, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        (inputs,), count = trainer.get_batch_samples(iter([batch]), 1, logits.device)
+        loss = trainer.compute_loss(lambda **_: outputs, dict(inputs), num_items_in_batch=count)
+        return with_gradients(loss, [logits])
 
-    sys.path.insert(0, str(ROOT / "tests"))
+    theirs, ours = trainers
+    return lambda: run(theirs, batches["theirs"]), lambda: run(ours, batches["ours"])
+
+
+def trl(heading: str, pairs: int = 8) -> Race:
+    """With its metrics: TRL reads each, ours are read when they are logged, which is not here."""
+    batch = {"attention_mask": torch.ones(2 * pairs, 8)}
+    return race_of_trainers(trl_trainers(), {"theirs": batch, "ours": batch}, pairs)
+
+
+@cache
+def trl_trainers() -> tuple[Any, Any]:
     from datasets import Dataset, disable_progress_bars
-    from tiny_reward_model import pairs as rows
-    from tiny_reward_model import sizes, tokenizer
+    from trl import RewardConfig
 
     disable_progress_bars()
-    logits = leaf(2 * pairs, 1)
-    inputs = {"attention_mask": torch.ones(2 * pairs, 8)}
-    runs = []
-    for kind in (Theirs, Ours):
-        trainer = kind(
-            model=LlamaForSequenceClassification(LlamaConfig(**sizes(), num_labels=1)),
-            args=RewardConfig(output_dir=tempfile.gettempdir(), use_cpu=True, bf16=False, report_to="none"),
-            train_dataset=Dataset.from_list(rows(4)),
-            processing_class=tokenizer(),
-        )
-
-        def run(trainer: Any = trainer) -> object:
-            loss = trainer.compute_loss(lambda **_: types.SimpleNamespace(logits=logits), dict(inputs))
-            return torch.autograd.grad(loss, logits)
-
-        runs.append(run)
-    return runs[0], runs[1]
+    made = []
+    for block in sections()["TRL"]:
+        space: dict[str, Any] = {}
+        exec(block, space)
+        args = RewardConfig(output_dir=tempfile.gettempdir(), use_cpu=True, bf16=False, report_to="none")
+        data = Dataset.from_list(token_ids(4))
+        kind = space["RewardTrainer"]
+        made.append(kind(model=reward_model(), args=args, train_dataset=data, processing_class=tokenizer()))
+    return made[0], made[1]
 
 
-def tokens(pairs: int) -> Race:
-    """Responses of 256 tokens at most, after a prompt that both have."""
-    chosen, rejected = torch.randint(1, 1000, (2, pairs, 512))
-    rejected[:, :256] = chosen[:, :256]
-    for ids in (chosen, rejected):
-        ids[torch.arange(512) >= torch.randint(300, 512, (pairs, 1))] = 0
-    values = {"chosen_values": leaf(pairs, 512), "rejected_values": leaf(pairs, 512)}
-    return race("DeepSpeed-Chat", chosen_ids=chosen, rejected_ids=rejected, pad=0, **values)
+def transformers(heading: str, pairs: int = 8) -> Race:
+    """Counting the labels is timed, which Trainer does for batches that have them; making them is not."""
+    theirs, ours = transformers_trainers()
+    rows = [torch.empty(0)] * pairs
+    batches = {"theirs": theirs.data_collator(rows), "ours": ours.data_collator(rows)}
+    return race_of_trainers((theirs, ours), batches, pairs)
 
 
-def rankers() -> Iterator[tuple[str, str, Race]]:
-    """With the size in words."""
-    if found("recbole"):
-        yield "RecBole", "2,048 pairs", race("RecBole", positive=leaf(2048), negative=leaf(2048))
-    if found("allrank"):
-        without("allrank.data.dataset_loading", PADDED_Y_VALUE=-1)
-        without("allrank.models.model_utils", get_torch_device=None)
-        labels = torch.randint(0, 5, (16, 60)).float()
-        labels[:, 50:] = -1.0
-        yield "allRank", "16 lists of 60", race("allRank", scores=leaf(16, 60), labels=labels)
-    if found("libauc"):
-        for items in (128, 2048):
-            labels = (torch.arange(items) % 10 == 0).long()
-            yield "LibAUC", f"{items:,} items, 10 % positive", race("LibAUC", scores=leaf(items), labels=labels)
-    if found("sentence_transformers"):
-        scores, documents = leaf(128), [[str(16 * query + k) for k in range(16)] for query in range(8)]
-        grades = list(torch.randint(0, 4, (8, 16)).float())
-        names = {
-            "model": Encoder(scores),
-            "queries": ["a"] * 8,
-            "documents": documents,
-            "labels": grades,
-            "scores": scores,
-        }
-        yield "sentence-transformers", "8 queries, 16 documents each", race("sentence-transformers", **names)
+@cache
+def transformers_trainers() -> tuple[Any, Any]:
+    from transformers import TrainingArguments
+
+    made = []
+    for block in sections()["transformers"]:
+        args = TrainingArguments(output_dir=tempfile.gettempdir(), use_cpu=True, report_to="none")
+        space = {"model": reward_model(), "args": args, "rows": token_ids(4), "torch": torch, "F": F}
+        space["collate"] = lambda rows: {"input_ids": torch.zeros(2 * len(rows), 8, dtype=torch.int64)}
+        exec(block, space)
+        made.append(space["trainer"])
+    return made[0], made[1]
 
 
-class Encoder(torch.nn.Module):
-    """A cross-encoder that has its scores already: a document's text is the number of its score."""
+# ---- The table ----
 
-    num_labels, device = 1, torch.device("cpu")
 
-    def __init__(self, scores: torch.Tensor) -> None:
-        super().__init__()
-        self.scores = scores
+class Client(NamedTuple):
+    heading: str
+    package: str
+    sizes: Mapping[str, tuple[Any, ...]]  # to be timed, in words and as the inputs' arguments
+    race: Callable[..., Race] = race_of_lines
 
-    def preprocess(self, pairs: list[tuple[str, str]], **_: Any) -> dict[str, torch.Tensor]:
-        return {"places": torch.tensor([int(document) for _, document in pairs])}
 
-    def forward(self, tokens: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"scores": self.scores[tokens["places"]]}
+PAIRS: dict[str, tuple[Any, ...]] = {"8 pairs": (8,), "64 pairs": (64,)}
+CLIENTS = (
+    Client("Your own loop", "torch", PAIRS),
+    Client("TRL", "trl", PAIRS, trl),
+    Client("transformers", "transformers", PAIRS, transformers),
+    Client("Lightning", "torchmetrics", PAIRS),
+    Client("DPO", "torch", PAIRS),
+    Client("OpenRLHF", "openrlhf", PAIRS),
+    Client(
+        "DeepSpeed-Chat", "torch",
+        {"8 pairs of 512 tokens": (8, 512, 256), "64 pairs of 512 tokens": (64, 512, 256)},
+    ),
+    Client("RecBole", "recbole", {"2,048 pairs": (2048,)}),
+    Client("allRank", "allrank", {"16 lists of 30 to 60": (16, 60)}),
+    Client("LibAUC", "libauc", {"128 items, 10 % positive": (128,), "2,048 items, 10 % positive": (2048,)}),
+    Client("sentence-transformers", "sentence_transformers", {"8 queries of 16 documents": ([16] * 8,)}),
+)  # fmt: skip
+
+
+def differences(client: Client) -> tuple[float, float]:
+    """The largest over all draws: of the loss, over theirs; of an entry of a gradient, over the largest entry of theirs."""
+    losses, gradients = [], []
+    for seed in range(DRAWS):
+        torch.manual_seed(seed)
+        theirs, ours = ([each.detach().double() for each in run()] for run in client.race(client.heading))
+        apart = [((ours - one).abs().max() / one.abs().max()).item() for one, ours in zip(theirs, ours, strict=True)]
+        losses.append(apart[0])
+        gradients.append(max(apart[1:]))
+    return max(losses), max(gradients)
 
 
 def found(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
-
-
-def without(module: str, **attributes: Any) -> None:
-    """Stands in for a module that a loss takes one name from, and that asks for packages which no loss uses."""
-    made = types.ModuleType(module)
-    vars(made).update(attributes)
-    sys.modules[module] = made
 
 
 def main() -> None:
@@ -204,20 +196,28 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows that have this in their name")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    torch.manual_seed(0)
     load_average()
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, {prefloss.build_info()['cpu']}\n"
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, {prefloss.build_info()['cpu']}\n\n"
+        "| line | lines | loss differs by | gradient | size | theirs, µs | ours, µs | ours / theirs |\n"
+        "|---|---|--:|--:|---|--:|--:|--:|"
     )
-    print("| line | size | theirs, µs | ours, µs | ours / theirs |\n|---|---|--:|--:|--:|")
-    races = [(name, f"{n} pairs", make(n)) for name, make in reward_models() if arguments.only in name for n in (8, 64)]
-    for name, size, (theirs, ours) in (*races, *(each for each in rankers() if arguments.only in each[0])):
-        times = measure({"theirs": theirs, "ours": ours}, arguments.seconds)
-        medians = times["theirs"].median, times["ours"].median
-        print(
-            f"| {name} | {size} | {1e6 * medians[0]:,.0f} | {1e6 * medians[1]:,.0f} | {medians[1] / medians[0]:.2f} |",
-            flush=True,
-        )
+    for client in CLIENTS:
+        if arguments.only not in client.heading or not found(client.package):
+            continue
+        if client.package in ("openrlhf", "allrank"):
+            sys.modules.update(stand_ins(client.package))
+        before, after = (lines_of(block) for block in sections()[client.heading])
+        loss, gradient = differences(client)
+        for words, size in client.sizes.items():
+            theirs, ours = client.race(client.heading, *size)
+            times = measure({"theirs": theirs, "ours": ours}, arguments.seconds)
+            medians = times["theirs"].median, times["ours"].median
+            print(
+                f"| {client.heading} | {before} → {after} | {loss:.1e} | {gradient:.1e} | {words} | "
+                f"{1e6 * medians[0]:,.0f} | {1e6 * medians[1]:,.0f} | {medians[1] / medians[0]:.2f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

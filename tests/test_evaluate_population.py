@@ -204,6 +204,8 @@ def test_concerns_are_said_where_there_are_any():
         "Were these pairs held out?" in concern for concern in prefloss.evaluate(drawn(2), np.zeros(4000)).concerns()
     )
     assert any("swapped" in concern for concern in prefloss.evaluate(drawn(-1), np.zeros(4000)).concerns())
+    (of_chance,) = prefloss.evaluate(np.random.default_rng(2).normal(size=4000), np.zeros(4000)).concerns()
+    assert "may say nothing about which response is preferred" in of_chance
     assert any("hides a group: the loss of 3" in concern for concern in prefloss.evaluate(**in_groups(4000)).concerns())
 
 

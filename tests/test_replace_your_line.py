@@ -3,46 +3,25 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
 import re
 import sys
-import types
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from replaced_lines import INPUTS, PAGE, leaf, lines_of, sections, stand_ins
 
 import prefloss
 
 clients = pytest.mark.clients
-PAGE = Path(__file__).parent.parent / "docs" / "replace_your_line.md"
 
 
-def sections():
-    """{heading: its blocks of code}."""
-    found = {}
-    for section in re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
-        blocks = re.findall(r"^```\{code-block\} py\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
-        found[section.partition("\n")[0]] = blocks
-    return found
-
-
-def lines(heading):
-    """(what they have, what they write)."""
-    theirs, ours = sections()[heading]
-    return theirs, ours
-
-
-def leaf(*shape, scale=1.0):
-    return (scale * torch.randn(*shape)).requires_grad_()
-
-
-def assert_the_same(heading, names, rtol=1e-5, atol=1e-6):
+def assert_the_same(heading, rtol=1e-5, atol=1e-6, **given):
     """Both blocks give one loss and the same gradients of the leaves among the names. The bounds are of float32 means."""
-    results = []
-    for code in lines(heading):
+    names, results = INPUTS[heading]() | given, []
+    for code in sections()[heading]:
         space = {"torch": torch, "F": F, "prefloss": prefloss, "math": math, **names}
         exec(compile(code, str(PAGE), "exec"), space)
         leaves = [each for each in names.values() if isinstance(each, torch.Tensor) and each.requires_grad]
@@ -50,40 +29,23 @@ def assert_the_same(heading, names, rtol=1e-5, atol=1e-6):
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(other, one.to(other.dtype), rtol=rtol, atol=atol)
     assert results[0][0] > 0.1
-    return results
 
 
-# ---- Packages: where one does not import whole beside this torch, the file of the loss does ----
-
-
-def stand_in(monkeypatch, name, **attributes):
-    module = types.ModuleType(name)
-    vars(module).update(attributes)
-    monkeypatch.setitem(sys.modules, name, module)
-    return module
-
-
-def files_of(package):
-    """Where a package is installed, without importing it."""
-    return importlib.util.find_spec(package).submodule_search_locations
+def stand_in(monkeypatch, package):
+    for name, module in stand_ins(package).items():
+        monkeypatch.setitem(sys.modules, name, module)
 
 
 @pytest.fixture
 def openrlhf(monkeypatch):
-    """Its own openrlhf/models/loss.py, without the models beside it, which need DeepSpeed."""
-    (folder,) = files_of("openrlhf")
-    stand_in(monkeypatch, "openrlhf", __path__=[folder])
-    stand_in(monkeypatch, "openrlhf.models", __path__=[f"{folder}/models"])
-    stand_in(monkeypatch, "openrlhf.models.utils", masked_mean=None)
+    stand_in(monkeypatch, "openrlhf")
     monkeypatch.delitem(sys.modules, "openrlhf.models.loss", raising=False)
     return importlib.import_module("openrlhf.models.loss")
 
 
 @pytest.fixture
 def allrank(monkeypatch):
-    """Without its modules that read files, which need torchvision and Google's storage: losses take one number from them."""
-    stand_in(monkeypatch, "allrank.data.dataset_loading", PADDED_Y_VALUE=-1)
-    stand_in(monkeypatch, "allrank.models.model_utils", get_torch_device=None)
+    stand_in(monkeypatch, "allrank")
     return importlib.import_module("allrank.models.losses.rankNet")
 
 
@@ -91,50 +53,28 @@ def allrank(monkeypatch):
 
 
 def test_your_own_loop():
-    assert_the_same("Your own loop", {"chosen": leaf(50), "rejected": leaf(50), "margin": leaf(50)})
+    assert_the_same("Your own loop")
 
 
 def test_dpo():
-    logps = {name: leaf(20, scale=3.0) for name in ("policy_chosen", "policy_rejected")}
-    fixed = {name: 3 * torch.randn(20) for name in ("reference_chosen", "reference_rejected")}
-    assert_the_same("DPO", {**logps, **fixed, "beta": 0.3})
+    assert_the_same("DPO")
 
 
 def test_lightning():
-    """`self` of the page is whatever logs."""
-
-    class Module:
-        def __init__(self):
-            self.stats, self.kept, self.logged = self, [], {}
-
-        def log(self, name, value):
-            self.logged[name] = value.item()
-
-        def update(self, stats):
-            self.kept.append(stats)
-
-    module = Module()
-    assert_the_same("Lightning", {"chosen": leaf(30), "rejected": leaf(30), "self": module})
-    assert module.kept[0].accuracy == pytest.approx(module.logged["accuracy"])
+    module = INPUTS["Lightning"]()["self"]
+    assert_the_same("Lightning", self=module)
+    (stats,) = module.kept
+    assert stats.accuracy == pytest.approx(module.logged["accuracy"].item())
 
 
 def test_deepspeed_chat():
-    generator = torch.Generator().manual_seed(3)
-    chosen, rejected = torch.randint(1, 9, (2, 6, 12), generator=generator)
-    rejected[:, :4] = chosen[:, :4]  # the prompt
-    rejected[:, 4] = chosen[:, 4] % 8 + 1
-    for ids, ends in ((chosen, (12, 9, 6, 12, 7, 8)), (rejected, (8, 12, 9, 12, 5, 7))):
-        for row, end in enumerate(ends):
-            ids[row, end:] = 0
-    values = {"chosen_values": leaf(6, 12), "rejected_values": leaf(6, 12)}
-    assert_the_same("DeepSpeed-Chat", {"chosen_ids": chosen, "rejected_ids": rejected, "pad": 0, **values})
+    assert_the_same("DeepSpeed-Chat")
 
 
 @clients
 def test_openrlhf(openrlhf):
-    chosen, rejected = leaf(30), leaf(30)
-    assert_the_same("OpenRLHF", {"chosen": chosen, "rejected": rejected, "margin": torch.rand(30)})
-    assert_the_same("OpenRLHF", {"chosen": chosen, "rejected": rejected, "margin": None})
+    assert_the_same("OpenRLHF")
+    assert_the_same("OpenRLHF", margin=None)
     logps = [leaf(30), leaf(30), torch.randn(30), torch.randn(30)]
     theirs, chosen_rewards, _ = openrlhf.DPOLoss(beta=0.4, label_smoothing=0.1)(*logps)
     loss, stats = prefloss.dpo_loss(*logps, beta=0.4, label_smoothing=0.1, return_stats=True)
@@ -144,7 +84,7 @@ def test_openrlhf(openrlhf):
 
 @clients
 def test_recbole():
-    assert_the_same("RecBole", {"positive": leaf(200), "negative": leaf(200)})
+    assert_the_same("RecBole")
 
 
 @clients
@@ -160,10 +100,8 @@ def test_recbole_s_loss_ends_at_23_and_ours_does_not():
 
 @clients
 def test_allrank(allrank):
-    labels = torch.randint(0, 4, (5, 12)).float()
-    labels[0, 7:] = labels[3, 2:] = -1.0
-    assert_the_same("allRank", {"scores": leaf(5, 12), "labels": labels})
-    scores, whole = torch.randn(5, 12), labels.clamp(min=0)
+    assert_the_same("allRank")
+    scores, whole = torch.randn(5, 12), torch.randint(0, 4, (5, 12)).float()
     ours = prefloss.bradley_terry_loss_grouped(scores, relevance=whole, average="pairs")
     torch.testing.assert_close(ours, allrank.rankNet(scores, whole))
 
@@ -171,7 +109,7 @@ def test_allrank(allrank):
 @clients
 @pytest.mark.filterwarnings("default")
 def test_libauc():
-    assert_the_same("LibAUC", {"scores": leaf(120), "labels": (torch.rand(120) < 0.2).long()})
+    assert_the_same("LibAUC")
     from libauc.losses.auc import PairwiseAUCLoss
 
     scores, labels = torch.tensor([-100.0, 0.0]), torch.tensor([1, 0])
@@ -182,23 +120,7 @@ def test_libauc():
 @clients
 @pytest.mark.filterwarnings("default")
 def test_sentence_transformers():
-    """The cross-encoder is a table of scores, one for each document's text."""
-    table = leaf(11)
-    sizes, places = [4, 2, 5], iter(range(11))
-    documents = [[str(next(places)) for _ in range(size)] for size in sizes]
-
-    class Encoder(torch.nn.Module):
-        num_labels, device = 1, torch.device("cpu")
-
-        def preprocess(self, pairs, **_):
-            return {"places": torch.tensor([int(document) for _, document in pairs])}
-
-        def forward(self, tokens):
-            return {"scores": table[tokens["places"]]}
-
-    names = {"model": Encoder(), "queries": ["a", "b", "c"], "documents": documents, "scores": table}
-    labels = [torch.tensor(each) for each in ([3.0, 0.0, 1.0, 0.0], [0.0, 1.0], [2.0, 2.0, 0.0, 1.0, 0.0])]
-    assert_the_same("sentence-transformers", names | {"labels": labels})
+    assert_the_same("sentence-transformers")
 
 
 def test_what_is_said_not_to_be_this_loss_is_it_for_a_single_pair_only():
@@ -223,6 +145,14 @@ def test_every_section_has_a_test_and_every_row_a_section():
     for heading in headings:
         own = {"TRL": "test_trl.py", "transformers": "test_transformers.py"}.get(heading)
         assert own in page if own else f'assert_the_same("{heading}"' in tested
+    assert set(INPUTS) == {heading for heading in headings if heading not in ("TRL", "transformers")}
+
+
+def test_the_table_counts_the_lines_of_the_blocks():
+    page = PAGE.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[.*?\]\(#.*?\).*?\| (\d+) → (\d+)", page, re.MULTILINE)
+    counted = [tuple(str(lines_of(block)) for block in blocks) for blocks in sections().values() if blocks]
+    assert rows == counted
 
 
 @clients

@@ -7,6 +7,7 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from replaced_lines import sections
 from tiny_reward_model import PAD, of_two_processes, pairs, reward_model
 
 from prefloss.integrations.transformers import compute_loss
@@ -100,6 +101,23 @@ def test_steps_and_the_end_of_an_epoch(tmp_path):
     assert logged(accumulated, "loss") == pytest.approx(logged(whole, "loss"), rel=1e-5)
     assert len(logged(whole, "loss")) == 4
     torch.testing.assert_close(weights(accumulated), weights(whole), rtol=0, atol=1e-6)
+
+
+@clients
+def test_the_page_s_subclass_and_its_function_train_alike(tmp_path):
+    """The two blocks of docs/replace_your_line.md, with a batch a step: there is no difference of what is averaged."""
+    trained = []
+    for code in sections()["transformers"]:
+        args = trainer(tmp_path, pairs(16)).args
+        names = {"model": reward_model(), "args": args, "rows": pairs(16), "torch": torch, "F": F}
+        space = names | {"collate": functools.partial(collated, labels=False)}
+        exec(code, space)
+        space["trainer"].train()
+        trained.append(space["trainer"])
+    theirs, ours = trained
+    assert logged(ours, "loss") == pytest.approx(logged(theirs, "loss"), rel=1e-5)
+    assert len(logged(ours, "loss")) == 4
+    torch.testing.assert_close(weights(ours), weights(theirs), rtol=0, atol=1e-6)
 
 
 @clients

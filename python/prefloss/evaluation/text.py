@@ -112,6 +112,12 @@ def _of_calibration(evaluation: Evaluation) -> list[str]:
     if not calibration.p_value < 0.01:
         return []
     slope = f"slope {calibration.slope:.2f} instead of 1"
+    low, high = calibration.interval(0.99)
+    if low <= 0 <= high:
+        return [
+            f"The rewards may say nothing about which response is preferred: the calibration slope is {calibration.slope:.2f} "
+            f"instead of 1, and 0 lies in its 99 % interval, {low:.2f} … {high:.2f}."
+        ]
     if calibration.slope <= 0:
         return [
             f"The model prefers the rejected response more often, the surer it is ({slope}). Are chosen and rejected swapped?"
