@@ -222,6 +222,8 @@ Options Arguments::options(const Tensor& given) {
   double numbers[5];
   std::memcpy(numbers, next_, sizeof numbers);
   next_ += 5;
+  if (given && (given.dtype() != Dtype::kFloat64 || given.sizes() != std::vector<int64_t>{5} || given.is_cuda()))
+    throw std::invalid_argument("numbers must be five float64 on the CPU");
   const double* of = given ? static_cast<const double*>(given.data()) : numbers;
   return {of[0], of[1], of[2], of[3], of[4]};
 }

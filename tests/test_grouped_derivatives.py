@@ -212,6 +212,7 @@ BAD = [
     ({"ranks": None, "relevance": np.array([[0.0, math.nan]])}, ValueError, "must be numbers, got nan"),
     ({"ranks": torch.zeros(1, 2, requires_grad=True)}, ValueError, "ranks must not require a gradient"),
     ({"group_sizes": np.array([1.0])}, ValueError, "group_sizes must be a sequence of ints"),
+    ({"group_sizes": []}, ValueError, "group_sizes must add up to the number of rewards, 2, got 0"),
     ({"group_sizes": 2}, TypeError, "group_sizes must be a sequence of ints"),
     ({"weight": np.ones(2)}, ValueError, r"weight must have one entry a group, shape \(1,\)"),
     ({"weight": 2.0}, TypeError, "weight must be a NumPy array"),

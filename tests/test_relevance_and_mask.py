@@ -145,7 +145,7 @@ def test_groups_of_one_item_or_none_have_no_pairs(device):
     assert step(empty, ranks=empty, mask=empty.bool())[0] == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.uint16, torch.float32, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("dtype", [*INTEGERS, torch.float32, torch.float8_e4m3fn], ids=str)
 def test_a_mask_of_zeros_and_ones_is_a_mask(dtype, device):
     rewards, order, mask = padded(device)
     assert_same_bits(

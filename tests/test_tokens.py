@@ -19,6 +19,17 @@ def padded(lengths, side, length=9):
     return mask, [count - 1 if side == "right" else length - 1 for count in lengths]
 
 
+def test_compiled_it_is_one_graph_and_refuses_what_has_no_token():
+    mask, _ = padded([1, 9, 4], "left")
+    values = torch.randn(mask.shape)
+    compiled = torch.compile(prefloss.last_token, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(values, attention_mask=mask), prefloss.last_token(values, attention_mask=mask))
+    packed = torch.tensor([0, 1, 9])
+    assert torch.equal(compiled(values[1], cu_seqlens=packed), prefloss.last_token(values[1], cu_seqlens=packed))
+    with pytest.raises(RuntimeError, match="attention_mask must have a token in each row"):
+        compiled(values, attention_mask=mask * 0)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.int32, torch.uint8], ids=str)
 @pytest.mark.parametrize("last_dimension", [False, True])

@@ -45,6 +45,7 @@ bool read_denominator(py::handle given, const View& rewards, Call& call) {
     return true;
   } else {
     number = number_of(view);
+    if (!(number > 0)) return false;
   }
   call.denominator = number;
   return true;

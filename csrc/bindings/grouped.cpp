@@ -113,7 +113,8 @@ struct EagerGroups {
     };
     fit = both(fit, read_column(its_weight, rewards, is_weight, weight));
     const auto is_filled = [&](const View& view) {
-      return view.dtype == Dtype::kInt64 && view.dimensions == 1 && view.count() == groups.groups && !sizes;
+      return view.dtype == Dtype::kInt64 && view.dimensions == 1 && view.count() == groups.groups &&
+             its_sizes.is_none();
     };
     if (read_column(its_filled, rewards, is_filled, filled) == Fit::kNo ||
         (filled && filled.stride != 1 && groups.groups > 1))
@@ -124,7 +125,7 @@ struct EagerGroups {
 
   // Throws where the sizes do not add up.
   void divide() {
-    if (!sizes) return;
+    if (group_sizes.dimensions == 0) return;  // not given: an empty tensor has no memory
     offsets = offsets_of(static_cast<const int64_t*>(sizes.data), sizes.stride, groups.groups, 1, groups.items);
     groups.offsets = offsets.data();
     groups.size = largest_of(offsets);

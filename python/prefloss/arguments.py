@@ -11,10 +11,11 @@ from numbers import Integral, Real
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from .pairs import DEFAULTS, REDUCTIONS, Numbers, accumulation_dtype
 from .sums import dtype_of_sums
-from .torch_internals import requires_gradient
+from .torch_internals import is_watched, requires_gradient
 
 REWARD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # What the compiled module reads (csrc/pairs.h), and what torch converts: not complex, quantized, or packed several to a byte.
@@ -192,7 +193,8 @@ def _per_item(name: str, value: object, rewards: Tensor) -> Tensor:
         raise ValueError(f"{name} must have the shape of rewards, {_shape(rewards)}, got {_shape(tensor)}")
     _check_device(name, tensor, rewards, "the rewards")
     check_no_gradient(name, tensor)
-    return tensor
+    # Of float8 torch has few operations.
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
 
 
 def as_group_sizes(group_sizes: object) -> Tensor | None:
@@ -354,9 +356,11 @@ def check_denominator(denominator: object, reduction: int, rewards: Tensor) -> f
         raise TypeError(f"denominator must be {accepted}, got a tensor of bool")
     if tensor.numel() != 1:
         raise ValueError(f"denominator must be {accepted}, got shape {_shape(tensor)}; its .sum(), perhaps?")
-    tensor = _beside(tensor, rewards)
+    given, tensor = tensor, _beside(tensor, rewards)
     _check_device("denominator", tensor, rewards, "the rewards")
     check_no_gradient("denominator", tensor)
+    if given.is_cpu and not is_compiling() and not is_watched() and not float(given) > 0:
+        raise ValueError(f"denominator must be > 0, got a tensor of {float(given)}")
     return tensor if tensor.dtype in READ_DTYPES else tensor.double()
 
 

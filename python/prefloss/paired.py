@@ -103,7 +103,7 @@ def bradley_terry_loss(
             the pairs' terms w (l + c (a + b)^2) in the rewards' shape.
         denominator: what "mean" divides by instead, so that micro-batches and ranks add up to the loss of the whole
             batch: a number > 0, or a tensor of one entry, of any real dtype but bool, on the rewards' device or the CPU
-            (Hugging Face's ``num_items_in_batch``). On a GPU its value is not checked; it must be > 0.
+            (Hugging Face's ``num_items_in_batch``). It must be > 0; on a GPU, under transforms and where compiled nobody looks.
         return_stats: also return `PairStats`, computed in the same pass.
 
     Tensors with one entry a pair (margin, weight, target) have the rewards' shape and device. They may have any real dtype, and are

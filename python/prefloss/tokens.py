@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from .arguments import check_tensor, dtype_name
 from .torch_internals import asserts
@@ -129,8 +130,8 @@ def _check_integers(name: str, tensor: object, beside: Tensor, *, mask: bool = F
 
 
 def _require(condition: Tensor, message: str) -> None:
-    """ValueError; on a device that has assertions it is one, which nobody waits for."""
-    if asserts(condition):
+    """ValueError; an assertion, which nobody waits for, when compiled, and on a device that has them."""
+    if asserts(condition) or is_compiling():
         torch._assert_async(condition, message)
     elif not bool(condition):
         raise ValueError(message)

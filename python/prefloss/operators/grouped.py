@@ -140,7 +140,7 @@ def check_ranks(ranks: Tensor, filled: Tensor | None = None) -> None:
 def opposite_ranks(relevance: Tensor) -> Tensor:
     """Ranks in the opposite order: of integers all bits change, because the opposite of the least one does not fit."""
     if relevance.is_floating_point():
-        return -_in_common_dtype(relevance)
+        return -relevance
     return ~_in_common_dtype(relevance)
 
 
@@ -148,7 +148,7 @@ def _in_common_dtype(ranks: Tensor) -> Tensor:
     """In the same order, of a dtype that all of torch's operations take."""
     if ranks.dtype in (torch.uint16, torch.uint32, torch.uint64):
         return order_keys(ranks)
-    return ranks.float() if ranks.is_floating_point() and ranks.element_size() == 1 else ranks
+    return ranks
 
 
 def without_masked(rewards: Tensor, ranks: Tensor, mask: Tensor, weight: Tensor | None) -> Groups:
@@ -157,7 +157,6 @@ def without_masked(rewards: Tensor, ranks: Tensor, mask: Tensor, weight: Tensor 
     Shapes stay as they are, so that nothing waits for the device, and nothing is compiled anew. Where the mask is NaN nobody knows
     whether the item is there: its reward becomes NaN, and so does whatever depends on it.
     """
-    mask = _in_common_dtype(mask)
     there = mask.to(torch.bool)
     if mask.is_floating_point():
         rewards = rewards + torch.where(mask.isnan(), torch.nan, -0.0).to(rewards.dtype)  # any number + -0 is itself
