@@ -7,6 +7,7 @@ terms, and in float64 what rounding z costs: (|z| + 2 |margin|) 2^-51 sigma'(z) 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -291,6 +292,38 @@ def test_memory_is_that_of_the_items_whatever_the_scores_are(deviation, most):
     command = [sys.executable, "-c", MEASURE_MEMORY, str(deviation)]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=600)
     assert 4 <= float(result.stdout) <= most
+
+
+COUNT_PAIRS = """
+import sys, torch, prefloss
+size = int(sys.argv[1])
+one = torch.zeros(1, dtype=torch.int64).expand(1, size)
+options = {"ties": "half", "average": "pairs", "return_stats": True}
+loss, stats = prefloss.bradley_terry_loss_grouped(one[:, :1].float().expand(1, size), one, **options)
+print(int(stats.count), stats.tie_rate, loss.item())
+"""
+
+
+def memory_left():
+    """Bytes, where the system says so."""
+    with contextlib.suppress(OSError), open("/proc/meminfo") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+    return 0
+
+
+@pytest.mark.slow  # a minute or two, and 10 GB
+@pytest.mark.skipif(memory_left() < 12e9, reason="a list of so many pairs takes 10 GB")
+def test_more_pairs_than_float64_counts_one_by_one_are_counted_to_a_rounding():
+    """All are tied. Beyond 2^53 float64 holds every other number: the count must not be added up in it."""
+    size = 160_000_000
+    pairs = size * (size - 1) // 2
+    command = [sys.executable, "-c", COUNT_PAIRS, str(size)]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=1200)
+    count, tied, loss = result.stdout.split()
+    assert pairs > 2**53
+    assert int(count) == int(float(pairs))
+    assert float(tied) == 1.0
+    assert float(loss) == pytest.approx(np.log(2), rel=1e-7)
 
 
 @pytest.mark.slow  # what each thread gets of a busy machine is up to its system
