@@ -1,8 +1,8 @@
 """Long lists of unkind scores, ranks and options: errors within the promise, second derivatives, memory, threads.
 
 The promise, of an entry of the gradient: 2^-23 in float32 and 1e-14 in float64 of the sum of the absolute values of its pairs'
-terms, and in float64 what rounding z costs: (|z| + 2 |margin|) 2^-51 sigma'(z) a pair, and pairs below 1e-304. Of the loss 1e-7 and
-1e-13 of that of its terms. Where a few items meet many, pairs are visited as in short lists: see `share_of_promise`.
+terms, and pairs below 1e-304. Of the loss 1e-7 and 1e-13 of that of its terms. To both comes what rounding z to float64 costs, by
+(|z| + 2 |margin|) 2^-51 a pair. Where a few items meet many, pairs are visited as in short lists: see `share_of_promise`.
 """
 
 from __future__ import annotations
@@ -189,6 +189,33 @@ def test_scores_in_opposite_corners_of_cells_keep_the_promise(better):
 def test_well_ordered_lists_keep_the_promise(margin, beta, step):
     """Each sigma is small, and has the rounding of a large z: z must not be rounded to float32."""
     assert_kept(-step * np.arange(1024), np.arange(1024), margin=margin, beta=beta)
+
+
+@pytest.mark.parametrize("flip_rate", [0.2, 0.45])
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_flips_that_take_all_of_a_loss_off_keep_the_promise(dtype, offset, flip_rate):
+    """All pairs have nearly the z at which (1 - rho) loss(z) = rho loss(-z): what is left is far less than either."""
+    low, high = 0.0, 50.0
+    for _ in range(60):
+        z = (low + high) / 2
+        left = (1 - flip_rate) * np.log1p(np.exp(-z)) - flip_rate * np.log1p(np.exp(z))
+        low, high = (z, high) if left > 0 else (low, z)
+    ranks = np.arange(1100) // 550
+    scores = offset + z * (ranks == 0) + 1e-6 * np.random.default_rng(0).normal(size=1100)
+    assert_kept(scores, ranks, DTYPES[dtype], flip_rate=flip_rate)
+
+
+@pytest.mark.parametrize("ranks", [np.arange(1100) // 550, np.arange(1100)], ids=["two", "distinct"])
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+@pytest.mark.parametrize("margin", [1e6, 1e10, 1e13])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_margin_that_takes_all_of_a_difference_off_costs_what_rounding_z_does(dtype, margin, beta, ranks):
+    """Rewards and margin are far greater than z: their own roundings are all that may be lost."""
+    noise = np.random.default_rng(0).normal(size=1100) / beta
+    assert_kept(
+        np.where(ranks < ranks[550], margin / beta, 0.0) + noise, ranks, DTYPES[dtype], margin=margin, beta=beta
+    )
 
 
 def second_derivatives(scores, ranks, direction, **options):
