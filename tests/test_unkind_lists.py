@@ -11,6 +11,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -319,6 +320,24 @@ def test_memory_is_that_of_the_items_whatever_the_scores_are(deviation, most):
     command = [sys.executable, "-c", MEASURE_MEMORY, str(deviation)]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=600)
     assert 4 <= float(result.stdout) <= most
+
+
+@pytest.mark.slow  # it takes the time, on a machine that may be busy
+@pytest.mark.parametrize("law", ["normal", "deviation 30", "deviation 300", "deviation 1e7"])
+def test_the_shortest_lists_in_linear_time_are_quicker_than_their_pairs(law, set_threads, monkeypatch):
+    """Processor time, the best of five. They took 0.05 to 0.14 of it; where the threshold is wrong, all of it or more."""
+    set_threads(1)
+    scores, ranks = made(law, "random", np.float32, 1025, 0)
+    rewards, order = torch.from_numpy(scores).repeat(20, 1).requires_grad_(), torch.from_numpy(ranks).repeat(20, 1)
+
+    def seconds():
+        begin = time.process_time()
+        prefloss.bradley_terry_loss_grouped(rewards, order).backward()
+        return time.process_time() - begin
+
+    linear = min(seconds() for _ in range(5))
+    monkeypatch.setattr(eager, "LARGE_GROUP", 10**9)
+    assert linear <= 0.7 * min(seconds() for _ in range(5))
 
 
 COUNT_PAIRS = """
