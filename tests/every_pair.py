@@ -14,7 +14,11 @@ WIDE = np.longdouble
 
 
 class EveryPair(NamedTuple):
-    """Sums over the pairs; and, of what an entry adds up, the absolute values, and what a rounding of its z would cost each."""
+    """Sums over the pairs; and, of what an entry adds up, the absolute values, and what a rounding of its z would cost each.
+
+    Of a pair's loss both parts count, that of z and that of -z: where flips are corrected one is negative, and what they
+    leave may be nothing.
+    """
 
     loss: WIDE
     gradient: np.ndarray
@@ -57,7 +61,10 @@ def every_pair(
             total = (x[None, :] + x[rows, None])[a, b]
             centring = pull * total * total
             loss += (terms + centring).sum()
-            loss_size += (np.abs(terms) + centring).sum()
+            apart = np.abs(1 - smoothed) * (np.log1p(e) + np.maximum(w, 0)) + np.abs(smoothed) * (
+                np.log1p(e) + np.maximum(-w, 0)
+            )
+            loss_size += (apart + centring).sum()
             slope_size = np.abs(1 - smoothed) * right + np.abs(smoothed) * mistaken
             loss_by_z += (slope_size * (np.abs(w) + 2 * np.abs(far))).sum()
 
@@ -117,18 +124,16 @@ def share_of_promise(rewards, ranks, **options):
     loss = prefloss.bradley_terry_loss_grouped(leaf[None], torch.from_numpy(ranks)[None], **given)
     found = array(torch.autograd.grad(loss, leaf)[0]).astype(WIDE)
     visited = few_meet_many(ranks) and options.get("ties", "skip") == "skip"
-    by_z = 2 * np.finfo(rewards.dtype).eps
+    by_z = 2 * np.finfo(rewards.dtype if visited else np.float64).eps  # of what z is computed in
     nothing = counts_as_nothing(rewards.dtype, rewards.size)
     coarse = visited and rewards.dtype == np.float32
     share = 2.0**-22 if coarse else promise_of_gradient(rewards.dtype)
-    allowed = share * expected.gradient_size + nothing
-    if visited or rewards.dtype == np.float64:
-        allowed += by_z * expected.gradient_by_z
+    allowed = share * expected.gradient_size + nothing + by_z * expected.gradient_by_z
     # What exceeds the type may be infinite, and so may what is not far below it.
     held = np.isfinite(allowed) & (np.abs(expected.gradient) + allowed < np.finfo(rewards.dtype).max)
     error = np.abs(found - expected.gradient)[held] / allowed[held]
     of_loss = (2.0**-22 if coarse else promise_of_loss(rewards.dtype)) * expected.loss_size
-    of_loss += by_z * expected.loss_by_z * visited + nothing * rewards.size
+    of_loss += by_z * expected.loss_by_z + nothing * rewards.size
     is_held = np.abs(expected.loss) + of_loss < np.finfo(rewards.dtype).max
     off = abs(WIDE(loss.item()) - expected.loss) / of_loss if is_held else 0.0
     return float(np.max(error, initial=0.0)), float(off)
