@@ -29,6 +29,11 @@ struct Column {
 
 struct Options {
   double beta = 1, margin = 0, target = 1, label_smoothing = 0, center_rewards_coefficient = 0;
+
+  // None of them is given.
+  PREFLOSS_HOST_DEVICE bool are_off() const {
+    return beta == 1 && margin == 0 && target == 1 && label_smoothing == 0 && center_rewards_coefficient == 0;
+  }
 };
 
 // `rows` independent sets of `count` pairs. margin, weight and target are optional; the numbers in `options` stand in
@@ -41,10 +46,7 @@ struct Pairs {
   PREFLOSS_HOST_DEVICE bool has_columns() const { return margin || weight || target; }
 
   // Nothing but chosen and rejected: the default call.
-  PREFLOSS_HOST_DEVICE bool plain() const {
-    return !has_columns() && options.beta == 1 && options.margin == 0 && options.target == 1 &&
-           options.label_smoothing == 0 && options.center_rewards_coefficient == 0;
-  }
+  PREFLOSS_HOST_DEVICE bool plain() const { return !has_columns() && options.are_off(); }
 };
 
 // Items by index: pair p compares the items chosen[p] and rejected[p], both of int64 or both of int32.

@@ -5,6 +5,7 @@ A call is a layout and an option. Whoever adds a layout or an option adds it her
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 
 import pytest
@@ -16,7 +17,7 @@ import prefloss
 
 # The arguments that the loss is differentiated by; they ask for gradients.
 DIFFERENTIATED = ("chosen", "rejected", "rewards", "scores", "margin")
-FIXED_BY_THE_MODULE = ("beta", "label_smoothing", "center_rewards_coefficient", "reduction")
+FIXED_BY_THE_MODULE = tuple(inspect.signature(prefloss.BradleyTerryLoss).parameters)
 
 
 def the_module(chosen, rejected, **options):
@@ -36,9 +37,14 @@ FUNCTIONS = {
     "indexed": prefloss.bradley_terry_loss_indexed,
 }
 GROUPS = ("grouped", "masked", "ragged", "long")
+TENSORS_OF_PAIRS = ("margin", "target")  # options that groups do not take as tensors
 NUMBERS = {
     **{"default": {}, "beta": {"beta": 0.3}, "margin number": {"margin": 0.7}, "target number": {"target": 0.25}},
-    **{"label smoothing": {"label_smoothing": 0.125}, "centring": {"center_rewards_coefficient": 0.01}},
+    **{
+        "label smoothing": {"label_smoothing": 0.125},
+        "flip rate": {"flip_rate": 0.125},
+        "centring": {"center_rewards_coefficient": 0.01},
+    },
     **{"sum": {"reduction": "sum"}, "none": {"reduction": "none"}, "denominator number": {"denominator": 3.5}},
     **{"statistics": {"return_stats": True}, "ties half": {"ties": "half"}, "average pairs": {"average": "pairs"}},
 }
@@ -73,7 +79,7 @@ class Call:
     @property
     def optional(self):
         """{argument: what to draw} of the options that are tensors."""
-        refused = ("margin", "target") if self.layout in GROUPS else ()
+        refused = TENSORS_OF_PAIRS if self.layout in GROUPS else ()
         return {name: kind for name, kind in TENSORS.get(self.option, {}).items() if name not in refused}
 
     @property
@@ -170,7 +176,7 @@ SHAPES = {
 }
 LARGE = 1000  # times as many pairs, groups or comparisons: several threads
 OF_GROUPS = ("ties half", "average pairs")
-OF_PAIRS = ("target number", "target", "margin")
+OF_PAIRS = ("target number", *TENSORS_OF_PAIRS)
 OF_MASKED = ("default", "everything", "none", "ties half", "average pairs")  # other groups have the others
 ALL = [
     Call(layout, option)

@@ -8,16 +8,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from calls import FIXED_BY_THE_MODULE
 
 import prefloss
 
-FIXED = {
-    "beta",
-    "label_smoothing",
-    "flip_rate",
-    "center_rewards_coefficient",
-    "reduction",
-}  # what BradleyTerryLoss is made with
 NAN, INF = math.nan, math.inf
 FLOAT8 = torch.float8_e4m3fn
 
@@ -31,7 +25,7 @@ def stacked(chosen, rejected, **options):
 
 
 def module(chosen, rejected, **options):
-    fixed = {name: options.pop(name) for name in FIXED & options.keys()}
+    fixed = {name: options.pop(name) for name in options.keys() & FIXED_BY_THE_MODULE}
     return prefloss.BradleyTerryLoss(**fixed)(chosen, rejected, **options)
 
 

@@ -15,6 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import prefloss
 from prefloss import PairStats
+from prefloss.pairs import Numbers
 
 # Importing what compiles defines script methods in torch itself.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script")
@@ -144,11 +145,10 @@ def test_another_denominator_does_not_compile_again(numbers):
     assert len(set(frames[1:])) == 1  # torch takes the first number for a constant
 
 
-NUMBERS = ("beta", "margin", "target", "label_smoothing", "center_rewards_coefficient")
-
-
 @pytest.mark.parametrize(
-    "names", [NUMBERS, *(pytest.param((name,), marks=pytest.mark.slow) for name in NUMBERS)], ids="-".join
+    "names",
+    [Numbers._fields, *(pytest.param((name,), marks=pytest.mark.slow) for name in Numbers._fields)],
+    ids="-".join,
 )
 def test_other_numbers_do_not_compile_again(names):
     """As a schedule changes them from step to step; all at once, or one alone."""
@@ -165,9 +165,7 @@ def test_other_numbers_do_not_compile_again(names):
     assert len(set(frames[2:])) == 1  # torch takes the first number for a constant, and 0 for one of its own
 
 
-@pytest.mark.parametrize(
-    "option", ["denominator", "beta", "margin", "target", "label_smoothing", "center_rewards_coefficient"]
-)
+@pytest.mark.parametrize("option", ["denominator", *Numbers._fields])
 def test_a_number_may_be_made_of_a_size_that_is_symbolic(option):
     class Model(torch.nn.Module):
         def forward(self, chosen, rejected):

@@ -7,11 +7,23 @@ added up.
 from __future__ import annotations
 
 import copy
+import inspect
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from calls import ALL, GROUPS, asking, assert_the_same_step, over_all, over_few, over_sorts
+from calls import (
+    ALL,
+    DIFFERENTIATED,
+    FUNCTIONS,
+    GROUPS,
+    NUMBERS,
+    asking,
+    assert_the_same_step,
+    over_all,
+    over_few,
+    over_sorts,
+)
 from conftest import not_on_host
 from rounding_bounds import assert_same_bits
 from test_not_plain import Log
@@ -284,7 +296,8 @@ ASKING = [
     (call, place)
     for call in ALL
     for place in call.places
-    if place in ("weight", "target", "denominator", "ranks", "relevance")
+    if place not in (*DIFFERENTIATED, "mask", "group_sizes")
+    and not place.endswith("_index")
     and call.option not in ("mask", "integer denominator")
 ]
 
@@ -310,6 +323,42 @@ def test_a_gradient_that_there_is_not_is_refused_by_name(call, place, device):
             way()
 
 
+def names_of(function):
+    return {*inspect.signature(function).parameters}
+
+
+# What each function takes, by name.
+TAKEN = {layout: names_of(function) for layout, function in FUNCTIONS.items()}
+TAKEN["module"] = names_of(prefloss.BradleyTerryLoss) | names_of(prefloss.BradleyTerryLoss().forward)
+
+
+def test_every_loss_over_pairs_is_in_the_table_of_calls():
+    losses = {name for name in prefloss.__all__ if name.startswith("bradley_terry_loss")}
+    assert losses <= {function.__name__ for function in FUNCTIONS.values()}
+
+
+@pytest.mark.parametrize("layout", FUNCTIONS)
+def test_every_argument_of_a_function_is_in_the_table_of_calls(layout):
+    """One that is not there is in no test over that table: a way that forgets it would not be seen."""
+    layouts = GROUPS if layout in GROUPS else (layout,)  # the groups have one function
+    calls = [call for call in ALL if call.layout in layouts]
+    assert {name for call in calls for name in (*call.places, *call.numbers)} == TAKEN[layout]
+
+
+@over_all
+def test_no_option_is_without_effect(call, device):
+    """One that is taken and then dropped would be the same in every way."""
+    tensors = call.drawn(device)
+    arguments = {**{name: tensors[name] for name in call.places}, **call.numbers}
+    outputs = call.outputs(tensors)
+    for name in {**call.optional, **NUMBERS.get(call.option, {})}:
+        if call.layout == "long" and name in ("weight", "average", "reduction"):
+            continue  # it is one group, by whose weight the mean divides
+        result = call.function(**{other: value for other, value in arguments.items() if other != name})
+        without = [result[0], result[1].sums] if isinstance(result, tuple) else [result]
+        assert len(without) < len(outputs) or not torch.equal(without[0], outputs[0]), name
+
+
 @over_all
 def test_spelling_out_the_defaults_changes_nothing(call, device):
     defaults = {"weight": None, "beta": 1, "label_smoothing": 0, "center_rewards_coefficient": -0.0}
@@ -327,10 +376,8 @@ def test_spelling_out_the_defaults_changes_nothing(call, device):
 def test_none_is_off(call, device):
     """As a trainer's configuration holds it."""
     tensors = call.drawn(device)
-    options = ["margin", "weight", "label_smoothing", "center_rewards_coefficient", "denominator"]
-    if call.layout not in GROUPS:
-        options.append("target")
-    off = {name: None for name in options if name not in (*call.places, *call.numbers)}
+    given = {*call.places, *call.numbers, "relevance", "mask", "group_sizes", "average", "ties", "return_stats"}
+    off = dict.fromkeys(TAKEN[call.layout] - given)
     result = call.function(**{**off, **call.numbers}, **{name: tensors[name] for name in call.places})
     outputs = [result[0], result[1].sums] if isinstance(result, tuple) else [result]
     assert_same_bits(with_gradients(outputs, tensors), call.step(tensors))

@@ -120,6 +120,25 @@ def test_a_tensor_may_have_any_strides(call, place, device):
         assert_the_same_step(call, tensors, call.step(given), expected)
 
 
+@over_few
+def test_second_derivatives_lead_through_tensors_of_any_strides(call, device):
+    """Kernels read copies of some. A graph that ends at a copy is a second derivative of zero, which nothing tells of."""
+
+    def part_of_more(tensor):
+        return torch.cat((tensor, tensor), -1)[..., : tensor.shape[-1]]
+
+    results = []
+    for change in (torch.clone, part_of_more):
+        tensors = call.drawn(device, torch.float64)
+        leaves = asking(tensors)
+        given = {name: change(tensor) if tensor.requires_grad else tensor for name, tensor in tensors.items()}
+        first = torch.autograd.grad(call.loss(given), leaves, tensors["upstream"], create_graph=True)
+        results.append(torch.autograd.grad(sum(gradient.square().sum() for gradient in first), leaves))
+    for one, other in zip(*results, strict=True):
+        assert bool((one != 0).any())
+        torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-15)
+
+
 @pytest.mark.kernels  # see above
 @over_few
 @pytest.mark.parametrize("shift", range(len(LAYOUTS)))

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+import prefloss
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md"])
 SITE = ROOT / "build" / "docs" / "html"
@@ -31,6 +33,11 @@ def examples(page):
     """The page's blocks of Python, those that are not shown too."""
     parser = myst.PythonCodeBlockParser()
     return list(sybil.Sybil(parsers=[parser]).parse(page).examples())
+
+
+def test_the_page_of_the_api_has_every_public_name():
+    lines = (ROOT / "docs" / "api.md").read_text().splitlines()
+    assert {*dir(prefloss)} <= {line.split("::")[-1].strip().removeprefix("prefloss.") for line in lines}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -261,10 +261,17 @@ def test_pairs_of_weight_zero_contribute_exactly_nothing(dtype):
         chosen, rejected, options = call
         weight = options.get("weight")
         assume(weight is not None and bool((weight == 0).any()))
-        poisoned = [torch.where(weight == 0, poison, tensor) for tensor in (chosen, rejected)]
-        clean = [torch.where(weight == 0, 0.0, tensor) for tensor in (chosen, rejected)]
-        assert_same_bits(everything(*poisoned, options), everything(*clean, options))
-        for gradient in everything(*poisoned, options)[-2:]:
+        columns = {name: value for name, value in options.items() if torch.is_tensor(value)}
+        of_pairs = columns.keys() - {"weight", "denominator"}
+        poisoned, clean = (
+            everything(
+                *(torch.where(weight == 0, value, tensor) for tensor in (chosen, rejected)),
+                {**options, **{name: torch.where(weight == 0, value, columns[name].detach()) for name in of_pairs}},
+            )
+            for value in (poison, 0.0)
+        )
+        assert_same_bits(poisoned, clean)
+        for gradient in poisoned[-2:]:
             assert bool((gradient[weight == 0] == 0).all())
 
     check()

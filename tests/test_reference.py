@@ -297,6 +297,10 @@ def test_no_floating_point_warning_or_error_leaks():
             function(a)
 
 
+def test_every_function_over_pairs_is_in_the_reference():
+    assert {name for name in prefloss.__all__ if name.startswith("bradley_terry_")} <= {*reference.__all__}
+
+
 def test_every_option_of_the_package_is_in_the_reference():
     for name in ("bradley_terry_loss", "bradley_terry_loss_stacked"):
         package, ours = (inspect.signature(getattr(module, name)).parameters for module in (prefloss, reference))

@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import prefloss
 from prefloss.operators.paired import paired_backward, paired_double_backward, paired_forward
 from prefloss.pairs import REDUCTIONS as CODES
-from prefloss.pairs import Numbers
+from prefloss.pairs import Numbers, Pairs
 
 # Importing what compiles, and forward mode, defines script methods in torch itself.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script")
@@ -226,6 +226,16 @@ def test_a_gradient_of_a_gradient_under_torch_func_is_that_of_autograd(call):
 
 
 @pytest.mark.kernels  # calls them
+def test_weights_without_the_sums_that_divide_them_are_refused():
+    """Gradients that nothing divides look like any others."""
+    ones, options = torch.ones(3), (*Numbers(), CODES["mean"], False, 0)
+    tensors = (*Pairs(ones, ones, weight=ones), None, None, None)  # denominator, numbers, sums
+    for operator, directions in ((paired_backward, ()), (paired_double_backward, (ones, ones, None))):
+        with pytest.raises(Exception, match="sums must be given"):
+            operator(*directions, torch.tensor(1.0), *tensors, *options)
+
+
+@pytest.mark.kernels  # calls them
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf"
 )  # opcheck of torch 2.14 looks at it
@@ -244,12 +254,10 @@ def test_the_operators_keep_their_promises(name, reduction):
     """Schema, fake kernels, autograd registration and tracing, by torch's own checks; rewards of each dtype in turn."""
     dtype = DTYPES[len(name) % 4]
     chosen, rejected, options = draw(name, 6, dtype)
-    columns = [
-        options.pop(key) if torch.is_tensor(options.get(key)) else None for key in ("margin", "weight", "target")
-    ]
-    numbers = Numbers(margin=options.pop("margin", 0.0), target=options.pop("target", 1.0), **options)
+    columns = {name: options.pop(name) for name in [*options] if torch.is_tensor(options[name])}
+    pairs, numbers = Pairs(chosen, rejected, **columns), Numbers(**options)
     denominator = torch.tensor(3.0, dtype=torch.float64) if reduction == "mean" else None
-    tensors = (chosen, rejected, *columns, denominator, None)
+    tensors = (*pairs, denominator, None)
     for return_stats in (False, True):
         fixed = (*numbers, CODES[reduction], return_stats, 0)
         torch.library.opcheck(paired_forward.operator, (*tensors, *fixed))

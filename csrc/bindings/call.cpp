@@ -66,11 +66,7 @@ bool Call::read(const py::tuple& given, const View& rewards, bool checked) {
 }
 
 bool Call::is_default() const {
-  const Options off;
-  return reduction == kMean && !has_denominator() && !statistics && !copied && options.beta == off.beta &&
-         options.margin == off.margin && options.target == off.target &&
-         options.label_smoothing == off.label_smoothing &&
-         options.center_rewards_coefficient == off.center_rewards_coefficient;
+  return reduction == kMean && !has_denominator() && !statistics && !copied && options.are_off();
 }
 
 bool Call::read_tensor(py::handle given, const View& rewards, const double*& by) const {

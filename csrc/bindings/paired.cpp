@@ -188,6 +188,7 @@ class PairedOperator {
       const Column by = columns_.of(std::move(denominator), "denominator", pairs.rows, {Dtype::kFloat64});
       divisor = {1, static_cast<const double*>(by.data), by.row_stride};
     } else if (pairs.weight) {
+      if (sums && !totals) throw std::invalid_argument("sums must be given: their total weight is what divides");
       const Column by = columns_.of(std::move(totals), "sums", pairs.rows * kSums, {Dtype::kFloat64});
       if (by && by.stride != 1) throw std::invalid_argument("sums must be contiguous");
       divisor = {1, by ? static_cast<const double*>(by.data) + kWeight : nullptr, by ? by.row_stride : 0, true};

@@ -63,7 +63,7 @@ struct GroupOptions {
   explicit GroupOptions(const Groups& groups)
       : ranked(groups.options),
         tied(of_equal_rank(groups.options)),
-        plain(Pairs{{}, {}, {}, {}, {}, 1, 0, groups.options}.plain()),
+        plain(groups.options.are_off()),
         half_ties(groups.half_ties),
         large(groups.large) {}
 

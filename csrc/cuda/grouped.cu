@@ -260,7 +260,7 @@ int64_t visiting_size(const Groups& groups, bool statistics) {
 template <typename Real>
 cudaError_t forward(const Groups& groups, const GroupAverage& average, const GroupOutputs& outputs,
                     const Launch& where) {
-  const bool is_plain = Pairs{{}, {}, {}, {}, {}, 1, 0, groups.options}.plain() && !groups.half_ties;
+  const bool is_plain = groups.options.are_off() && !groups.half_ties;
   const bool statistics = outputs.statistics;
   double* const slopes = where.scratch + groups.items * group_sums(statistics);
   double* const own = slopes + groups.items;

@@ -28,6 +28,14 @@ with real_tensors():
     _SUMS = torch.empty(len(Sum), dtype=torch.float64, device="cpu")
 
 
+def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """What the kernels read in a call that is `copied`, in which a tensor has no single stride.
+
+    Before a Function has them, so that a graph of the gradients leads through the copies to what was copied.
+    """
+    return tuple(each if each is None else each.contiguous() for each in tensors)
+
+
 @called_directly
 class DefaultLoss(Function):
     """The default call and nothing else: every statement here is paid for in each training step."""
@@ -72,11 +80,6 @@ class PairedLoss(Function):
         if call.is_simple:
             loss = new_scalar(rewards)
         else:
-            if call.copied:
-                rewards = rewards.contiguous()
-                rejected, margin, weight, target = (
-                    tensor if tensor is None else tensor.contiguous() for tensor in (rejected, margin, weight, target)
-                )
             loss = new_losses(rewards, call.layout) if call.reduction == NONE else new_scalar(rewards)
         if divides or call.statistics:
             sums = new_sums(rewards)
@@ -168,9 +171,6 @@ class GroupedLoss(Function):
         filled: Tensor | None,
         call: _core.GroupedCall,
     ) -> tuple[Tensor, Tensor | None]:
-        if call.copied:
-            rewards, ranks = rewards.contiguous(), ranks.contiguous()
-            weight = weight if weight is None else weight.contiguous()
         if call.reduction == NONE:
             count = rewards.shape[0] if sizes is None else sizes.shape[0]
             loss = rewards.new_empty((count,), dtype=accumulation_dtype(rewards.dtype))
@@ -295,8 +295,7 @@ class IndexedLoss(Function):
             result = torch.empty_like(scores)
             if _core.scale_slopes(grad, slopes, None, False, result):
                 return result, None, None, None, None, None, None
-        margin, weight, target = options
-        _check_saved(ctx.shape, scores=scores, margin=margin, weight=weight, target=target)
+        _check_saved(ctx.shape, scores=scores, **dict(zip(Pairs._fields[2:], options, strict=True)))
         with torch.enable_grad():
             pairs, numbers = Pairs(scores, None, *options), Numbers(*call.numbers)
             denominator = call.denominator if by is None else by

@@ -132,7 +132,7 @@ def bradley_terry_loss_indexed(
         compute = composed.indexed if composes else indexed_loss
         loss, sums = compute(pairs, *indices, numbers, divisor, code, return_stats)
     else:
-        loss, sums = IndexedLoss.apply(pairs.chosen, *indices, pairs.margin, pairs.weight, pairs.target, call)
+        loss, sums = IndexedLoss.apply(pairs.chosen, *indices, *pairs[2:], call)
     if pairs.chosen is not scores:
         loss = loss.to(accumulation_dtype(scores.dtype))
     return (loss, PairStats(sums.detach())) if return_stats else loss

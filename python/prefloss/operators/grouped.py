@@ -18,13 +18,12 @@ from ..pairs import NONE, Numbers, accumulation_dtype
 from ..stats import Sum
 from ..torch_internals import asserts
 from .operator import Operator
-from .paired import as_tensor
+from .paired import NUMBERS, as_tensor
 
 # Rewards are (..., items), ranks too, weight and filled (..., groups): the first dimensions are those of a vmap.
 _GROUPS = (
     "Tensor rewards, Tensor ranks, Tensor? group_sizes, Tensor? weight, Tensor? filled, Tensor? denominator, Tensor? numbers, "
-    "float beta, float margin, float target, float label_smoothing, float center_rewards_coefficient, "
-    "bool half_ties, bool over_pairs, int reduction, bool return_stats, SymInt group_size"
+    f"{NUMBERS}, bool half_ties, bool over_pairs, int reduction, bool return_stats, SymInt group_size"
 )
 # CUDA kernels take ranks as `order_keys`; a build for tests runs them over the tensors of the CPU.
 KEYS_ALONE: bool = _core.cpu_runs_cuda_kernels

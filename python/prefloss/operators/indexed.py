@@ -18,7 +18,7 @@ from ..pairs import NONE, SUM, Numbers, Pairs, accumulation_dtype
 from ..sums import CUBES, WEIGHT_POWERS, Sum
 from ..torch_internals import asserts, check_memory
 from .operator import Operator
-from .paired import paired_loss
+from .paired import COLUMNS, NUMBERS, paired_loss
 
 
 def check_indices(name: str, index: Tensor, items: int) -> None:
@@ -123,14 +123,15 @@ def indexed_loss(
 
 def _sums_kernel(scores: Tensor, chosen: Tensor, rejected: Tensor, *arguments: Any) -> Tensor:
     """The sums of each row: by the kernel for comparisons by index, or, on devices without one, by operations."""
-    margin, weight, target, given, *constant = arguments
+    count = len(Pairs._fields) - 2
+    options, (given, *constant) = arguments[:count], arguments[count:]
     numbers = Numbers(*(constant if given is None else given.tolist()))
     rows = scores.shape[:-1]
     sums = scores.new_empty((rows.numel(), len(Sum)), dtype=torch.float64)
     loss = scores.new_empty((), dtype=accumulation_dtype(scores.dtype))
-    columns = [_plain_rows(tensor, rows) for tensor in (scores, chosen, rejected, margin, weight, target)]
-    for result, items, its_chosen, its_rejected, *options in zip(sums, *columns, strict=True):
-        pairs, given = Pairs(items, None, *options), numbers.as_given("mean", 1.0, True)
+    columns = [_plain_rows(tensor, rows) for tensor in (scores, chosen, rejected, *options)]
+    for result, items, its_chosen, its_rejected, *its_options in zip(sums, *columns, strict=True):
+        pairs, given = Pairs(items, None, *its_options), numbers.as_given("mean", 1.0, True)
         call = _core.indexed_call(items, its_chosen, its_rejected, *pairs.with_numbers(numbers), given, True)
         if call is not None:
             _core.indexed_forward(items, its_chosen, its_rejected, *pairs[2:], None, call, loss, None, result)
@@ -148,9 +149,7 @@ def _plain_rows(tensor: Tensor | None, rows: torch.Size) -> Any:
 
 
 indexed_sums = Operator(
-    "indexed_sums(Tensor scores, Tensor chosen_index, Tensor rejected_index, Tensor? margin, Tensor? weight, Tensor? target, "
-    "Tensor? numbers, float beta, float margin_number, float target_number, float label_smoothing, "
-    "float center_rewards_coefficient) -> Tensor",
+    f"indexed_sums(Tensor scores, Tensor chosen_index, Tensor rejected_index, {COLUMNS}, Tensor? numbers, {NUMBERS}) -> Tensor",
     kernel=_sums_kernel,
     fake=lambda scores, *_: scores.new_empty((*scores.shape[:-1], len(Sum)), dtype=torch.float64),
     save=lambda tensors, options, output: (),

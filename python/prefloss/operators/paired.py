@@ -13,12 +13,11 @@ from ..stats import Sum
 from ..torch_internals import will_run
 from .operator import Operator, Options
 
-_PAIRS = "Tensor chosen, Tensor rejected, Tensor? margin, Tensor? weight, Tensor? target, Tensor? denominator, Tensor? numbers"
-_OPTIONS = (
-    "float beta, float margin_number, float target_number, float label_smoothing, float center_rewards_coefficient, "
-    "int reduction, bool return_stats, int batch"
-)
-_TENSORS = 7  # of _PAIRS
+# The options of pairs in a schema: the tensors, and the numbers, of which some stand for a tensor.
+COLUMNS = ", ".join(f"Tensor? {name}" for name in Pairs._fields[2:])
+NUMBERS = ", ".join(f"float {name}_number" if name in Pairs._fields else f"float {name}" for name in Numbers._fields)
+_PAIRS = f"Tensor chosen, Tensor rejected, {COLUMNS}, Tensor? denominator, Tensor? numbers"
+_OPTIONS = f"{NUMBERS}, int reduction, bool return_stats, int batch"
 _GRADIENTS = 3  # of chosen, rejected and margin
 
 
@@ -35,8 +34,8 @@ def _forward_fake(chosen: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 def _save_forward(
     tensors: tuple[Any, ...], options: Options, outputs: tuple[Tensor, Tensor]
 ) -> Sequence[Tensor | None]:
-    *_, weight, _, denominator, _ = tensors
-    divides = options[-3] == MEAN and weight is not None and denominator is None
+    *columns, denominator, _ = tensors
+    divides = options[-3] == MEAN and Pairs(*columns).weight is not None and denominator is None
     return *tensors, outputs[1].clone() if divides else None  # a copy: the caller may add up his own in place
 
 
