@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 import prefloss
 from prefloss import _core, composed, reference
+from prefloss.pairs import Numbers
 
 TERMS = 1100  # at most, of one sum, in the table of calls
 
@@ -148,7 +149,7 @@ def check_an_integer_denominator():
 
 
 def check_other_numbers():
-    test_compiled.test_other_numbers_do_not_compile_again(test_compiled.NUMBERS)
+    test_compiled.test_other_numbers_do_not_compile_again(Numbers._fields)
 
 
 def check_a_denominator_made_of_a_size():

@@ -236,6 +236,14 @@ def test_weights_without_the_sums_that_divide_them_are_refused():
 
 
 @pytest.mark.kernels  # calls them
+@pytest.mark.parametrize("numbers", [torch.ones(5), torch.ones(2, dtype=torch.float64)], ids=["float32", "too few"])
+def test_numbers_of_an_operator_that_are_no_five_float64_are_refused(numbers):
+    pairs = Pairs(torch.ones(3), torch.ones(3))
+    with pytest.raises(Exception, match="numbers must be five float64"):
+        paired_forward(*pairs, None, numbers, *Numbers(), CODES["mean"], False, 0)
+
+
+@pytest.mark.kernels  # calls them
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf"
 )  # opcheck of torch 2.14 looks at it

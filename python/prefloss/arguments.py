@@ -11,11 +11,10 @@ from numbers import Integral, Real
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 
 from .pairs import DEFAULTS, REDUCTIONS, Numbers, accumulation_dtype
 from .sums import dtype_of_sums
-from .torch_internals import is_watched, requires_gradient
+from .torch_internals import is_readable, requires_gradient
 
 REWARD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # What the compiled module reads (csrc/pairs.h), and what torch converts: not complex, quantized, or packed several to a byte.
@@ -359,7 +358,7 @@ def check_denominator(denominator: object, reduction: int, rewards: Tensor) -> f
     given, tensor = tensor, _beside(tensor, rewards)
     _check_device("denominator", tensor, rewards, "the rewards")
     check_no_gradient("denominator", tensor)
-    if given.is_cpu and not is_compiling() and not is_watched() and not float(given) > 0:
+    if is_readable(given) and not float(given) > 0:
         raise ValueError(f"denominator must be > 0, got a tensor of {float(given)}")
     return tensor if tensor.dtype in READ_DTYPES else tensor.double()
 

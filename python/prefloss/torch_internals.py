@@ -60,6 +60,11 @@ def is_watched() -> bool:
     return in_functorch() or _dispatch_modes() > 0 or forward_ad._current_level >= 0
 
 
+def is_readable(tensor: Tensor) -> bool:
+    """Whether Python may look at its values here, with nothing to wait for."""
+    return tensor.is_cpu and type(tensor) in (Tensor, Parameter) and not is_compiling() and not is_watched()
+
+
 def check_memory(name: str, tensor: Tensor) -> None:
     """torch itself would read through a null pointer."""
     if tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0:
