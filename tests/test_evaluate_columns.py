@@ -75,6 +75,17 @@ def test_pandas_and_polars_columns_are_columns():
     )
 
 
+def test_torch_s_default_device_does_not_matter():
+    """With "cuda" it is the same: the sums are on the CPU."""
+    from prefloss.evaluation import build
+
+    build._moments.cache_clear()
+    expected = prefloss.evaluate(CHOSEN, REJECTED, cluster=LABELS).as_dict()
+    build._moments.cache_clear()
+    with torch.device("meta"):
+        np.testing.assert_equal(prefloss.evaluate(CHOSEN, REJECTED, cluster=LABELS).as_dict(), expected)
+
+
 def test_null_is_an_unknown_target_as_nan_is():
     judge = [0.9, 0.5, 0.6, 0.7]
     for target in ([1.0, math.nan, 0.0, 1.0], pa.array([1.0, None, 0.0, 1.0]), pa.array([1, None, 0, 1])):

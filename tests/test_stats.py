@@ -303,6 +303,8 @@ def test_a_dictionary_has_every_property_as_a_plain_number():
     found = stats.as_dict(prefix="eval/")
     assert found == {f"eval/{name}": getattr(stats, name) for name in PROPERTIES}
     assert {type(value) for value in found.values()} == {int, float}
+    with torch.device("meta"):  # torch's default device
+        assert stats.as_dict(prefix="eval/") == found
     with pytest.raises(ValueError, match=rf"\(2, {len(Sum)}\)"):
         PairStats(torch.zeros(2, len(Sum))).as_dict()
 

@@ -100,7 +100,7 @@ class PairStats:
         >>> PairStats.zero().as_dict("train/")["train/count"]
         0
         """
-        read = PairStats(torch.tensor(self._read(), dtype=torch.float64))
+        read = PairStats(torch.tensor(self._read(), dtype=torch.float64, device="cpu"))
         names = [name for name, member in vars(PairStats).items() if isinstance(member, property)]
         return {prefix + name: getattr(read, name) for name in names}
 

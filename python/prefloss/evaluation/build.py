@@ -152,13 +152,13 @@ def _block(
     shifts: dict[str, float],
 ) -> _BlockSums:
     first, last = (0, 0) if codes is None else (int(codes.min()), int(codes.max()))
-    units = torch.zeros(len(unit_sums(options)), last + 1 - first, dtype=torch.float64)
-    bins = torch.zeros(bins_shape, dtype=torch.float64)
+    units = torch.zeros(len(unit_sums(options)), last + 1 - first, dtype=torch.float64, device="cpu")
+    bins = torch.zeros(bins_shape, dtype=torch.float64, device="cpu")
     constants = [shifts.get(statistic.name, 0.0) for statistic in options.statistics()]
     _core.add_statistics(
         *pairs.for_kernel(options),
         _moments(options),
-        torch.tensor(constants, dtype=torch.float64),
+        torch.tensor(constants, dtype=torch.float64, device="cpu"),
         scale,
         BIN_OF,
         None if codes is None else torch.from_numpy(codes - first),
@@ -176,4 +176,4 @@ def _moments(options: Options) -> torch.Tensor:
     moments = [(-1, power, 0) for power in range(1, weights + 1)]
     for place, statistic in enumerate(options.statistics()):
         moments += [(place, *moment) for moment in moments_of(statistic, options)]
-    return torch.tensor(moments)
+    return torch.tensor(moments, device="cpu")
