@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from .. import arguments
-from .estimate import Estimate, tail_of
+from ..intervals import tail_of
+from .estimate import Estimate
 
 if TYPE_CHECKING:
     from .evaluation import Evaluation, Label
