@@ -20,7 +20,7 @@ from .statistics import BIN_OF, BIN_SUMS, EDGES, Options, Pairs, shifts_of
 
 BLOCK = 2**16  # pairs that a thread adds up at a time, at least
 MANY_ROWS = 2**12  # of more rows the sums no longer stay in the cache
-LOG2_SAFE = 40  # weights within 2^-40 and 2^40 are taken as they are: their sixth powers are numbers
+LOG2_SAFE = 40  # weights whose greatest is 2^-40 to 2^41 are taken as they are: their sixth powers are numbers
 
 
 def state_of(pairs: Pairs, clusters: pa.Array | None, groups: pa.Array | None, options: Options) -> State:
@@ -31,7 +31,7 @@ def state_of(pairs: Pairs, clusters: pa.Array | None, groups: pa.Array | None, o
         clusters, groups = (None if labels is None else labels.take(pa.array(keep)) for labels in (clusters, groups))
     scale = 1.0
     if pairs.weight is not None and len(pairs):
-        exponent = math.frexp(float(pairs.weight.max()))[1]
+        exponent = math.frexp(float(pairs.weight.max()))[1] - 1
         scale = math.ldexp(1.0, exponent) if abs(exponent) > LOG2_SAFE else 1.0
     rows = _Rows.of(pairs, clusters, groups)
     shifts = shifts_of(pairs, options)
