@@ -100,7 +100,22 @@ def test_rows_without_a_pair_keep_zeros():
 BAD = [
     ({}, (None, None), ValueError, "the data must say which rows are of one query, got no group; give group="),
     ({"one_list": True}, (None, [2, 2]), ValueError, "one_list=True is for data without queries, got 2 of them"),
-    ({}, (None, [2, 3]), ValueError, "group_sizes must add up to the number of rewards, 4, got more"),
+    ({}, (None, [2, 3]), ValueError, "group must be the sizes .* that add up to the number of rows, 4, got 5"),
+    ({}, (None, [2**63 + 4, 2**63]), ValueError, "that add up to the number of rows, 4, got 184467"),
+    (
+        {},
+        (None, [1.5, 2.5]),
+        TypeError,
+        r"group must be the sizes of the queries, \(Q,\) integers >= 0, got dtype float64",
+    ),
+    ({}, (None, [5, -1]), ValueError, "group must be the sizes of the queries, .* got -1 among them"),
+    ({}, (None, 3), ValueError, r"group must be the sizes of the queries, \(Q,\) integers >= 0, got shape \(\)"),
+    ({}, (None, np.ma.array([2, 2], mask=[1, 0])), TypeError, "group must be an array without a mask"),
+    ({}, ([1.0, -1.0], [2, 2]), ValueError, "weights must be finite numbers >= 0, got -1.0"),
+    ({}, ([1.0, np.nan], [2, 2]), ValueError, "weights must be finite numbers >= 0, got nan"),
+    ({}, ([1.0, 1j], [2, 2]), TypeError, "weights must hold real numbers, got dtype complex128"),
+    ({}, (np.ma.array([1.0, 1.0], mask=[1, 0]), [2, 2]), TypeError, "weights must be an array without a mask"),
+    ({}, (2.0, [2, 2]), ValueError, r"weights must be one a query, 2, or one a row, 4, got shape \(\)"),
     ({}, ([1.0, 2.0, 1.0, 1.0], [2, 2]), ValueError, "got different ones within a query"),
     ({"one_list": True}, ([1.0, 2.0, 1.0, 1.0], None), ValueError, "got different ones within a query"),
     ({}, ([1.0, 2.0, 1.0], [2, 2]), ValueError, r"weights must be one a query, 2, or one a row, 4, got shape \(3,\)"),
@@ -133,6 +148,14 @@ def test_options_are_checked_when_the_objective_is_made(options, error, says):
 def test_scores_of_several_classes_and_nan_labels_are_refused():
     with pytest.raises(ValueError, match=r"one score a row, got predictions of shape \(4, 3\)"):
         PairwiseObjective(one_list=True).of_arrays(np.array([0, 1, 2, 0]), np.zeros((4, 3)))
+    for values, says in (
+        (np.ones(4, dtype=np.complex64), "must hold real numbers, got dtype complex64"),
+        (np.ma.array(np.ones(4), mask=[1, 0, 0, 0]), "must be an array without a mask"),
+    ):
+        with pytest.raises(TypeError, match=f"predictions {says}"):
+            PairwiseObjective(one_list=True).of_arrays(np.array([0, 1, 2, 0]), values)
+        with pytest.raises(TypeError, match=f"labels {says}"):
+            PairwiseObjective(one_list=True).of_arrays(values, np.zeros(4))
     with pytest.raises(ValueError, match="must be numbers, got nan"):
         PairwiseObjective(one_list=True).of_arrays(np.array([0, np.nan]), np.zeros(2))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -75,6 +76,45 @@ def test_pandas_and_polars_columns_are_columns():
     )
 
 
+@pytest.mark.parametrize("make", ["Int64 array", "Int64 index", "Int64 series"])
+def test_what_is_missing_in_a_column_of_pandas_is_not_nan(make):
+    """NumPy reads the first two as NaN."""
+    pandas = pytest.importorskip("pandas")
+    kinds = {"Int64 array": pandas.array, "Int64 index": pandas.Index, "Int64 series": pandas.Series}
+    column = kinds[make]([1, None, 3, 4], dtype="Int64")
+    with pytest.raises(ValueError, match="chosen must have a number for each pair, got null for pair 1"):
+        prefloss.evaluate(column, REJECTED)
+    whole = prefloss.evaluate(kinds[make]([1, 2, 3, 4], dtype="Int64"), REJECTED)
+    assert whole.loss.value == prefloss.evaluate([1, 2, 3, 4], REJECTED).loss.value
+
+
+@pytest.mark.parametrize(
+    "number",
+    [np.float32(0.5), Fraction(1, 2), torch.tensor(0.5), torch.tensor(0.5, dtype=torch.bfloat16)],
+)
+def test_a_number_for_all_pairs_may_be_of_any_kind(number):
+    for name in ("margin", "target"):
+        found = prefloss.evaluate(CHOSEN, REJECTED, **{name: number})
+        np.testing.assert_equal(found.as_dict(), prefloss.evaluate(CHOSEN, REJECTED, **{name: 0.5}).as_dict())
+
+
+def test_labels_may_be_a_range_and_a_tensor_with_the_negative_bit():
+    assert prefloss.evaluate(CHOSEN, REJECTED, cluster=range(4)).clusters == 4
+    negative = torch._neg_view(torch.tensor([1, 2, 2, 1]))
+    assert list(prefloss.evaluate(CHOSEN, REJECTED, group=negative).groups) == [-2, -1]
+
+
+def test_torch_s_default_device_does_not_matter():
+    """With "cuda" it is the same: the sums are on the CPU."""
+    from prefloss.evaluation import build
+
+    build._moments.cache_clear()
+    expected = prefloss.evaluate(CHOSEN, REJECTED, cluster=LABELS).as_dict()
+    build._moments.cache_clear()
+    with torch.device("meta"):
+        np.testing.assert_equal(prefloss.evaluate(CHOSEN, REJECTED, cluster=LABELS).as_dict(), expected)
+
+
 def test_null_is_an_unknown_target_as_nan_is():
     judge = [0.9, 0.5, 0.6, 0.7]
     for target in ([1.0, math.nan, 0.0, 1.0], pa.array([1.0, None, 0.0, 1.0]), pa.array([1, None, 0, 1])):
@@ -113,6 +153,24 @@ BAD = [
         {"cluster": np.array([1, 2, 3, 2**64 - 1], dtype=np.uint64)},
         ValueError,
         "cluster must hold integers of at most 64 bits",
+    ),
+    ({"chosen": np.ma.array(CHOSEN, mask=[1, 0, 0, 0])}, TypeError, "chosen must be an array without a mask"),
+    *(
+        ({name: np.ma.array(np.ones(4), mask=[1, 0, 0, 0])}, TypeError, f"{name} must be an array without a mask")
+        for name in ("rejected", "weight", "margin", "target", "judge")
+    ),
+    ({"chosen": np.float64(1)}, ValueError, r"chosen must have one entry a pair, shape \(P,\), got shape \(\)"),
+    ({"chosen": [[1.0], [1.0, 2.0], 1.0, 1.0]}, ValueError, "chosen must have one entry a pair, shape"),
+    ({"margin": np.float32(math.nan)}, ValueError, "margin must be a finite number"),
+    ({"target": torch.tensor(2.0)}, ValueError, "target must be a number in"),
+    ({"chosen": [0, 1e81, 0, 0]}, ValueError, r"chosen must be from -1e\+80 to 1e\+80 where .* got 1e\+81 for pair 1"),
+    ({"rejected": [0, math.nan, -1e71, 0], "beta": -1e10}, ValueError, r"rejected must be from -1e\+70 to 1e\+70 "),
+    ({"baseline": (CHOSEN, [0, 1e81, 0, 0])}, ValueError, r"baseline rejected must be from -1e\+80 to 1e\+80 "),
+    ({"margin": [0, 0, 0, 1e81]}, ValueError, r"margin must be from -1e\+80 to 1e\+80 "),
+    ({"margin": 1e81}, ValueError, r"margin must be a number from -1e\+80 to 1e\+80, got 1e\+81"),
+    *(
+        ({"cluster": labels}, TypeError, "cluster must be a tensor, an array, an Arrow or pandas column, or a list")
+        for labels in (set("abcd"), "aabb", b"aabb", dict.fromkeys("abcd"))
     ),
     ({"baseline": CHOSEN}, TypeError, r"baseline must be a pair \(chosen, rejected\) of columns"),
     ({"baseline": (CHOSEN, [1.0])}, ValueError, "baseline rejected must have one entry a pair"),

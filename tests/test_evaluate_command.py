@@ -107,6 +107,43 @@ def test_pieces_are_merged_as_they_come(tmp_path, monkeypatch):
         assert found.loss.standard_error == pytest.approx(whole.loss.standard_error, rel=1e-10)
 
 
+def test_quoted_text_may_have_line_breaks_and_look_like_rows(tmp_path, monkeypatch):
+    """Pieces end within such texts, and the rest of a text is a row to who does not know that it is one."""
+    from prefloss.evaluation import command, files
+
+    monkeypatch.setattr(files, "PIECE", 500)
+    path = tmp_path / "pairs.csv"
+    path.write_text("a,b,text\n" + '1.0,0,"x\n2.5,0,y"\n' * 300)
+    found = command._evaluation([path], {"chosen": "a", "rejected": "b"}, 1.0)
+    assert found.pairs == 300
+    assert found.margin.value == 1.0
+    monkeypatch.undo()
+    path.write_text('a,b,text\n1.0,0,"' + "x" * 2**17 + '"\n')
+    assert command._evaluation([path], {"chosen": "a", "rejected": "b"}, 1.0).pairs == 1
+
+
+def test_a_pair_of_weight_0_may_have_any_rewards_as_in_evaluate(tmp_path, capsys):
+    path, out = tmp_path / "pairs.csv", tmp_path / "out.json"
+    for reward in ("nan", "inf", "1e200"):
+        path.write_text(f"a,b,w\n{reward},0,0\n2,0,1\n1,0,2\n")
+        assert main(["evaluate", str(path), *REWARDS, "--weight", "w", "--json", str(out)]) == 0
+        assert json.loads(out.read_text())["pairs"] == 2
+    path.write_text("a,b,w\n,0,0\n2,0,1\n")  # a null is an error there too
+    assert "row 1, column 'a': must be a finite number, is nothing" in refused(capsys, path, *REWARDS, "--weight", "w")
+
+
+def test_only_the_empty_field_is_no_label(tmp_path, capsys):
+    path = tmp_path / "pairs.csv"
+    path.write_text("a,b,country,t\n1,0,NA,1\n2,0,DE,NA\n")
+    options = [*REWARDS, "--group", "country", "--target", "t", "--judge", "b", "--json", str(tmp_path / "out.json")]
+    assert main(["evaluate", str(path), *options]) == 0  # of a number, NA is nothing
+    assert list(json.loads((tmp_path / "out.json").read_text())["groups"]) == ["DE", "NA"]
+    path.write_text("a,b,country\n1,0,NA\n2,0,\n")
+    assert "row 2, column 'country': must be a label, is nothing" in refused(
+        capsys, path, *REWARDS, "--group", "country"
+    )
+
+
 def with_cell(path, row, column, value):
     rows = table().to_pylist()
     rows[row - 1][column] = value
@@ -132,11 +169,15 @@ def with_cell(path, row, column, value):
         ("jsonl", "much", "'much' is not a number"),
         ("jsonl", None, "must be a finite number, is nothing"),
         ("parquet", float("inf"), "must be a finite number, is inf"),
+        ("parquet", -1e150, "must be a number from -1e+80 to 1e+80, is -1e+150"),
         ("parquet", None, "must be a finite number, is nothing"),
     ],
 )
-def test_a_bad_cell_is_named_with_file_row_and_column(suffix, value, says, tmp_path, capsys):
+def test_a_bad_cell_is_named_with_file_row_and_column(suffix, value, says, tmp_path, capsys, monkeypatch):
+    from prefloss.evaluation import files
+
     path = with_cell(tmp_path / f"pairs.{suffix}", 123, "a", value)
+    monkeypatch.setattr(files, "BATCH", 50)
     assert refused(capsys, path, *REWARDS) == f"prefloss: {path}: row 123, column 'a': {says}"
 
 
@@ -152,9 +193,65 @@ def test_weights_targets_and_labels_are_checked_too(tmp_path, capsys):
     assert "row 300, column 'who': 5 is not a string" in refused(capsys, path, *REWARDS, "--cluster", "who")
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "csv", "jsonl"])
+def test_a_column_that_is_there_twice_is_refused_where_it_is_named(suffix, tmp_path, capsys):
+    path = tmp_path / f"pairs.{suffix}"
+    rows = pa.table([pa.array([1.0, 2.0])] * 4, ["a", "b", "text", "text"])
+    if suffix == "jsonl":
+        path.write_text('{"a": 1, "b": 0, "text": 1, "text": 2}\n')
+        assert "text) was specified twice in row 0" in refused(capsys, path, "--chosen", "a", "--rejected", "text")
+    else:
+        write(path, rows)
+        assert f"{path}: 2 columns are named 'text' (--rejected)" in refused(
+            capsys, path, "--chosen", "a", "--rejected", "text"
+        )
+        assert main(["evaluate", str(path), *REWARDS]) == 0
+
+
+def test_rows_that_have_too_few_fields_or_no_text_are_counted_without_the_header(tmp_path, capsys):
+    path = tmp_path / "pairs.csv"
+    path.write_text("a,b\n1,0\n2\n")
+    assert "CSV parse error: row 2: Expected 2 columns, got 1" in refused(capsys, path, *REWARDS)
+    path.write_bytes(b"a,b,g\n1,0,x\n2,0,caf\xe9\n")
+    assert "row 2: CSV conversion error to string: invalid UTF8" in refused(capsys, path, *REWARDS, "--group", "g")
+
+
+def test_labels_are_of_one_kind_in_all_files(tmp_path, capsys):
+    first, second = write(tmp_path / "1.parquet", table()), write(tmp_path / "2.csv", table())
+    assert refused(capsys, first, second, *REWARDS, "--group", "n") == (
+        f"prefloss: {second}: column 'n': holds strings, but in {first} it holds integers; labels must be of one kind (in a CSV "
+        "file all are strings)"
+    )
+    coded = table().set_column(2, "who", table()["who"].dictionary_encode())
+    assert main(["evaluate", str(write(first, coded)), str(second), *REWARDS, "--cluster", "who"]) == 0
+
+
+def test_no_file_is_overwritten_that_is_read_or_has_just_been_written(tmp_path, capsys):
+    pairs, shares = write(tmp_path / "pairs.csv", table()), tmp_path / "shares.json"
+    shares.write_text('{"<b>code</b>": 0.5, "news": 0.5}')
+    link, out = tmp_path / "link.html", tmp_path / "out"
+    link.symlink_to(pairs)
+    before = pairs.read_bytes(), shares.read_bytes()
+    options = [pairs, *REWARDS, "--group", "kind", "--population", shares]
+    for outputs, says in (
+        (["--json", pairs], f"{pairs}: --json would overwrite this file, which is read"),
+        (["--json", shares], f"{shares}: --json would overwrite this file, which is read"),
+        (["--report", link], f"{link}: --report would overwrite this file, which is read"),
+        (
+            ["--json", out, "--report", tmp_path / "." / "out"],
+            f"{out}: --report would overwrite this file, which --json",
+        ),
+    ):
+        assert says in refused(capsys, *options, *outputs)
+    assert (pairs.read_bytes(), shares.read_bytes()) == before
+    assert not out.exists()
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path, capsys):
     good = write(tmp_path / "pairs.parquet", table())
     damaged, broken = tmp_path / "damaged.parquet", tmp_path / "broken.jsonl"
+    deep = tmp_path / "deep.jsonl"
+    deep.write_text('{"a": 1, "b": 0, "c": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
     damaged.write_bytes(good.read_bytes()[:-9])
     broken.write_text('{"a": 1, "b": 0}\n{"a": 1, "b"\n')
     cut = write(tmp_path / "cut.csv.gz", table())
@@ -164,14 +261,19 @@ def test_files_that_cannot_be_read_are_named(tmp_path, capsys):
         (tmp_path / "pairs.txt", "the name must end in one of .parquet, .csv"),
         (damaged, "damaged.parquet: cannot be read: "),
         (broken, "broken.jsonl: row 2: not valid JSON: "),
+        (deep, "deep.jsonl: row 1: not valid JSON: maximum recursion depth"),
         (cut, "cut.csv.gz: cannot be read: "),
     ):
         assert says in refused(capsys, path, *REWARDS)
     assert "no column 'c' (--chosen); there are: a, b, who" in refused(capsys, good, "--chosen", "c", "--rejected", "b")
+    lines = tmp_path / "lines.csv"
+    lines.write_text('"two\nlines",b\n1,0\n')
+    assert "no column 'a' (--chosen); there are: two lines, b" in refused(capsys, lines, *REWARDS)
     assert "column 'kind': must hold numbers" in refused(capsys, good, "--chosen", "kind", "--rejected", "b")
     assert "given together" in refused(capsys, good, *REWARDS, "--baseline-chosen", "ba")
     assert "cannot be written there" in refused(capsys, good, *REWARDS, "--json", tmp_path / "no" / "out.json")
     assert "--level must be between 0 and 1" in refused(capsys, good, *REWARDS, "--level", "95")
+    assert "--beta must be a finite number, got inf" in refused(capsys, good, *REWARDS, "--beta", "inf")
 
 
 def test_a_population_reweights_and_names_who_is_missing(tmp_path, capsys):
@@ -196,6 +298,18 @@ def test_a_population_reweights_and_names_who_is_missing(tmp_path, capsys):
     assert found["loss"]["value"] == pytest.approx(whole.loss.value, rel=1e-12)
     shares.write_text('{"news": 0.6}')
     assert "add up to 1" in refused(capsys, *arguments)
+    for text, says in (
+        ('{"news": NaN}', "with shares >= 0 that add up to 1"),
+        ('{"news": true}', "with shares >= 0 that add up to 1"),
+        ('{"news": 1e400}', "with shares >= 0 that add up to 1"),
+        ('{"news": 1' + "0" * 400 + "}", "with shares >= 0 that add up to 1"),
+        ("[" * 100_000, "no shares can be read from it: maximum recursion depth"),
+        ('{"news": 0.5, "poems": 0.5, "news": 0.5}', "no shares can be read from it: 'news' is there 2 times"),
+        ('{"news": 0.5', "no shares can be read from it: Expecting ',' delimiter"),
+    ):
+        shares.write_text(text)
+        assert f"prefloss: {shares}: " in (line := refused(capsys, *arguments))
+        assert says in line
     shares.write_text('{"poems": 1}')
     assert "none of its groups is in the data" in refused(capsys, *arguments)
     assert "--population needs --group" in refused(capsys, path, *REWARDS, "--population", shares)

@@ -64,6 +64,7 @@ def test_the_datas_own_shares_give_the_datas_own_mean():
         ({"shares": {0: 0.5, 1: 0.2, 2: 0.0, 3: 0.0, 9: 0.3}}, r"no pairs of 9 \(30.0%\), so the loss of 30.0% of the"),
         ({}, "exactly one of shares and share_counts"),
         ({"share_counts": {0: 0, 1: 0, 2: 0, 3: 0}}, "share_counts must not all be 0"),
+        ({"share_counts": {0: 1, 1: 1.5, 2: 0, 3: 0}}, r"share_counts\[1\] must be a whole number >= 0, got 1.5"),
     ],
 )
 def test_shares_that_mean_nothing_are_refused(shares, message):
@@ -87,7 +88,7 @@ def test_the_worst_group_has_the_interval_of_the_greatest_loss():
     assert worst.interval == (max(low for low, _ in intervals), max(high for _, high in intervals))
 
 
-@pytest.mark.parametrize("radius", [0.0, 0.01, 0.3, 2.0, 100.0])
+@pytest.mark.parametrize("radius", [0.0, 1e-320, 1e-40, 0.01, 0.3, 2.0, 100.0])
 def test_the_worst_mixture_is_what_an_optimiser_finds(radius):
     found = prefloss.evaluate(**in_groups())
     own = np.array(list(found.shares.values()))
@@ -105,6 +106,17 @@ def test_the_worst_mixture_is_what_an_optimiser_finds(radius):
         ],
     )  # fmt: skip
     assert mixture.loss.value == pytest.approx(-result.fun, rel=1e-5)
+
+
+def test_there_is_no_worst_mixture_of_nothing():
+    with pytest.raises(ValueError, match="there are no pairs, so there is no worst mixture"):
+        prefloss.evaluate([], [], group=[]).worst_mixture(1.0)
+
+
+def test_a_label_is_printed_on_one_line():
+    text = str(prefloss.evaluate([1.0, 2.0], [0.0, 0.0], group=["a\nb\x1b[2J", "c"]))
+    assert "\na b [2J " in text
+    assert "\x1b" not in text
 
 
 # ---- Calibration ----

@@ -157,6 +157,17 @@ def test_other_tables_and_other_options_are_refused():
     one = prefloss.evaluate([1.0, 2.0], [0.0, 0.0])
     with pytest.raises(ValueError, match=r"Evaluation\.to_table"):
         prefloss.Evaluation.from_table(pa.table({"a": [1]}))
+    whole = one.to_table()
+    older = whole.schema.metadata[b"prefloss"].replace(b'"version": 1', b'"version": 0')
+    for table, error, says in (
+        (None, TypeError, r"Evaluation\.to_table\(\) gave, got None"),
+        (whole.drop_columns(["pairs", "w1"]), ValueError, "each of its columns once; this one has not: pairs, w1"),
+        (whole.append_column("part", whole["part"]), ValueError, "each of its columns once; this one has not: part"),
+        (whole.replace_schema_metadata({"prefloss": "x"}), ValueError, "this one's 'prefloss' is b'x'"),
+        (whole.replace_schema_metadata({"prefloss": older}), ValueError, "of version 1, got version 0"),
+    ):
+        with pytest.raises(error, match=says):
+            prefloss.Evaluation.from_table(table)
     with pytest.raises(ValueError, match=r"differ in beta \(1.0 and 2.0\)"):
         one + prefloss.evaluate([1.0], [0.0], beta=2)
     with pytest.raises(TypeError, match="can be added to an Evaluation only, not to float"):

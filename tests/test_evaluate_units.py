@@ -204,10 +204,11 @@ def test_an_offset_of_the_margin_loses_no_digits(offset, clustered):
     assert found.skewness == pytest.approx(exact.skewness, rel=1e-7)
 
 
-@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1e30, 1e300])
+@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1e30, 1e300, 1.7e308])
 @pytest.mark.parametrize("clustered", [False, True])
 def test_the_scale_of_weights_does_not_matter(scale, clustered):
     pairs, weight = made_pairs(60, 9), np.random.default_rng(5).gamma(2, size=60)
+    weight /= weight.max()
     if not clustered:
         del pairs["cluster"]
     one, other = (prefloss.evaluate(**pairs, weight=each) for each in (weight, scale * weight))
@@ -225,6 +226,17 @@ def test_a_pair_of_weight_0_counts_nothing_even_if_it_is_nan():
         assert found.pairs == 50
         assert found.loss.value == pytest.approx(prefloss.evaluate(**pairs).loss.value, **EXACT)
         assert "group" not in extra or len(found.groups) == 50
+
+
+def test_the_largest_rewards_have_finite_errors_and_larger_ones_do_not_matter_where_their_weight_is_0():
+    rewards = np.array([1e80, -1e80, 3.0, 1e200, math.inf]), np.array([-1e80, 1e80, 1.0, 0.0, 0.0])
+    weight = 2.0**40 * np.array([1.9, 1.0, 1.5, 0.0, 0.0])
+    for cluster in (None, np.arange(5)):
+        found = prefloss.evaluate(*rewards, weight=weight, cluster=cluster, margin=[1e80, 1e80, 0.0, 0.0, 0.0])
+        for estimate in (found.loss, found.margin):
+            assert math.isfinite(estimate.standard_error)
+            assert all(math.isfinite(end) for end in estimate.interval())
+        assert "inf" not in str(found.loss)
 
 
 def test_nan_and_infinite_rewards_are_not_hidden():

@@ -168,8 +168,26 @@ def test_rounding_never_makes_a_spread_nan():
 
 @pytest.mark.parametrize("level", [0.0, 1.0, -0.5, 95, math.nan, math.inf])
 def test_a_level_that_is_no_probability_is_refused(level):
-    with pytest.raises(ValueError, match="level"):
+    with pytest.raises(ValueError, match="level must be a number between 0 and 1, both excluded, got"):
         stats_of(*data(10)[:2]).confidence_interval(level)
+
+
+def test_what_is_no_level_and_what_are_no_sums_is_refused():
+    stats = stats_of(*data(10)[:2])
+    with pytest.raises(TypeError, match="level must be a number between 0 and 1, both excluded, got 'x'"):
+        stats.confidence_interval("x")
+    for sums in (None, [0.0] * len(Sum), np.zeros(len(Sum))):
+        with pytest.raises(TypeError, match="sums must be a tensor with an entry for each Sum, got"):
+            PairStats(sums)
+    for sums in (torch.zeros(3), torch.zeros(()), torch.zeros(len(Sum), 2)):
+        with pytest.raises(ValueError, match="sums must have an entry for each Sum, shape"):
+            stats + PairStats(sums)
+
+
+def test_a_tree_of_what_its_sums_are_is_one_of_the_same_kind():
+    shapes = torch.utils._pytree.tree_map(lambda sums: sums.shape, stats_of(*data(10)[:2]))
+    assert type(shapes) is PairStats
+    assert shapes.sums == (len(Sum),)
 
 
 def saved_and_loaded(stats):
@@ -303,6 +321,8 @@ def test_a_dictionary_has_every_property_as_a_plain_number():
     found = stats.as_dict(prefix="eval/")
     assert found == {f"eval/{name}": getattr(stats, name) for name in PROPERTIES}
     assert {type(value) for value in found.values()} == {int, float}
+    with torch.device("meta"):  # torch's default device
+        assert stats.as_dict(prefix="eval/") == found
     with pytest.raises(ValueError, match=rf"\(2, {len(Sum)}\)"):
         PairStats(torch.zeros(2, len(Sum))).as_dict()
 

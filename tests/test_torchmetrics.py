@@ -105,6 +105,20 @@ def test_nothing_of_no_pairs_and_of_nan(metric):
 
 
 @clients
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"beta": math.nan}, "beta must be a finite number, got nan"),
+        ({"label_smoothing": 0.7}, "label_smoothing must be a number in"),
+        ({"label_smoothing": 0.1, "flip_rate": 0.1}, "flip_rate and label_smoothing cannot both be given"),
+    ],
+)
+def test_options_are_checked_when_the_metric_is_made(options, says, metric):
+    with pytest.raises(ValueError, match=says):
+        metric(**options)
+
+
+@clients
 def test_an_update_reads_nothing_from_the_device(metric):
     """Fake tensors have no values to be read."""
     from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode

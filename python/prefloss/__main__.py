@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command.run(given)
     except files.InputError as error:
-        print(f"prefloss: {error}", file=sys.stderr)
+        print("prefloss:", *str(error).splitlines(), file=sys.stderr)  # one line, whatever a file names its columns
         return 2
     except BrokenPipeError:  # who read the output has gone: there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,7 +12,9 @@ import math
 from functools import lru_cache
 from statistics import NormalDist
 
-__all__ = ["student_t_quantile", "without_skewness"]
+from .arguments import check_number
+
+__all__ = ["student_t_quantile", "tail_of", "without_skewness"]
 
 _STEPS = 30  # of Newton's method; it takes four to eight
 _MANY = 1e3  # degrees of freedom from which on the series in 1 / df is as exact
@@ -29,6 +31,12 @@ def _nodes(step: float, count: int) -> list[tuple[float, float]]:
 
 
 _NODES = _nodes(0.0625, 56)
+
+
+def tail_of(level: float) -> float:
+    """What an interval of this level leaves out at each end; TypeError where it is no number, ValueError if not in (0, 1)."""
+    number = check_number("level", level, "a number between 0 and 1, both excluded", 5e-324, math.nextafter(1, 0))
+    return 0.5 * (1.0 - number)
 
 
 @lru_cache(maxsize=256)  # calls of the same number of pairs have the same quantile

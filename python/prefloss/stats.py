@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from .intervals import student_t_quantile, without_skewness
+from .intervals import student_t_quantile, tail_of, without_skewness
 from .sums import CUBES, WEIGHT_POWERS, Sum, dtype_of_sums, merged_sums, shifted_cubes, sums_of_no_pairs
 
 __all__ = ["PairStats", "Sum"]
 
 # Where so little is left of greater terms, rounding is all that there is.
 _LEAST_REST = 1e-9
+_SUMS = len(Sum)
 
 
 class PairStats:
@@ -57,6 +58,10 @@ class PairStats:
     sums: Tensor
 
     def __init__(self, sums: Tensor) -> None:
+        if not isinstance(sums, Tensor):
+            raise TypeError(
+                f"sums must be a tensor with an entry for each Sum, got {sums!r:.80} ({type(sums).__name__})"
+            )
         self.sums = sums
 
     @classmethod
@@ -70,6 +75,9 @@ class PairStats:
             return self
         if not isinstance(other, PairStats):
             raise TypeError(f"PairStats can be added to PairStats only, not to {type(other).__name__}")
+        for sums in (self.sums, other.sums):
+            if sums.shape[-1:] != (_SUMS,):
+                raise ValueError(f"sums must have an entry for each Sum, shape (..., {_SUMS}), got {tuple(sums.shape)}")
         return PairStats(merged_sums(self.sums, other.sums))
 
     def __radd__(self, other: object) -> PairStats:
@@ -100,7 +108,7 @@ class PairStats:
         >>> PairStats.zero().as_dict("train/")["train/count"]
         0
         """
-        read = PairStats(torch.tensor(self._read(), dtype=torch.float64))
+        read = PairStats(torch.tensor(self._read(), dtype=torch.float64, device="cpu"))
         names = [name for name, member in vars(PairStats).items() if isinstance(member, property)]
         return {prefix + name: getattr(read, name) for name in names}
 
@@ -194,14 +202,12 @@ class PairStats:
             level: in (0, 1).
 
         Raises:
+            TypeError: a level that is no number.
             ValueError: a level that is not in (0, 1).
         """
-        if not 0.0 < level < 1.0:
-            raise ValueError(f"level must lie between 0 and 1, both excluded; got {level!r}")
+        both_tails = 2.0 * tail_of(level)
         loss, error, df, skewness = _estimate(self._read())
-        t = student_t_quantile(
-            1.0 - level, df
-        )  # the tail: 1 - level keeps its digits where 0.5 + level / 2 is rounded to 1
+        t = student_t_quantile(both_tails, df)
         return loss - error * without_skewness(t, skewness), loss - error * without_skewness(-t, skewness)
 
     @property
@@ -339,8 +345,9 @@ def _flatten(stats: PairStats) -> tuple[list[Any], None]:
 
 
 def _unflatten(leaves: Any, _: None) -> PairStats:
-    (sums,) = leaves
-    return PairStats(sums)
+    stats = PairStats.__new__(PairStats)
+    (stats.sums,) = leaves  # any leaf: a tree of shapes or devices has no tensors
+    return stats
 
 
 # A container with one leaf: so transforms and the compiler look into it, and a program that returns it can be saved.

@@ -20,7 +20,7 @@ from .statistics import BIN_OF, BIN_SUMS, EDGES, Options, Pairs, shifts_of
 
 BLOCK = 2**16  # pairs that a thread adds up at a time, at least
 MANY_ROWS = 2**12  # of more rows the sums no longer stay in the cache
-LOG2_SAFE = 40  # weights within 2^-40 and 2^40 are taken as they are: their sixth powers are numbers
+LOG2_SAFE = 40  # weights whose greatest is 2^-40 to 2^41 are taken as they are: their sixth powers are numbers
 
 
 def state_of(pairs: Pairs, clusters: pa.Array | None, groups: pa.Array | None, options: Options) -> State:
@@ -31,7 +31,7 @@ def state_of(pairs: Pairs, clusters: pa.Array | None, groups: pa.Array | None, o
         clusters, groups = (None if labels is None else labels.take(pa.array(keep)) for labels in (clusters, groups))
     scale = 1.0
     if pairs.weight is not None and len(pairs):
-        exponent = math.frexp(float(pairs.weight.max()))[1]
+        exponent = math.frexp(float(pairs.weight.max()))[1] - 1
         scale = math.ldexp(1.0, exponent) if abs(exponent) > LOG2_SAFE else 1.0
     rows = _Rows.of(pairs, clusters, groups)
     shifts = shifts_of(pairs, options)
@@ -152,13 +152,13 @@ def _block(
     shifts: dict[str, float],
 ) -> _BlockSums:
     first, last = (0, 0) if codes is None else (int(codes.min()), int(codes.max()))
-    units = torch.zeros(len(unit_sums(options)), last + 1 - first, dtype=torch.float64)
-    bins = torch.zeros(bins_shape, dtype=torch.float64)
+    units = torch.zeros(len(unit_sums(options)), last + 1 - first, dtype=torch.float64, device="cpu")
+    bins = torch.zeros(bins_shape, dtype=torch.float64, device="cpu")
     constants = [shifts.get(statistic.name, 0.0) for statistic in options.statistics()]
     _core.add_statistics(
         *pairs.for_kernel(options),
         _moments(options),
-        torch.tensor(constants, dtype=torch.float64),
+        torch.tensor(constants, dtype=torch.float64, device="cpu"),
         scale,
         BIN_OF,
         None if codes is None else torch.from_numpy(codes - first),
@@ -176,4 +176,4 @@ def _moments(options: Options) -> torch.Tensor:
     moments = [(-1, power, 0) for power in range(1, weights + 1)]
     for place, statistic in enumerate(options.statistics()):
         moments += [(place, *moment) for moment in moments_of(statistic, options)]
-    return torch.tensor(moments)
+    return torch.tensor(moments, device="cpu")

@@ -12,7 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import optimize, special
 
-from .estimate import Estimate, tail_of
+from ..intervals import tail_of
+from .estimate import Estimate
 from .statistics import BIN_SUMS, EDGES, SCORES, SLOPES
 
 Float64Array = NDArray[np.float64]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import numpy as np
+import torch
 
 from .. import arguments
 from .build import state_of
-from .columns import Column, FloatArray, between, labels, numbers
+from .columns import Column, FloatArray, between, check_size, labels, numbers
 from .evaluation import Evaluation
 from .statistics import Options, Pairs
 
 PROBABILITY = "a probability in [0, 1]"
+# Of a finite reward or margin, and of beta times it: its cube, times that of a weight, is far from infinite.
+GREATEST = 1e80
 
 
 def evaluate(
@@ -49,7 +53,7 @@ def evaluate(
     Everything is computed in float64 on the CPU.
 
     Args:
-        chosen: rewards of the preferred responses.
+        chosen: rewards of the preferred responses. A finite reward lies between -1e80 and 1e80, and so does beta times it.
         rejected: rewards of the others.
         weight: how much each pair counts (importance weights, for example), finite and >= 0. A pair of weight 0 has no effect.
         target: the probability that `chosen` is preferred, in [0, 1]: a number or a column. With `judge`, NaN or null where no
@@ -65,16 +69,18 @@ def evaluate(
         `Evaluation`. Without pairs its numbers are nan; it can be added to others.
 
     Raises:
-        TypeError: a column that does not hold real numbers, or labels that are neither integers nor strings.
+        TypeError: a column that does not hold real numbers, or has a mask (`numpy.ma`); labels that are neither integers nor
+            strings.
         ValueError: lengths that differ, a missing label, values out of range.
         ImportError: pyarrow or SciPy is missing: `pip install "prefloss[evaluate]"`.
     """
     rewards = numbers("chosen", chosen)
     count = len(rewards)
     others = numbers("rejected", rejected, count)
+    margin, target = _number_or_column(margin), _number_or_column(target)
     settings = arguments.check_numbers(
-        margin if isinstance(margin, int | float) else None,
-        target if isinstance(target, int | float) else None,
+        margin if isinstance(margin, Real) else None,
+        target if isinstance(target, Real) else None,
         beta,
         label_smoothing,
         flip_rate,
@@ -85,17 +91,19 @@ def evaluate(
         between("weight", weights, 0.0, math.inf, "a finite number >= 0")
     if baseline is not None and (not isinstance(baseline, tuple | list) or len(baseline) != 2):
         raise TypeError(f"baseline must be a pair (chosen, rejected) of columns, got {baseline!r:.80}")
+    compared = None
+    if baseline is not None:
+        compared = numbers("baseline chosen", baseline[0], count), numbers("baseline rejected", baseline[1], count)
     pairs = Pairs(
         rewards,
         others,
-        _per_pair("margin", margin, settings.margin, count, -math.inf, math.inf, "a finite number"),
+        _margin(margin, settings.margin, count),
         weights,
         _target(target, settings.target, count, judge is not None),
-        None
-        if baseline is None
-        else (numbers("baseline chosen", baseline[0], count), numbers("baseline rejected", baseline[1], count)),
+        compared,
         None if judge is None else _judge(judge, count),
     )
+    _check_sizes(pairs, float(settings.beta))
     options = Options(
         float(settings.beta),
         0.0 if label_smoothing is None else float(label_smoothing),
@@ -111,19 +119,41 @@ def evaluate(
     return Evaluation(state_of(pairs, clusters, groups, options))
 
 
-def _per_pair(
-    name: str, column: Any, number: float, count: int, low: float, high: float, accepted: str
-) -> FloatArray | float:
-    """The column; or the number where there is none."""
-    if column is None or isinstance(column, int | float):
+def greatest_reward(beta: float) -> float:
+    """The greatest size of a finite reward."""
+    return GREATEST / max(1.0, abs(beta))
+
+
+def _check_sizes(pairs: Pairs, beta: float) -> None:
+    """Raise where a number is finite, but the sums of its squares and cubes might not be."""
+    rewards = {"chosen": pairs.chosen, "rejected": pairs.rejected}
+    if pairs.baseline is not None:
+        rewards |= {"baseline chosen": pairs.baseline[0], "baseline rejected": pairs.baseline[1]}
+    for name, column in rewards.items():
+        check_size(name, column, greatest_reward(beta), pairs.weight)
+    if isinstance(pairs.margin, np.ndarray):
+        check_size("margin", pairs.margin, GREATEST, pairs.weight)
+    else:
+        arguments.check_number(
+            "margin", pairs.margin, f"a number from {-GREATEST:g} to {GREATEST:g}", -GREATEST, GREATEST
+        )
+
+
+def _number_or_column(value: Any) -> Any:
+    """A tensor without dimensions is a number."""
+    return value.item() if isinstance(value, torch.Tensor) and value.dim() == 0 else value
+
+
+def _margin(margin: Any, number: float, count: int) -> FloatArray | float:
+    if margin is None or isinstance(margin, Real):
         return float(number)
-    values = numbers(name, column, count)
-    between(name, values, low, high, accepted)
+    values = numbers("margin", margin, count)
+    between("margin", values, -math.inf, math.inf, "a finite number")
     return values
 
 
 def _target(target: Any, number: float, count: int, judged: bool) -> FloatArray | float:
-    if target is None or isinstance(target, int | float):
+    if target is None or isinstance(target, Real):
         return float(number)
     values = numbers("target", target, count, missing=True)
     if not judged and (unknown := np.isnan(values)).any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -9,6 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
+
+from ..numpy_arrays import check_no_mask
 
 FloatArray: TypeAlias = NDArray[np.floating[Any]]
 Column: TypeAlias = Any  # torch.Tensor, numpy.ndarray, pyarrow array, pandas or polars series, list or tuple
@@ -38,10 +41,29 @@ def between(name: str, values: FloatArray, low: float, high: float, accepted: st
         raise ValueError(f"{name} must be {accepted}, got {values[place]} for pair {place} (counted from 0)")
 
 
+def check_size(name: str, values: FloatArray, greatest: float, weight: FloatArray | None) -> None:
+    """Raise where a finite entry of a pair that counts lies beyond `greatest`."""
+    if not len(values) or float(np.finfo(values.dtype).max) <= greatest:
+        return
+    if values.min() >= -greatest and values.max() <= greatest:
+        return
+    wrong = (np.abs(values) > greatest) & np.isfinite(values)
+    if weight is not None:
+        wrong &= weight != 0
+    if wrong.any():
+        place = int(wrong.argmax())
+        raise ValueError(
+            f"{name} must be from {-greatest:g} to {greatest:g} where it is finite, so that cubes of it, and of beta times "
+            f"it, can be added up; got {values[place]} for pair {place} (counted from 0)"
+        )
+
+
 def labels(name: str, column: Column, count: int) -> pa.Array:
     """(P,) int64 or string labels without nulls."""
     if isinstance(column, torch.Tensor):
-        column = column.detach().cpu().numpy()
+        column = column.detach().cpu().resolve_neg().numpy()
+    if not _is_column(column):
+        raise TypeError(f"{name} must be a tensor, an array, an Arrow or pandas column, or a list, got {column!r:.80}")
     try:
         array = _as_arrow(column)
     except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
@@ -67,16 +89,27 @@ def labels(name: str, column: Column, count: int) -> pa.Array:
         raise ValueError(f"{name} must hold integers of at most 64 bits with a sign: {error}") from error
 
 
+def _is_column(column: Column) -> bool:
+    """Whether its entries have an order, and are not characters."""
+    if isinstance(column, Sequence):
+        return not isinstance(column, str | bytes | bytearray)
+    return _knows_arrow(column) or hasattr(column, "__array__")
+
+
+def _knows_arrow(column: Column) -> bool:
+    if isinstance(column, pa.Array | pa.ChunkedArray):
+        return True
+    return hasattr(column, "__arrow_c_stream__") or hasattr(column, "__arrow_array__")
+
+
 def _as_arrow(column: Column) -> pa.Array:
-    if isinstance(column, pa.Array):
-        return column
-    if not isinstance(column, pa.ChunkedArray) and hasattr(column, "__arrow_c_stream__"):
-        column = pa.chunked_array(column)
-    if isinstance(column, pa.ChunkedArray):
-        return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     if isinstance(column, np.ndarray) and column.ndim != 1:
         raise TypeError(f"shape {column.shape}")
-    return pa.array(column)
+    if not isinstance(column, pa.Array | pa.ChunkedArray):
+        column = pa.chunked_array(column) if hasattr(column, "__arrow_c_stream__") else pa.array(column)
+    if isinstance(column, pa.ChunkedArray):
+        return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    return column
 
 
 def _as_numpy(name: str, column: Column, missing: bool) -> NDArray[Any]:
@@ -87,7 +120,10 @@ def _as_numpy(name: str, column: Column, missing: bool) -> NDArray[Any]:
         if tensor.is_floating_point() and tensor.dtype not in (torch.float64, torch.float32):
             tensor = tensor.float()  # exact: each half-precision number is a float32
         return tensor.resolve_neg().numpy()
-    if isinstance(column, pa.Array | pa.ChunkedArray) or hasattr(column, "__arrow_c_stream__"):
+    check_no_mask(name, column)
+    if _knows_arrow(getattr(column, "array", None)):  # an index of pandas
+        column = column.array
+    if _knows_arrow(column):  # NumPy would read its nulls as NaN
         array = _as_arrow(column)
         if array.null_count and not missing:
             place = pc.index(array.is_null(), pa.scalar(True)).as_py()
@@ -97,6 +133,10 @@ def _as_numpy(name: str, column: Column, missing: bool) -> NDArray[Any]:
         if array.null_count:
             array = array.cast(pa.float64()).fill_null(float("nan"))
         return np.asarray(array.to_numpy(zero_copy_only=False))
-    if isinstance(column, str) or not (isinstance(column, list | tuple) or hasattr(column, "__array__")):
+    if not _is_column(column):
         raise TypeError(f"{name} must be a tensor, an array, an Arrow or pandas column, or a list, got {column!r:.80}")
-    return np.asarray(column) if len(column) else np.zeros(0)
+    try:
+        values = np.asarray(column)
+    except ValueError as error:
+        raise ValueError(f"{name} must have one entry a pair, shape (P,): {error}") from error
+    return np.zeros(0) if values.ndim and not len(values) else values

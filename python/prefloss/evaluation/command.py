@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from .call import evaluate
+from .call import evaluate, greatest_reward
 from .evaluation import Evaluation, Label, merged
-from .files import InputError, Piece, pieces, rows_of
+from .files import LABELS, InputError, Piece, pieces, rows_of
+from .text import printable
 
 HELP = """\
 examples:
@@ -62,9 +64,9 @@ def run(given: argparse.Namespace) -> None:
         raise InputError("--population needs --group, the column of the groups that it gives shares of")
     if not 0.0 < given.level < 1.0:
         raise InputError(f"--level must be between 0 and 1, got {given.level:g}")
-    for path in (given.json, given.report):
-        if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK) and not path.is_dir()):
-            raise InputError(f"{path}: cannot be written there")
+    if not math.isfinite(given.beta):
+        raise InputError(f"--beta must be a finite number, got {given.beta:g}")
+    _check_outputs(given)
     if given.report is not None:
         _require_matplotlib()
     shares = None if given.population is None else _shares(given.population)
@@ -83,6 +85,21 @@ def run(given: argparse.Namespace) -> None:
         from .report import page
 
         _write(given.report, page(shown, given.level, [str(path) for path in given.files], notes))
+
+
+def _check_outputs(given: argparse.Namespace) -> None:
+    """Each can be written, and is another file than what is read and than the other one."""
+    used = {path.resolve(): "is read" for path in [*given.files, *filter(None, [given.population])]}
+    for option, path in (("--json", given.json), ("--report", given.report)):
+        if path is None:
+            continue
+        if not (path.parent.is_dir() and os.access(path.parent, os.W_OK) and not path.is_dir()):
+            raise InputError(f"{path}: cannot be written there")
+        if path.resolve() in used:
+            raise InputError(
+                f"{path}: {option} would overwrite this file, which {used[path.resolve()]}; give another name"
+            )
+        used[path.resolve()] = f"{option} writes"
 
 
 def _require_matplotlib() -> None:
@@ -110,11 +127,29 @@ def _evaluation(paths: list[Path], columns: dict[str, str], beta: float) -> Eval
 def _each(paths: list[Path], columns: dict[str, str], beta: float) -> Iterator[Evaluation]:
     known = [rows_of(path) for path in paths]
     rows = None if None in known else sum(filter(None, known))
+    kinds: dict[str, tuple[str, Path]] = {}
     with tqdm(total=rows, unit="pairs", unit_scale=True, file=sys.stderr, disable=not sys.stderr.isatty()) as progress:
         for path in paths:
-            for piece in pieces(path, columns):
+            for piece in pieces(path, columns, greatest_reward(beta)):
+                _check_kinds(path, piece, columns, kinds)
                 yield _of_piece(path, piece, beta)
                 progress.update(len(piece.columns["chosen"]))
+
+
+def _check_kinds(path: Path, piece: Piece, columns: dict[str, str], kinds: dict[str, tuple[str, Path]]) -> None:
+    """Labels are integers in all files, or strings in all. `kinds` is {argument: its kind, the file that first had it}."""
+    for argument in LABELS:
+        if argument not in columns or not len(piece.columns[argument]):
+            continue
+        kind = piece.columns[argument].type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        words = "integers" if pa.types.is_integer(kind) or pa.types.is_boolean(kind) else "strings"
+        known, first = kinds.setdefault(argument, (words, path))
+        if words != known:
+            raise InputError(
+                f"{path}: column {columns[argument]!r}: holds {words}, but in {first} it holds {known}; labels must be of one "
+                "kind (in a CSV file all are strings)"
+            )
 
 
 def _of_piece(path: Path, piece: Piece, beta: float) -> Evaluation:
@@ -129,14 +164,24 @@ def _of_piece(path: Path, piece: Piece, beta: float) -> Evaluation:
 
 def _shares(path: Path) -> dict[str, float]:
     try:
-        shares = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not valid JSON: {error}"
+        shares = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once_each)
+    except (OSError, ValueError, RecursionError) as error:  # the last: nested too deep
+        reason = error.strerror if isinstance(error, OSError) else f"no shares can be read from it: {error}"
         raise InputError(f"{path}: {reason}") from error
-    numbers = isinstance(shares, dict) and all(isinstance(share, int | float) for share in shares.values())
-    if not numbers or not shares or min(shares.values()) < 0 or abs(sum(shares.values()) - 1.0) > 1e-6:
+    numbers = isinstance(shares, dict) and all(type(share) in (int, float) for share in shares.values())
+    if not numbers or not all(0 <= share <= 1 for share in shares.values()) or abs(sum(shares.values()) - 1.0) > 1e-6:
         raise InputError(f'{path}: must be {{"group": share, ...}} with shares >= 0 that add up to 1')
     return dict(shares)
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is there {names.count(twice)} times")
+    return found
 
 
 def _population(collected: Evaluation, shares: dict[str, float], path: Path) -> tuple[Evaluation, list[str]]:
@@ -148,14 +193,14 @@ def _population(collected: Evaluation, shares: dict[str, float], path: Path) -> 
     if rest == 0:
         raise InputError(f"{path}: none of its groups is in the data; there are: {', '.join(by_name)}")
     if missing:
-        names = ", ".join(missing)
+        names = ", ".join(map(printable, missing))
         notes.append(
             f"There are no pairs of {names}: {1 - rest:.1%} of the population. Nobody knows the loss there; all numbers are for "
             f"the other {rest:.1%}. Collect pairs of {names} before you rely on them."
         )
     unnamed = [name for name in by_name if shares.get(name, 0.0) == 0]
     if unnamed:
-        notes.append(f"The population has no share for {', '.join(unnamed)}: these pairs are left out.")
+        notes.append(f"The population has no share for {', '.join(map(printable, unnamed))}: these pairs are left out.")
     return collected.reweighted({label: shares.get(name, 0.0) / rest for name, label in by_name.items()}), notes
 
 

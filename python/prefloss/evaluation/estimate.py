@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from scipy import special
 
 from .. import arguments
-from ..intervals import without_skewness
+from ..intervals import tail_of, without_skewness
 
 
 @dataclass(frozen=True)
@@ -119,14 +119,6 @@ class Estimate:
             "effective_sample_size": self.effective_sample_size,
             "design_effect": self.design_effect,
         }
-
-
-def tail_of(level: float) -> float:
-    """What an interval of this level leaves out at each end; ValueError where it is not in (0, 1)."""
-    number = arguments.check_number(
-        "level", level, "a number between 0 and 1, both excluded", 5e-324, math.nextafter(1, 0)
-    )
-    return 0.5 * (1.0 - number)
 
 
 def _cut(value: float, bounds: tuple[float, float]) -> float:

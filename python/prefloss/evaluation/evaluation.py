@@ -200,8 +200,8 @@ class Evaluation:
                 estimated themselves, and their sampling error (multinomial) is part of the standard error.
 
         Raises:
-            ValueError: shares that are negative or do not add up to 1; a group with a share but no data, whose loss nobody
-                knows; data of a group that has no share; both arguments, or none.
+            ValueError: shares that are negative or do not add up to 1; counts that are no whole numbers; a group with a share but
+                no data, whose loss nobody knows; data of a group that has no share; both arguments, or none.
         """
         given = population.checked_shares(shares, share_counts, self.groups)
         keep = pa.array([label for label, share in given.items() if share > 0], self._state.units["group"].type)
@@ -227,7 +227,7 @@ class Evaluation:
 
         Near: with p the shares of the data and q the new ones, the sum over groups of (q - p)^2 / p is at most `radius` (a ball of
         the chi-square divergence; Namkoong & Duchi 2017). The interval takes the shares as known. ValueError where `radius` is
-        negative.
+        negative, or there are no pairs.
         """
         return population.worst_mixture(self, radius)
 
@@ -267,7 +267,7 @@ class Evaluation:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Evaluation:
-        """The evaluation from a table that `to_table` has made. ValueError for other tables."""
+        """The evaluation from a table that `to_table` has made. ValueError for other tables, TypeError for what is no table."""
         return cls(State.from_table(table))
 
     # ---- For people ----

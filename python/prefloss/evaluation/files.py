@@ -8,19 +8,23 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
+from numpy.typing import NDArray
 
 BATCH = 2**20  # rows: clusters that are met again within them are added before anything is merged
 PIECE = 2**23  # bytes of text
 LABELS = ("cluster", "group")
-# Lowest and greatest number, and whether it may be missing. Rewards and all others must be finite.
+# Lowest and greatest number. All others are rewards, which must be finite, and not larger than `evaluate` takes them.
 RANGES = {"weight": (0.0, math.inf), "target": (0.0, 1.0), "judge": (0.0, 1.0)}
+
+Float64Array: TypeAlias = NDArray[np.float64]
 
 
 class InputError(Exception):
@@ -34,8 +38,8 @@ class Piece(NamedTuple):
     first: int
 
 
-def pieces(path: Path, columns: dict[str, str]) -> Iterator[Piece]:
-    """The file's columns, checked; `columns` is {argument of evaluate: name in the file}.
+def pieces(path: Path, columns: dict[str, str], greatest: float = math.inf) -> Iterator[Piece]:
+    """The file's columns, checked; `columns` is {argument of evaluate: name in the file}, `greatest` that of a reward's size.
 
     Raises InputError.
     """
@@ -47,7 +51,7 @@ def pieces(path: Path, columns: dict[str, str]) -> Iterator[Piece]:
     try:
         for table in reader(path, columns):
             piece = Piece({argument: table[name] for argument, name in columns.items()}, first)
-            _check(path, piece, columns)
+            _check(path, piece, columns, greatest)
             yield piece
             first += len(table)
     except (OSError, EOFError, pa.ArrowException, UnicodeDecodeError) as error:
@@ -89,37 +93,41 @@ def _arrow(path: Path, columns: dict[str, str]) -> Iterator[pa.Table]:
 
 
 def _csv(path: Path, columns: dict[str, str]) -> Iterator[pa.Table]:
-    with pa.input_stream(str(path)) as source:
-        header = pa.csv.open_csv(source, pa.csv.ReadOptions(block_size=2**16, use_threads=False)).schema.names
-    names = _present(path, columns, header)
-    types = {name: pa.string() if argument in LABELS else pa.float64() for argument, name in columns.items()}
-    nothing = [
-        "",
-        "NA",
-        "N/A",
-        "null",
-        "NULL",
-        "None",
-    ]  # "nan" is a number, and said to be one where it must not be there
-    convert = pa.csv.ConvertOptions(
-        include_columns=names, column_types=types, strings_can_be_null=True, null_values=nothing
-    )
-    with pa.input_stream(str(path)) as source:
-        try:
-            with pa.csv.open_csv(
-                source, pa.csv.ReadOptions(block_size=PIECE, use_threads=False), convert_options=convert
-            ) as reader:
-                for batch in reader:
-                    yield pa.Table.from_batches([batch])
-        except pa.ArrowInvalid as error:
-            found = re.search(
-                r"column #(\d+): (?:Row #(\d+): )?CSV conversion error to \w+: invalid value '(.*)'", str(error)
-            )
-            if found is None:
-                raise
-            column, row, value = found.groups()
-            place = f"row {int(row) - 1}, " if row else ""  # the header is row 1 there
-            raise InputError(f"{path}: {place}column {header[int(column)]!r}: {value!r} is not a number") from error
+    parse = pa.csv.ParseOptions(
+        newlines_in_values=True
+    )  # or a block may end, and the next begin, inside of a quoted text
+    read = pa.csv.ReadOptions(block_size=PIECE, use_threads=False)
+    # Of numbers. "nan" is a number, and said to be one where it must not be there. "NA" may be a label: Namibia.
+    nothing = ["", "NA", "N/A", "null", "NULL", "None"]
+    header: list[str] = []
+    try:
+        with pa.input_stream(str(path)) as source:
+            first = pa.csv.ReadOptions(block_size=2**20, use_threads=False)  # with room for a row of long texts
+            header = pa.csv.open_csv(source, first, parse).schema.names
+        names = _present(path, columns, header)
+        types = {name: pa.string() if argument in LABELS else pa.float64() for argument, name in columns.items()}
+        convert = pa.csv.ConvertOptions(include_columns=names, column_types=types, null_values=nothing)
+        with pa.input_stream(str(path)) as source, pa.csv.open_csv(source, read, parse, convert) as reader:
+            for batch in reader:
+                yield _without_empty_labels(pa.Table.from_batches([batch]))
+    except pa.ArrowInvalid as error:
+        # The header is row 1 there.
+        said = re.sub(r"Row #(\d+)", lambda match: f"row {int(match[1]) - 1}", " ".join(str(error).split()))
+        found = re.search(r"column #(\d+): (?:(row \d+): )?CSV conversion error to \w+: invalid value '(.*)'", said)
+        if found is None:
+            raise InputError(f"{path}: cannot be read: {said}") from error
+        column, row, value = found.groups()
+        place = f"{row}, " if row else ""
+        raise InputError(f"{path}: {place}column {header[int(column)]!r}: {value!r} is not a number") from error
+
+
+def _without_empty_labels(table: pa.Table) -> pa.Table:
+    """The empty field is no label."""
+    for place, values in enumerate(table.columns):
+        if pa.types.is_string(values.type):
+            labels = pc.if_else(pc.equal(values, ""), None, values)
+            table = table.set_column(place, table.column_names[place], labels)
+    return table
 
 
 def _json_lines(path: Path, columns: dict[str, str]) -> Iterator[pa.Table]:
@@ -137,12 +145,7 @@ def _json_lines(path: Path, columns: dict[str, str]) -> Iterator[pa.Table]:
 
 def _schema(path: Path, columns: dict[str, str], lines: bytes) -> pa.Schema:
     """Rewards are float64; labels are what they are in the first line."""
-    try:
-        first = json.loads(lines.lstrip().split(b"\n", 1)[0].removeprefix(b"\xef\xbb\xbf"))
-    except ValueError as error:
-        raise InputError(f"{path}: row 1: not valid JSON: {error}") from error
-    if not isinstance(first, dict):
-        raise InputError(f"{path}: row 1: must be an object {{...}}, one a line")
+    first = _object(path, 1, lines.lstrip().split(b"\n", 1)[0].removeprefix(b"\xef\xbb\xbf"))
     _present(path, columns, list(first))
     kinds = {
         name: (pa.string() if isinstance(first[name], str) else pa.int64()) if argument in LABELS else pa.float64()
@@ -166,12 +169,7 @@ def _json_piece(path: Path, columns: dict[str, str], schema: pa.Schema, lines: b
 
 def _explain_json(path: Path, columns: dict[str, str], schema: pa.Schema, row: int, line: bytes) -> None:
     """Raises for the line that does not fit."""
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{path}: row {row}: not valid JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise InputError(f"{path}: row {row}: must be an object {{...}}, one a line")
+    record = _object(path, row, line)
     for name in columns.values():
         value = record.get(name)
         kinds = {
@@ -182,6 +180,16 @@ def _explain_json(path: Path, columns: dict[str, str], schema: pa.Schema, row: i
         wanted, fits = kinds[schema.field(name).type]
         if value is not None and (isinstance(value, bool) or not isinstance(value, fits)):
             raise InputError(f"{path}: row {row}, column {name!r}: {value!r} is not {wanted}")
+
+
+def _object(path: Path, row: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:  # the second: nested too deep
+        raise InputError(f"{path}: row {row}: not valid JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: row {row}: must be an object {{...}}, one a line")
+    return record
 
 
 READERS: dict[tuple[str, ...], Callable[[Path, dict[str, str]], Iterator[pa.Table]]] = {
@@ -197,39 +205,52 @@ READERS: dict[tuple[str, ...], Callable[[Path, dict[str, str]], Iterator[pa.Tabl
 def _present(path: Path, columns: dict[str, str], names: list[str]) -> list[str]:
     """The names in the file, once each."""
     for argument, name in columns.items():
-        if name not in names:
-            raise InputError(
-                f"{path}: no column {name!r} (--{argument.replace('_', '-')}); there are: {', '.join(names)}"
-            )
+        option, times = f"--{argument.replace('_', '-')}", names.count(name)
+        if times == 0:
+            raise InputError(f"{path}: no column {name!r} ({option}); there are: {', '.join(names)}")
+        if times > 1:
+            raise InputError(f"{path}: {times} columns are named {name!r} ({option}): rename all but one of them")
     return list(dict.fromkeys(columns.values()))
 
 
-def _check(path: Path, piece: Piece, columns: dict[str, str]) -> None:
-    """Every number is finite and in its range. A target may be missing where a judge stands in."""
+def _check(path: Path, piece: Piece, columns: dict[str, str], greatest: float) -> None:
+    """Every number is finite and in its range. As in `evaluate`, a target may be missing where a judge stands in, and a reward may
+    be NaN, infinite or too large where the weight is 0."""
+    numbers = {name: _numbers(path, columns[name], piece.columns[name]) for name in columns if name not in LABELS}
     for argument, values in piece.columns.items():
         wrong: np.ndarray[Any, np.dtype[np.bool_]] = values.is_null().to_numpy()
-        wanted = "a label"
-        if argument not in LABELS:
-            if not (
-                pa.types.is_floating(values.type)
-                or pa.types.is_integer(values.type)
-                or pa.types.is_boolean(values.type)
-            ):
-                raise InputError(f"{path}: column {columns[argument]!r}: must hold numbers, holds {values.type}")
-            low, high = RANGES.get(argument, (-math.inf, math.inf))
-            numbers = values.cast(pa.float64()).to_numpy()  # null is NaN
-            wanted = (
-                f"a number from {low:g} to {high:g}"
-                if math.isfinite(high)
-                else "a finite number" + " >= 0" * (low == 0)
-            )
-            wrong = ~(np.isfinite(numbers) & (numbers >= low) & (numbers <= high))
+        if argument in numbers:
+            given = numbers[argument]
+            low, high = RANGES.get(argument, (-greatest, greatest))
+            outside = ~(np.isfinite(given) & (given >= low) & (given <= high))
+            if argument not in RANGES and "weight" in numbers:
+                outside &= numbers["weight"] != 0
             if argument == "target" and "judge" in columns:
-                wrong &= ~np.isnan(numbers)
+                wrong, outside = np.zeros_like(wrong), outside & ~np.isnan(given)
+            wrong |= outside
         if wrong.any():
             place = int(wrong.argmax())
             value = values[place].as_py()
-            given = "nothing" if value is None else repr(value)
+            found = "nothing" if value is None else repr(value)
             raise InputError(
-                f"{path}: row {piece.first + place}, column {columns[argument]!r}: must be {wanted}, is {given}"
+                f"{path}: row {piece.first + place}, column {columns[argument]!r}: "
+                f"must be {_wanted(argument, value, greatest)}, is {found}"
             )
+
+
+def _numbers(path: Path, name: str, values: pa.ChunkedArray) -> Float64Array:
+    """Null is NaN."""
+    kind = values.type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+        raise InputError(f"{path}: column {name!r}: must hold numbers, holds {kind}")
+    return np.asarray(values.cast(pa.float64()).to_numpy())
+
+
+def _wanted(argument: str, value: float | None, greatest: float) -> str:
+    if argument in LABELS:
+        return "a label"
+    low, high = RANGES.get(argument, (-greatest, greatest))
+    if argument in RANGES:
+        return f"a number from {low:g} to {high:g}" if math.isfinite(high) else f"a finite number >= {low:g}"
+    too_large = value is not None and math.isfinite(value)
+    return f"a number from {low:g} to {high:g}" if too_large else "a finite number"

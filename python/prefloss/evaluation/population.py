@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from .. import arguments
-from .estimate import Estimate, tail_of
+from ..intervals import tail_of
+from .estimate import Estimate
 
 if TYPE_CHECKING:
     from .evaluation import Evaluation, Label
@@ -48,6 +49,9 @@ def checked_shares(
     checked = {
         label: arguments.check_number(f"{name}[{label!r}]", share, "a number >= 0", 0) for label, share in given.items()
     }
+    parts = [label for label, count in checked.items() if share_counts is not None and not count.is_integer()]
+    if parts:
+        raise ValueError(f"share_counts[{parts[0]!r}] must be a whole number >= 0, got {given[parts[0]]!r}")
     total = math.fsum(checked.values())
     if shares is not None and abs(total - 1.0) > 1e-6:
         raise ValueError(f"shares must add up to 1, got {total:g}")
@@ -88,6 +92,8 @@ def worst_group(groups: Mapping[Label, Evaluation], level: float) -> WorstGroup:
 
 def worst_mixture(evaluation: Evaluation, radius: float) -> WorstMixture:
     radius = arguments.check_number("radius", radius, "a number >= 0", 0)
+    if not evaluation.groups:
+        raise ValueError("there are no pairs, so there is no worst mixture")
     own = evaluation.shares
     share = np.array(list(own.values()))
     losses = np.array([evaluation.groups[label].loss.value for label in own])
@@ -118,5 +124,7 @@ def _worst_shares(share: NDArray[np.float64], losses: NDArray[np.float64], radiu
     mean = float(share @ losses)
     # Far below all losses, the divergence is var / (mean - level)^2.
     low = mean - 2.0 * math.sqrt(float(share @ (losses - mean) ** 2) / radius) - spread
+    if not (math.isfinite(low) and excess(low) < 0):  # the radius is too small to be told from 0
+        return share
     high = float(losses.max()) - 1e-12 * spread
     return at(optimize.brentq(excess, low, high)) if excess(high) > 0 else at(high)

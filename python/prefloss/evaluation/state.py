@@ -82,23 +82,31 @@ class State:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> State:
+        accepted = "table must be what Evaluation.to_table() gave"
+        if not isinstance(table, pa.Table):
+            raise TypeError(f"{accepted}, got {table!r:.80} ({type(table).__name__})")
         meta = (table.schema.metadata or {}).get(b"prefloss")
         if meta is None:
-            raise ValueError(
-                "table must be what Evaluation.to_table() gave, with its metadata; this one has no 'prefloss' in it"
-            )
-        read = json.loads(meta)
-        if read["version"] != VERSION:
-            raise ValueError(
-                f"table must be of version {VERSION}, got version {read['version']}: evaluate the pairs again"
-            )
-        options = Options(**read["options"])
+            raise ValueError(f"{accepted}, with its metadata; this one has no 'prefloss' in it")
+        try:
+            read = json.loads(meta)
+            version = read["version"]
+            options, scale, shifts = (read[name] for name in ("options", "scale", "shifts"))
+            options = Options(**options) if version == VERSION else None
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{accepted}, with its metadata; this one's 'prefloss' is {meta!r:.80}") from error
+        if options is None:
+            raise ValueError(f"table must be of version {VERSION}, got version {version}: evaluate the pairs again")
+        keys = ["labelled", *["cluster"] * options.clustered, *["group"] * options.grouped]
+        needed = [*keys, "part", "bin", "pairs", *unit_sums(options), *BIN_SUMS]
+        missing = [name for name in needed if table.column_names.count(name) != 1]
+        if missing:
+            raise ValueError(f"{accepted}, with each of its columns once; this one has not: {', '.join(missing)}")
         is_unit = pc.equal(table["part"], 0)
-        keys = [*[key for key in UNIT_KEYS if key in table.column_names], "pairs"]
-        units = table.filter(is_unit).select([*keys, *unit_sums(options)])
-        keys = [key for key in BIN_KEYS if key in table.column_names]
-        bins = table.filter(pc.invert(is_unit)).select([*keys, "pairs", *BIN_SUMS])
-        return cls(units, bins, options, read["scale"], read["shifts"])
+        units = table.filter(is_unit).select([*(key for key in UNIT_KEYS if key in keys), "pairs", *unit_sums(options)])
+        bin_keys = [key for key in BIN_KEYS if key in (*keys, "part", "bin")]
+        bins = table.filter(pc.invert(is_unit)).select([*bin_keys, "pairs", *BIN_SUMS])
+        return cls(units, bins, options, scale, shifts)
 
     def with_constants(self, scale: float, shifts: dict[str, float]) -> State:
         """The same sums about other constants."""

@@ -118,7 +118,7 @@ def shifts_of(pairs: Pairs, options: Options) -> dict[str, float]:
     """
     sample = pairs.part(slice(None, None, 1 + len(pairs) // 4096))
     statistics = options.statistics()
-    values = torch.empty(len(statistics), len(sample), dtype=torch.float64)
+    values = torch.empty(len(statistics), len(sample), dtype=torch.float64, device="cpu")
     _core.pair_statistics(*sample.for_kernel(options), values)
     shifts = {}
     for statistic, column in zip(statistics, values.numpy(), strict=True):

@@ -31,7 +31,7 @@ def summary(evaluation: Evaluation, level: float) -> str:
         for label, group in evaluation.groups.items():
             low, high = group.loss.interval(level)
             lines.append(
-                f"{str(label)[:23]:24}{group.loss.value:10.4f}{f'{low:.4f} … {high:.4f}':>24}{group.pairs:17,}"
+                f"{printable(label)[:23]:24}{group.loss.value:10.4f}{f'{low:.4f} … {high:.4f}':>24}{group.pairs:17,}"
             )
     worries = concerns(evaluation)
     return "\n".join([*lines, *([""] if worries else []), *(f"! {worry}" for worry in worries)])
@@ -42,6 +42,11 @@ def _line(name: str, estimate: Estimate, level: float) -> str:
     effective = estimate.effective_sample_size
     size = "" if math.isnan(effective) else f"{effective:,.0f}"
     return f"{name:24}{estimate.value:10.4f}{f'{low:.4f} … {high:.4f}':>24}{size:>17}".rstrip()
+
+
+def printable(label: int | str) -> str:
+    """The label on one line: line breaks and what else moves a terminal's cursor are spaces."""
+    return "".join(each if each.isprintable() else " " for each in str(label))
 
 
 def named_estimates(evaluation: Evaluation) -> dict[str, Estimate]:

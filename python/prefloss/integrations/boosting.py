@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ..arguments import check_choice, check_flag, check_number
 from ..grouped import Ties, bradley_terry_derivatives_grouped
+from ..numpy_arrays import check_no_mask
 from ..pairs import DEFAULTS
 
 Scale = Literal["items", "pairs"]
@@ -60,7 +61,8 @@ class PairwiseObjective:
 
     Raises:
         TypeError, ValueError: what `prefloss.bradley_terry_derivatives_grouped` raises. In a round: no queries, or queries with
-            `one_list`; weights that differ within a query; scores of several classes.
+            `one_list`; sizes of queries that are no integers or do not add up to the rows; weights that differ within a query or
+            are negative; scores of several classes; arrays with a mask.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class PairwiseObjective:
             weight: of the queries, or of the rows, as above.
             group: (Q,), the sizes of the queries.
         """
-        scores = np.asarray(y_pred)
+        scores = _real("predictions", y_pred)
         if scores.ndim != 1:
             raise ValueError(
                 f"there must be one score a row, got predictions of shape {scores.shape}; leave num_class as it is"
@@ -120,7 +122,7 @@ class PairwiseObjective:
         sizes = self._sizes(group, len(scores))
         gradient, curvature = bradley_terry_derivatives_grouped(
             scores.astype(np.float32, copy=False),  # as the libraries keep what is returned; half the time of float64
-            relevance=np.asarray(y_true),
+            relevance=_real("labels", y_true),
             group_sizes=sizes,
             weight=self._weights(weight, sizes, len(scores)),
             average="groups" if self.scale == "items" else "pairs",
@@ -130,23 +132,37 @@ class PairwiseObjective:
         return gradient.astype(np.float32), curvature.astype(np.float32)
 
     def _sizes(self, group: NDArray[Any] | None, rows: int) -> NDArray[np.int64]:
-        given = group is not None and len(group) > 0
+        sizes = np.zeros(0, dtype=np.int64) if group is None else _real("group", group)
+        accepted = "group must be the sizes of the queries, (Q,) integers >= 0"
+        if sizes.ndim != 1:
+            raise ValueError(f"{accepted}, got shape {sizes.shape}")
+        given = len(sizes) > 0
         if self.one_list and given:
-            raise ValueError(
-                f"one_list=True is for data without queries, got {len(np.asarray(group))} of them; leave one_list out"
-            )
+            raise ValueError(f"one_list=True is for data without queries, got {len(sizes)} of them; leave one_list out")
         if not self.one_list and not given and rows > 0:
             raise ValueError(
                 "the data must say which rows are of one query, got no group; give group= or qid= to the data, or one_list=True to "
                 "PairwiseObjective for all positives against all negatives"
             )
-        return np.asarray(group if given else [rows], dtype=np.int64)
+        if not given:
+            return np.array([rows], dtype=np.int64)
+        if sizes.dtype.kind not in "iu":
+            raise TypeError(f"{accepted}, got dtype {sizes.dtype}")
+        if sizes.min() < 0:
+            raise ValueError(f"{accepted}, got {sizes.min()} among them")
+        if (total := sizes.sum(dtype=np.float64)) != rows:  # in which nothing wraps
+            raise ValueError(f"{accepted}, that add up to the number of rows, {rows}, got {total:.0f}")
+        return sizes.astype(np.int64)
 
     def _weights(self, weight: NDArray[Any] | None, sizes: NDArray[np.int64], rows: int) -> NDArray[np.float64]:
         """One a query."""
         weights = np.ones(len(sizes))
-        if weight is not None and len(weight) > 0:
-            weights = np.asarray(weight, dtype=np.float64)
+        given = np.zeros(0) if weight is None else _real("weights", weight)
+        if given.size > 0:
+            weights = given.astype(np.float64)
+            if not (np.isfinite(weights) & (weights >= 0)).all():
+                wrong = weights[~(np.isfinite(weights) & (weights >= 0))]
+                raise ValueError(f"weights must be finite numbers >= 0, got {wrong[0]}")
             if weights.shape == (rows,) != sizes.shape:
                 first = weights[np.minimum(np.cumsum(sizes) - sizes, rows - 1)]
                 if not np.array_equal(np.repeat(first, sizes), weights):
@@ -160,3 +176,12 @@ class PairwiseObjective:
                     f"weights must be one a query, {len(sizes)}, or one a row, {rows}, got shape {weights.shape}"
                 )
         return weights * sizes / 2 if self.scale == "items" else weights
+
+
+def _real(name: str, values: object) -> NDArray[Any]:
+    """As an array of real numbers."""
+    check_no_mask(name, values)
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
+    return array

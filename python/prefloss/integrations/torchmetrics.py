@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import check_numbers
 from ..paired import bradley_terry_loss
 from ..pairs import DEFAULTS
 from ..stats import PairStats
@@ -49,6 +50,7 @@ class PreferenceStats(torchmetrics.Metric):
         kwargs: those of `torchmetrics.Metric`.
 
     Raises:
+        TypeError, ValueError: options that `prefloss.bradley_terry_loss` refuses.
         ImportError: where torchmetrics is missing, when this module is imported: `pip install "prefloss[torchmetrics]"`.
     """
 
@@ -65,6 +67,7 @@ class PreferenceStats(torchmetrics.Metric):
         flip_rate: float = DEFAULTS.label_smoothing,
         **kwargs: Any,
     ) -> None:
+        check_numbers(None, None, beta, label_smoothing, flip_rate, None)
         super().__init__(**kwargs)
         self.options: dict[str, Any] = {"beta": beta, "label_smoothing": label_smoothing, "flip_rate": flip_rate}
         self.add_state("sums", sums_of_no_pairs(), dist_reduce_fx=total_of)

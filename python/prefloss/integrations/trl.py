@@ -119,7 +119,7 @@ class RewardTrainer(trl.RewardTrainer):
         state = self.accelerator.gradient_state
         if self.model.training or self.accelerator.num_processes == 1 or not state.end_of_dataloader:
             return None
-        place = self.accelerator.process_index * pairs + torch.arange(pairs)
+        place = self.accelerator.process_index * pairs + torch.arange(pairs, device="cpu")
         return place < state.remainder if state.remainder > 0 else None
 
     def _note(self, stats: PairStats, attention_mask: Tensor | None) -> None:
