@@ -28,12 +28,15 @@ with real_tensors():
     _SUMS = torch.empty(len(Sum), dtype=torch.float64, device="cpu")
 
 
-def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+_Tensors = tuple[Any, Any, Any, Any, Any]  # the five that a layout has, some of them None
+
+
+def _copies(tensors: _Tensors) -> _Tensors:
     """What the kernels read in a call that is `copied`, in which a tensor has no single stride.
 
-    Before a Function has them, so that a graph of the gradients leads through the copies to what was copied.
+    Saved is what was copied, beside the copies: a graph of the gradients must lead there.
     """
-    return tuple(each if each is None else each.contiguous() for each in tensors)
+    return cast(_Tensors, tuple(each if each is None else each.contiguous() for each in tensors))
 
 
 @called_directly
@@ -84,8 +87,12 @@ class PairedLoss(Function):
         if divides or call.statistics:
             sums = new_sums(rewards)
         by = _tensor_denominator(call)
-        _core.paired_forward(rewards, rejected, margin, weight, target, by, call, loss, sums)
-        ctx.save_for_backward(rewards, rejected, margin, weight, target, by, sums if divides else None)
+        tensors: _Tensors = (rewards, rejected, margin, weight, target)
+        ctx.save_for_backward(*tensors, by, sums if divides else None)
+        ctx.copies = None
+        if call.copied:
+            ctx.copies = tensors = _copies(tensors)
+        _core.paired_forward(*tensors, by, call, loss, sums)
         ctx.call = call
         if not call.statistics:
             return loss
@@ -101,26 +108,17 @@ class PairedLoss(Function):
         if grad is None:
             return (None,) * 6
         rewards, rejected, margin, weight, target, by, sums = ctx.saved_tensors
+        saved: _Tensors = (rewards, rejected, margin, weight, target)
         if not torch.is_grad_enabled() and not is_watched():
+            tensors: _Tensors = ctx.copies or saved
+            rewards, rejected, margin, _, _ = tensors
             grad_rewards = torch.empty_like(rewards) if needs[0] else None
             grad_rejected = torch.empty_like(rejected) if needs[1] else None
             grad_margin = torch.empty_like(margin) if needs[2] else None
-            if _core.paired_backward(
-                grad,
-                rewards,
-                rejected,
-                margin,
-                weight,
-                target,
-                by,
-                sums,
-                ctx.call,
-                grad_rewards,
-                grad_rejected,
-                grad_margin,
-            ):
-                return grad_rewards, grad_rejected, grad_margin, None, None, None
-        gradients = _by_operators(ctx.call, grad, rewards, rejected, margin, weight, target, by, sums)
+            results = grad_rewards, grad_rejected, grad_margin
+            if _core.paired_backward(grad, *tensors, by, sums, ctx.call, *results):
+                return *results, None, None, None
+        gradients = _by_operators(ctx.call, grad, *saved, by, sums)
         kept = (gradient if needed else None for gradient, needed in zip(gradients, needs, strict=False))
         return *kept, None, None, None
 
@@ -180,7 +178,9 @@ class GroupedLoss(Function):
         if ctx.needs_input_grad[0]:
             slopes = torch.empty_like(rewards, dtype=loss.dtype, memory_format=torch.contiguous_format)
         sums = new_sums(rewards) if call.statistics else None
-        tensors = rewards, ranks, sizes, weight, filled
+        tensors: _Tensors = (rewards, ranks, sizes, weight, filled)
+        if call.copied:
+            tensors = _copies(tensors)
         if rewards.is_cuda or KEYS_ALONE:
             tensors = _for_cuda(*tensors)
         by = _tensor_denominator(call)

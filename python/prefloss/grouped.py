@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from . import _core, arguments, composed, eager
-from .eager import GroupedLoss, contiguous
+from .eager import GroupedLoss
 from .numpy_arrays import as_tensor
 from .operators.grouped import (
     GroupOptions,
@@ -204,7 +204,7 @@ def bradley_terry_loss_grouped(
         of_call = GroupOptions(numbers, ties == "half", average == "pairs", code, return_stats)
         loss, sums = compute(groups, of_call, divisor)
     else:
-        loss, sums = GroupedLoss.apply(*(contiguous(*groups) if call.copied else groups), call)
+        loss, sums = GroupedLoss.apply(*groups, call)
     return (loss, PairStats(sums.detach())) if return_stats else loss
 
 

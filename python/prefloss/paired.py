@@ -9,7 +9,7 @@ from torch.compiler import is_compiling
 
 from . import _core, arguments, composed
 from ._core import DEFAULT_CALL, PairedCall
-from .eager import DefaultLoss, PairedLoss, contiguous
+from .eager import DefaultLoss, PairedLoss
 from .operators.paired import paired_loss
 from .pairs import DEFAULTS, HALVES, INTERLEAVED, PAIRED, Pairs, unstack
 from .stats import PairStats
@@ -208,8 +208,6 @@ def loss_of(
         if call is not None:
             margin = margin if isinstance(margin, Tensor) else None
             target = target if isinstance(target, Tensor) else None
-            if call.copied:
-                return _result(PairedLoss.apply(*contiguous(rewards, rejected, margin, weight, target), call), call)
             return _result(PairedLoss.apply(rewards, rejected, margin, weight, target, call), call)
     numbers = arguments.check_numbers(margin, target, *options[:4])
     reduction, denominator, return_stats = options[4:]
@@ -223,7 +221,7 @@ def loss_of(
         checked = numbers.as_given(reduction, divisor, return_stats)
         call = paired_call(pairs.chosen, pairs.rejected, PAIRED, *pairs.with_numbers(numbers), checked, True)
         if call is not None:
-            return _result(PairedLoss.apply(*(contiguous(*pairs) if call.copied else pairs), call), call)
+            return _result(PairedLoss.apply(*pairs, call), call)
     compute = composed.paired if composes else paired_loss
     loss, sums = compute(pairs, numbers, divisor, code, return_stats)
     return (loss, PairStats(sums.detach())) if return_stats else loss
