@@ -113,8 +113,7 @@ struct EagerGroups {
     };
     fit = both(fit, read_column(its_weight, rewards, is_weight, weight));
     const auto is_filled = [&](const View& view) {
-      return view.dtype == Dtype::kInt64 && view.dimensions == 1 && view.count() == groups.groups &&
-             its_sizes.is_none();
+      return view.dtype == Dtype::kInt64 && view.dimensions == 1 && view.count() == groups.groups && !has_sizes();
     };
     if (read_column(its_filled, rewards, is_filled, filled) == Fit::kNo ||
         (filled && filled.stride != 1 && groups.groups > 1))
@@ -123,9 +122,12 @@ struct EagerGroups {
     return fit;
   }
 
+  // Whether they are given; an empty tensor of them has no memory.
+  bool has_sizes() const { return group_sizes.dimensions != 0; }
+
   // Throws where the sizes do not add up.
   void divide() {
-    if (group_sizes.dimensions == 0) return;  // not given: an empty tensor has no memory
+    if (!has_sizes()) return;
     offsets = offsets_of(static_cast<const int64_t*>(sizes.data), sizes.stride, groups.groups, 1, groups.items);
     groups.offsets = offsets.data();
     groups.size = largest_of(offsets);

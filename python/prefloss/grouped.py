@@ -26,7 +26,7 @@ from .operators.grouped import (
 from .paired import Reduction, Result
 from .pairs import DEFAULTS
 from .stats import PairStats
-from .torch_internals import check_memory, is_watched
+from .torch_internals import check_memory, is_plain, is_watched
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -340,9 +340,9 @@ def _without_masked(groups: Groups, mask: object, eager: bool) -> Groups:
 
 
 def _check_memory(eager: bool, **tensors: Tensor) -> None:
-    """Of what torch reads before the kernels do. Subclasses hold their memory as they like."""
+    """Of what torch reads before the kernels do."""
     for name, tensor in tensors.items():
-        if eager and type(tensor) in (Tensor, torch.nn.Parameter):
+        if eager and is_plain(tensor):
             check_memory(name, tensor)
 
 

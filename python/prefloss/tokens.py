@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 
 from .arguments import check_tensor, dtype_name
 from .torch_internals import asserts
@@ -131,7 +130,7 @@ def _check_integers(name: str, tensor: object, beside: Tensor, *, mask: bool = F
 
 def _require(condition: Tensor, message: str) -> None:
     """ValueError; an assertion, which nobody waits for, when compiled, and on a device that has them."""
-    if asserts(condition) or is_compiling():
+    if asserts(condition):
         torch._assert_async(condition, message)
     elif not bool(condition):
         raise ValueError(message)

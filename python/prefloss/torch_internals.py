@@ -60,9 +60,14 @@ def is_watched() -> bool:
     return in_functorch() or _dispatch_modes() > 0 or forward_ad._current_level >= 0
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """No subclass, which may hold its memory as it likes, but a parameter."""
+    return type(tensor) in (Tensor, Parameter)
+
+
 def is_readable(tensor: Tensor) -> bool:
     """Whether Python may look at its values here, with nothing to wait for."""
-    return tensor.is_cpu and type(tensor) in (Tensor, Parameter) and not is_compiling() and not is_watched()
+    return tensor.is_cpu and is_plain(tensor) and not is_compiling() and not is_watched()
 
 
 def check_memory(name: str, tensor: Tensor) -> None:
@@ -94,7 +99,9 @@ def _will_run(function: Any) -> bool:
 
 
 def asserts(condition: Tensor) -> bool:
-    """Whether a condition is left to an assertion on its device, which nobody waits for: not on the CPU, or where it has none."""
+    """Whether a condition is left to an assertion, for which nobody waits: when compiled, and on a GPU that has assertions."""
+    if is_compiling():
+        return True
     if condition.is_cpu:
         return False
     key = torch._C._dispatch_key_for_device(condition.device.type)

@@ -38,7 +38,7 @@ auto with_wanted(Wanted wanted, const Body& body) {
 
 // So many products of kDirectRows numbers 1 + exp(w) may be multiplied, where no w is greater than `logit`: what they
 // come to is below 2^1000.
-constexpr int most_products(double logit) { return static_cast<int>(1000 / (kDirectRows * (1.45 * logit + 1))); }
+inline int most_products(double logit) { return factors_below_overflow(logit) / kDirectRows; }
 
 // softplus(w) over many pairs, a lane at a time: log1p of a product, as LossProduct has it, and max(w, 0).
 class DirectLosses {
