@@ -317,5 +317,5 @@ def test_an_environment_variable_forces_it_on_the_cpu_without_a_warning():
 @pytest.mark.skipif(_core.cpu == "composed", reason="there is no default to see")
 def test_without_it_kernels_are_used_on_the_cpu():
     assert type(prefloss.bradley_terry_loss(torch.ones(2, requires_grad=True), torch.zeros(2)).grad_fn).__name__ == (
-        "DefaultLossBackward"
+        "PlainLossBackward"
     )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from calls import FEW, asking, assert_the_same_step, over_compiled, over_few, over_places
 from rounding_bounds import assert_same_bits
-from sample_inputs import LAYOUTS, laid_out
+from sample_inputs import DTYPES, LAYOUTS, REDUCTIONS, laid_out
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -137,6 +137,44 @@ def test_second_derivatives_lead_through_tensors_of_any_strides(call, device):
     for one, other in zip(*results, strict=True):
         assert bool((one != 0).any())
         torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.kernels  # see above
+@pytest.mark.parametrize("rows", [64, 65], ids=["few", "many"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_few_and_many_entries_with_two_strides_have_the_bits_of_contiguous_ones(rows, reduction, dtype, device):
+    """Up to 4,096 entries are copied in the compiled module, in each direction; of more, torch makes copies."""
+    generator = torch.Generator().manual_seed(rows)
+    plain = {
+        "chosen": torch.randn(rows, 64, generator=generator).to(dtype),
+        "rejected": torch.randn(rows, 64, generator=generator).to(dtype),
+        "margin": torch.rand(rows, 64, generator=generator),
+        "weight": torch.rand(rows, 64, generator=generator) < 0.7,
+        "target": torch.rand(rows, 64, generator=generator),
+    }
+
+    def results(layouts, graph):
+        given = {
+            name: laid_out(tensor.to(device), layout)
+            for (name, tensor), layout in zip(plain.items(), layouts, strict=True)
+        }
+        leaves = [given[name].requires_grad_() for name in ("chosen", "rejected", "margin")]
+        loss = prefloss.bradley_terry_loss(**given, reduction=reduction)
+        upstream = (
+            laid_out((1 + torch.arange(loss.numel())).to(loss).view(loss.shape), layouts[0]) if loss.dim() else None
+        )
+        gradients = list(torch.autograd.grad(loss, leaves, upstream, create_graph=graph))
+        if graph:
+            gradients += torch.autograd.grad(sum(gradient.float().square().sum() for gradient in gradients), leaves)
+        return [loss, *gradients]
+
+    for graph in (False, True):
+        expected = results(("contiguous",) * 5, graph)
+        for first in ("all_but_last", "transposed"):
+            for others in ("contiguous", "transposed"):
+                actual = results((first, others, others, first, others), graph)
+                assert_same_bits(actual, expected)
 
 
 @pytest.mark.kernels  # see above

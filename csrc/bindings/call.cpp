@@ -65,8 +65,14 @@ bool Call::read(const py::tuple& given, const View& rewards, bool checked) {
          read_flag(given[6], statistics);
 }
 
-bool Call::is_default() const {
-  return reduction == kMean && !has_denominator() && !statistics && !copied && options.are_off();
+py::object Call::any_denominator() const {
+  if (tensor_denominator) return tensor_denominator;
+  return denominator ? py::object(py::float_(*denominator)) : py::none();
+}
+
+py::object Call::numbers() const {
+  return py::make_tuple(options.beta, options.margin, options.target, options.label_smoothing,
+                        options.center_rewards_coefficient);
 }
 
 bool Call::read_tensor(py::handle given, const View& rewards, const double*& by) const {

@@ -1,10 +1,10 @@
 // What a call says beside its tensors, read from what the user gave it.
 #pragma once
 
-#include <pybind11/stl.h>
-
 #include <optional>
+#include <vector>
 
+#include "direct.h"
 #include "views.h"
 
 namespace prefloss {
@@ -30,14 +30,16 @@ struct Call {
   bool read_tensor(py::handle given, const View& rewards, const double*& by) const;
 
   bool has_denominator() const { return denominator || tensor_denominator; }
+  bool has_tensor_denominator() const { return static_cast<bool>(tensor_denominator); }
 
-  bool is_default() const;
-  // One loss of tensors as they lie, and nothing beside it.
-  bool is_simple() const { return reduction != kNone && !statistics && !copied; }
+  // For Python.
+  py::object any_denominator() const;
+  py::object numbers() const;
 };
 
 struct PairedCall : Call {
   int layout = kPaired;
+  bool is_plain = false;  // two tensors as they lie, no other, and one result: the loss, or terms that look like them
 
   // Whether weights, if there are any, are what the sum is divided by.
   bool divides_by_weight() const { return reduction == kMean && !has_denominator(); }
@@ -69,24 +71,18 @@ bool requires_grad(py::handle given);
 // Of what is a number or has one entry a pair: the tensor, or None.
 inline py::handle tensor_or_none(py::handle given) { return is_tensor(given) ? given : py::handle(Py_None); }
 
-// What Python sees of a call.
+// What Python sees of a call: what every layout's has, and its own.
 template <typename Class>
-void add_call_members(py::class_<Class>& its) {
-  its.def_readonly("reduction", &Class::reduction)
-      .def_property_readonly("denominator",
-                             [](const Class& call) -> py::object {
-                               return call.tensor_denominator ? call.tensor_denominator : py::cast(call.denominator);
-                             })
-      .def_property_readonly("has_tensor_denominator",
-                             [](const Class& call) { return static_cast<bool>(call.tensor_denominator); })
-      .def_readonly("statistics", &Class::statistics)
-      .def_readonly("copied", &Class::copied)
-      .def_property_readonly("is_simple", &Class::is_simple)
-      .def_property_readonly("numbers", [](const Class& call) {
-        const Options& options = call.options;
-        return py::make_tuple(options.beta, options.margin, options.target, options.label_smoothing,
-                              options.center_rewards_coefficient);
-      });
+void add_call(py::module_& module, const char* name, const std::vector<PyGetSetDef>& its_own) {
+  using direct::attribute;
+  std::vector<PyGetSetDef> all{attribute<Class, &Class::reduction>("reduction"),
+                               attribute<Class, &Class::any_denominator>("denominator"),
+                               attribute<Class, &Class::has_tensor_denominator>("has_tensor_denominator"),
+                               attribute<Class, &Class::statistics>("statistics"),
+                               attribute<Class, &Class::copied>("copied"),
+                               attribute<Class, &Class::numbers>("numbers")};
+  all.insert(all.end(), its_own.begin(), its_own.end());
+  direct::add_type<Class>(module, name, all);
 }
 
 }  // namespace prefloss

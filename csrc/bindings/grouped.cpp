@@ -1,8 +1,6 @@
 // The grouped loss and its derivatives for Python: eager calls over tensors as they are, and the operators
 // prefloss::grouped_forward, grouped_backward, grouped_double_backward. Names, reading of arguments, where results go;
 // no arithmetic.
-#include <pybind11/stl.h>
-
 #include <algorithm>
 #include <cmath>
 #include <optional>
@@ -226,7 +224,7 @@ bool scale_slopes(py::handle grad, py::handle slopes, py::handle group_sizes, bo
   View slope_view, grad_view;
   EagerGroups given;
   Column column, upstream, gradient;
-  if (!read(slopes, slope_view) || !read(grad, grad_view) || !read(result, given.rewards)) return false;
+  if (!read(slopes, slope_view) || !read(grad, grad_view) || !read_result(result, given.rewards)) return false;
   const View& result_view = given.rewards;
   if (slope_view.cuda != result_view.cuda || grad_view.cuda != result_view.cuda || !slope_view.is_floating() ||
       grad_view.dtype != slope_view.dtype || !result_view.is_floating() ||
@@ -419,19 +417,17 @@ void double_backward_operator(Value* stack, uint64_t, uint64_t) {
 void add_grouped(py::module_& module) {
   module.attr("large_group") = kLargeGroup;
   module.attr("cpu_runs_cuda_kernels") = runs_on_cuda(false);
-  py::class_<GroupedCall> its(module, "GroupedCall");
-  add_call_members(its);
-  its.def_readonly("half_ties", &GroupedCall::half_ties).def_readonly("over_pairs", &GroupedCall::over_pairs);
-  module.def("grouped_call", &call_of, py::arg("rewards"), py::arg("ranks"), py::arg("group_sizes"), py::arg("weight"),
-             py::arg("filled"), py::arg("margin"), py::arg("average"), py::arg("ties"), py::arg("options"),
-             py::arg("checked"));
-  module.def("grouped_forward", &forward, py::arg("rewards"), py::arg("ranks"), py::arg("group_sizes"),
-             py::arg("weight"), py::arg("filled"), py::arg("denominator"), py::arg("call"), py::arg("large"),
-             py::arg("loss"), py::arg("slopes"), py::arg("sums"));
-  module.def("grouped_derivatives", &derivatives, py::arg("rewards"), py::arg("ranks"), py::arg("group_sizes"),
-             py::arg("weight"), py::arg("call"), py::arg("large"), py::arg("gradient"), py::arg("curvatures"));
-  module.def("scale_slopes", &scale_slopes, py::arg("grad"), py::arg("slopes"), py::arg("group_sizes"),
-             py::arg("per_group"), py::arg("result"));
+  add_call<GroupedCall>(module, "prefloss._core.GroupedCall",
+                        {direct::attribute<GroupedCall, &GroupedCall::half_ties>("half_ties"),
+                         direct::attribute<GroupedCall, &GroupedCall::over_pairs>("over_pairs")});
+  direct::add_function<&call_of>(
+      module, "grouped_call", "rewards, ranks, group_sizes, weight, filled, margin, average, ties, options, checked");
+  direct::add_function<&forward>(
+      module, "grouped_forward",
+      "rewards, ranks, group_sizes, weight, filled, denominator, call, large, loss, slopes, sums");
+  direct::add_function<&derivatives>(module, "grouped_derivatives",
+                                     "rewards, ranks, group_sizes, weight, call, large, gradient, curvatures");
+  direct::add_function<&scale_slopes>(module, "scale_slopes", "grad, slopes, group_sizes, per_group, result");
 }
 
 void register_grouped() {

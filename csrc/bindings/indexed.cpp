@@ -1,7 +1,5 @@
 // The loss of comparisons by index for Python's eager calls; under a compiler or a transform the scores are gathered,
 // and the operators over pairs do the rest. Names, reading of arguments, where results go; no arithmetic.
-#include <pybind11/stl.h>
-
 #include <algorithm>
 #include <optional>
 #include <stdexcept>
@@ -92,11 +90,11 @@ bool forward(py::handle scores, py::handle chosen_index, py::handle rejected_ind
 }  // namespace
 
 void add_indexed(py::module_& module) {
-  module.def("indexed_call", &call_of, py::arg("scores"), py::arg("chosen_index"), py::arg("rejected_index"),
-             py::arg("margin"), py::arg("weight"), py::arg("target"), py::arg("options"), py::arg("checked"));
-  module.def("indexed_forward", &forward, py::arg("scores"), py::arg("chosen_index"), py::arg("rejected_index"),
-             py::arg("margin"), py::arg("weight"), py::arg("target"), py::arg("denominator"), py::arg("call"),
-             py::arg("loss"), py::arg("slopes"), py::arg("sums"));
+  direct::add_function<&call_of>(module, "indexed_call",
+                                 "scores, chosen_index, rejected_index, margin, weight, target, options, checked");
+  direct::add_function<&forward>(
+      module, "indexed_forward",
+      "scores, chosen_index, rejected_index, margin, weight, target, denominator, call, loss, slopes, sums");
 }
 
 }  // namespace prefloss

@@ -1,7 +1,5 @@
 // The paired loss for Python: eager calls over tensors as they are, and the operators prefloss::paired_forward,
 // paired_backward, paired_double_backward. Names, reading of arguments, where results go; no arithmetic.
-#include <pybind11/stl.h>
-
 #include <algorithm>
 #include <optional>
 #include <stdexcept>
@@ -35,6 +33,7 @@ Fit split(const View& rewards, int layout, Column& chosen, Column& rejected) {
 struct EagerPairs {
   View rewards;
   Pairs pairs;
+  Copies copies;
 
   Fit read_from(py::handle given, py::handle rejected, int layout, py::handle margin, py::handle weight,
                 py::handle target) {
@@ -46,18 +45,30 @@ struct EagerPairs {
     Fit fit = layout != kPaired ? split(rewards, layout, pairs.chosen, pairs.rejected)
               : rejected.is_none()
                   ? Fit::kNo
-                  : both(as_column(rewards, 0, pairs.chosen), read_column(rejected, rewards, is_like, pairs.rejected));
-    fit = both(fit, read_column(margin, rewards, is_option, pairs.margin));
-    fit = both(fit, read_column(weight, rewards, is_weight, pairs.weight));
-    return both(fit, read_column(target, rewards, is_option, pairs.target));
+                  : both(copies.gather(rewards, pairs.chosen), column(rejected, is_like, pairs.rejected));
+    fit = both(fit, column(margin, is_option, pairs.margin));
+    fit = both(fit, column(weight, is_weight, pairs.weight));
+    return both(fit, column(target, is_option, pairs.target));
+  }
+
+  template <typename Accepts>
+  Fit column(py::handle handle, const Accepts& accepts, Column& column) {
+    return read_column(handle, rewards, accepts, column, &copies);
+  }
+
+  // Whether terms, which are contiguous, are as rewards are.
+  bool terms_look_like_rewards() const {
+    Column its;
+    return rewards.dtype == accumulation_dtype(rewards.dtype) && as_column(rewards, 0, its) == Fit::kYes &&
+           (its.stride == 1 || pairs.count < 2);
   }
 
   // Where a gradient goes, if it is wanted: one column, or the two parts of a stacked one.
-  bool read_output(py::handle handle, int layout, Column& first, Column& second) const {
+  bool read_output(py::handle handle, int layout, Column& first, Column& second) {
     View view;
     if (handle.is_none()) return true;
-    if (!read(handle, view) || view.cuda != rewards.cuda) return false;
-    return (layout == kPaired ? as_column(view, 0, first) : split(view, layout, first, second)) == Fit::kYes;
+    if (!read_result(handle, view) || view.cuda != rewards.cuda) return false;
+    return (layout == kPaired ? copies.make_room(view, first) : split(view, layout, first, second)) == Fit::kYes;
   }
 
   // The float64 sums of a call, if there are any.
@@ -81,12 +92,14 @@ struct EagerPairs {
 // None, where the operators must be asked, or Python's checks first.
 std::optional<PairedCall> call_of(py::handle rewards, py::handle rejected, int layout, py::handle margin,
                                   py::handle weight, py::handle target, const py::tuple& options, bool checked) {
-  EagerPairs given;
+  EagerPairs given{{}, {}, Copies(false)};
   PairedCall call;
   call.layout = layout;
   const Fit fit = given.read_from(rewards, rejected, layout, tensor_or_none(margin), weight, tensor_or_none(target));
   if (fit == Fit::kNo || !call.read(options, margin, weight, target, given.rewards, checked)) return std::nullopt;
   call.copied = fit == Fit::kAfterCopy;
+  call.is_plain = layout == kPaired && fit == Fit::kYes && !call.statistics && !call.tensor_denominator &&
+                  !given.pairs.has_columns() && (call.reduction != kNone || given.terms_look_like_rewards());
   return call;
 }
 
@@ -94,22 +107,18 @@ void forward(py::handle rewards, py::handle rejected, py::handle margin, py::han
              py::handle denominator, const PairedCall& call, py::handle loss, py::handle sums) {
   EagerPairs given;
   Pairs& pairs = given.pairs;
-  ForwardOutputs outputs;
-  Column result;
   const double* by = nullptr;
-  const auto is_loss = [&](const View& view) {
-    return view.dtype == accumulation_dtype(given.rewards.dtype) &&
-           view.count() == (call.reduction == kNone ? pairs.count : 1);
-  };
   if (given.read_from(rewards, rejected, call.layout, margin, weight, target) != Fit::kYes ||
-      read_column(loss, given.rewards, is_loss, result) != Fit::kYes || !given.read_sums(sums, outputs.sums) ||
       !call.read_tensor(denominator, given.rewards, by))
     throw std::invalid_argument("paired_forward was given what paired_call refuses");
   pairs.options = call.options;
+  const Dtype real = accumulation_dtype(given.rewards.dtype);
+  ForwardOutputs outputs;
   if (call.reduction == kNone)
-    outputs.terms = result;
+    outputs.terms = {output(loss, real, pairs.count), real, 1, 0};
   else
-    outputs.loss = result.data;
+    outputs.loss = output(loss, real, 1);
+  outputs.sums = static_cast<double*>(output(sums, Dtype::kFloat64, kSums));
   outputs.statistics = call.statistics;
   Place place = place_of(given.rewards.cuda, given.rewards.device_index, pairs.count);
   const Tensor scratch = scratch_for(place, given.rewards.device_index, scratch_size(place.cuda, pairs));
@@ -133,7 +142,7 @@ bool backward(py::handle grad, py::handle rewards, py::handle rejected, py::hand
            view.count() == (call.reduction == kNone ? pairs.count : 1);
   };
   if (given.read_from(rewards, rejected, call.layout, margin, weight, target) != Fit::kYes ||
-      read_column(grad, given.rewards, is_upstream, upstream) != Fit::kYes || !given.read_sums(sums, totals) ||
+      given.column(grad, is_upstream, upstream) != Fit::kYes || !given.read_sums(sums, totals) ||
       !call.read_tensor(denominator, given.rewards, number) ||
       !given.read_output(grad_rewards, call.layout, gradients.chosen, gradients.rejected) ||
       !given.read_output(grad_margin, kPaired, gradients.margin, gradients.margin))
@@ -146,6 +155,7 @@ bool backward(py::handle grad, py::handle rewards, py::handle rejected, py::hand
   if (by.total_weight && totals == nullptr) return false;
   const Place place = place_of(given.rewards.cuda, given.rewards.device_index, pairs.count);
   run_without_gil(pairs.count, [&] { prefloss::paired_backward(pairs, by, upstream, gradients, place); });
+  given.copies.scatter();
   return true;
 }
 
@@ -306,30 +316,18 @@ void double_backward_operator(Value* stack, uint64_t, uint64_t) {
 }  // namespace
 
 void add_paired(py::module_& module) {
-  py::class_<PairedCall> its(module, "PairedCall");
-  add_call_members(its);
-  its.def_readonly("layout", &PairedCall::layout)
-      .def_property_readonly("divides_by_weight", &PairedCall::divides_by_weight);
-  static py::handle default_call = py::cast(PairedCall()).release();  // what most calls are: made once
-  module.attr("DEFAULT_CALL") = default_call;
-  module.def(
-      "paired_call",
-      [](py::handle rewards, py::handle rejected, int layout, py::handle margin, py::handle weight, py::handle target,
-         const py::tuple& options, bool checked) -> std::optional<py::object> {
-        const std::optional<PairedCall> call =
-            call_of(rewards, rejected, layout, margin, weight, target, options, checked);
-        if (!call) return std::nullopt;
-        const bool is_default =
-            layout == kPaired && margin.is_none() && weight.is_none() && target.is_none() && call->is_default();
-        return is_default ? py::reinterpret_borrow<py::object>(default_call) : py::cast(*call);
-      },
-      py::arg("rewards"), py::arg("rejected"), py::arg("layout"), py::arg("margin"), py::arg("weight"),
-      py::arg("target"), py::arg("options"), py::arg("checked"));
-  module.def("paired_forward", &forward, py::arg("rewards"), py::arg("rejected"), py::arg("margin"), py::arg("weight"),
-             py::arg("target"), py::arg("denominator"), py::arg("call"), py::arg("loss"), py::arg("sums"));
-  module.def("paired_backward", &backward, py::arg("grad"), py::arg("rewards"), py::arg("rejected"), py::arg("margin"),
-             py::arg("weight"), py::arg("target"), py::arg("denominator"), py::arg("sums"), py::arg("call"),
-             py::arg("grad_rewards"), py::arg("grad_rejected"), py::arg("grad_margin"));
+  using direct::attribute;
+  add_call<PairedCall>(
+      module, "prefloss._core.PairedCall",
+      {attribute<PairedCall, &PairedCall::layout>("layout"), attribute<PairedCall, &PairedCall::is_plain>("is_plain"),
+       attribute<PairedCall, &PairedCall::divides_by_weight>("divides_by_weight")});
+  direct::add_function<&call_of>(module, "paired_call",
+                                 "rewards, rejected, layout, margin, weight, target, options, checked");
+  direct::add_function<&forward>(module, "paired_forward",
+                                 "rewards, rejected, margin, weight, target, denominator, call, loss, sums");
+  direct::add_function<&backward>(module, "paired_backward",
+                                  "grad, rewards, rejected, margin, weight, target, denominator, sums, call, "
+                                  "grad_rewards, grad_rejected, grad_margin");
 }
 
 void register_paired() {

@@ -1,6 +1,7 @@
 #include "views.h"
 
 #include <algorithm>
+#include <cstring>
 #include <functional>
 #include <numeric>
 #include <stdexcept>
@@ -61,6 +62,41 @@ bool one_stride(const int64_t* sizes, const int64_t* strides, int64_t begin, int
   return true;
 }
 
+// Whether torch would take longer to copy them, and the memory is the host's.
+bool are_few(const View& view) { return !view.cuda && view.count() <= 4096; }
+
+size_t bytes_of(const View& view) { return static_cast<size_t>(view.count() * kBytes[static_cast<int>(view.dtype)]); }
+
+// Between the entries from this dimension on, `there`, and contiguous ones. Returns the next contiguous one.
+template <bool kBack, size_t kBytes>
+char* copy_entries(const View& view, int64_t dimension, char* there, char* here) {
+  const int64_t size = view.sizes[dimension], stride = view.strides[dimension] * static_cast<int64_t>(kBytes);
+  for (int64_t i = 0; i < size; i++, there += stride) {
+    if (dimension + 1 < view.dimensions) {
+      here = copy_entries<kBack, kBytes>(view, dimension + 1, there, here);
+      continue;
+    }
+    std::memcpy(kBack ? there : here, kBack ? here : there, kBytes);
+    here += kBytes;
+  }
+  return here;
+}
+
+template <bool kBack>
+void copy_entries(const View& view, char* here) {
+  char* const there = static_cast<char*>(view.data);
+  switch (kBytes[static_cast<int>(view.dtype)]) {
+    case 8:
+      return void(copy_entries<kBack, 8>(view, 0, there, here));
+    case 4:
+      return void(copy_entries<kBack, 4>(view, 0, there, here));
+    case 2:
+      return void(copy_entries<kBack, 2>(view, 0, there, here));
+    default:
+      return void(copy_entries<kBack, 1>(view, 0, there, here));
+  }
+}
+
 }  // namespace
 
 int64_t View::count(int64_t from) const {
@@ -94,12 +130,11 @@ bool is_tensor(py::handle handle) {
 }
 
 // DLPack refuses what has no memory of its own (sparse, nested, meta, functorch's wrappers); the type tells subclasses,
-// and the null pointer zero tensors. A negative-bit view it does not see: torch is asked.
-bool read(py::handle handle, View& view) {
-  PyObject* object = handle.ptr();
+// and the null pointer zero tensors.
+bool read_result(py::handle handle, View& view) {
   if (!is_tensor(handle)) return false;
   dlpack::Tensor tensor;
-  if (torch.api->tensor_from_py_object(object, &tensor) != 0) return PyErr_Clear(), false;
+  if (torch.api->tensor_from_py_object(handle.ptr(), &tensor) != 0) return PyErr_Clear(), false;
   view.cuda = tensor.device.type == dlpack::kCuda;
   if (tensor.device.type != dlpack::kCpu && (!view.cuda || tensor.device.id != current_cuda_device())) return false;
   if (!dtype_of(tensor.dtype, view.dtype)) return false;
@@ -108,8 +143,13 @@ bool read(py::handle handle, View& view) {
   view.dimensions = tensor.dimensions;
   view.sizes = tensor.shape;
   view.strides = tensor.strides;
-  if (tensor.data == nullptr && view.count() > 0) return false;
-  PyObject* negative = PyObject_CallMethodNoArgs(object, torch.is_neg);
+  return tensor.data != nullptr || view.count() == 0;
+}
+
+// A negative-bit view DLPack does not see: torch is asked.
+bool read(py::handle handle, View& view) {
+  if (!read_result(handle, view)) return false;
+  PyObject* const negative = PyObject_CallMethodNoArgs(handle.ptr(), torch.is_neg);
   if (negative == nullptr) return PyErr_Clear(), false;
   Py_DECREF(negative);
   return negative == Py_False;
@@ -123,12 +163,34 @@ Fit as_column(const View& view, int64_t batch, Column& column) {
   return fits ? Fit::kYes : Fit::kAfterCopy;
 }
 
+Fit Copies::gather(const View& view, Column& column) {
+  const Fit fit = as_column(view, 0, column);
+  if (fit != Fit::kAfterCopy || !are_few(view)) return fit;
+  if (!are_read_) return Fit::kYes;
+  std::vector<char>& entries = inputs_.emplace_back(Copy{view, std::vector<char>(bytes_of(view))}).entries;
+  copy_entries<false>(view, entries.data());
+  column = {entries.data(), view.dtype, 1, 0};
+  return Fit::kYes;
+}
+
+Fit Copies::make_room(const View& result, Column& column) {
+  const Fit fit = as_column(result, 0, column);
+  if (fit != Fit::kAfterCopy || !are_few(result)) return fit;
+  std::vector<char>& entries = results_.emplace_back(Copy{result, std::vector<char>(bytes_of(result))}).entries;
+  column = {entries.data(), result.dtype, 1, 0};
+  return Fit::kYes;
+}
+
+void Copies::scatter() const {
+  for (const Copy& result : results_) copy_entries<true>(result.view, const_cast<char*>(result.entries.data()));
+}
+
 void* output(py::handle handle, Dtype dtype, int64_t count) {
   View view;
   Column column;
   if (handle.is_none()) return nullptr;
-  if (!read(handle, view) || view.dtype != dtype || view.count() != count || as_column(view, 0, column) != Fit::kYes ||
-      (count > 1 && column.stride != 1))
+  if (!read_result(handle, view) || view.dtype != dtype || view.count() != count ||
+      as_column(view, 0, column) != Fit::kYes || (count > 1 && column.stride != 1))
     throw std::invalid_argument("a result must be contiguous, of the right dtype and size");
   return view.data;
 }

@@ -52,6 +52,9 @@ bool set_torch(const py::type& tensor, const py::type& parameter, const py::obje
 // no tensor, a subclass of it, one without memory, a view with the negative bit, a dtype that no kernel takes.
 bool read(py::handle handle, View& view);
 
+// The same of a tensor that was made for this call, and is no view.
+bool read_result(py::handle handle, View& view);
+
 // Whether it is a tensor, and no subclass but a parameter.
 bool is_tensor(py::handle handle);
 
@@ -69,13 +72,36 @@ inline Fit both(Fit first, Fit second) {
 // `batch` dimensions).
 Fit as_column(const View& view, int64_t batch, Column& column);
 
+// Few entries on the host that no stride leads through, copied to where one does. Of many, torch makes copies, with its
+// threads.
+class Copies {
+ public:
+  // Columns that nobody reads need no entries.
+  explicit Copies(bool are_read = true) : are_read_(are_read) {}
+
+  // The entries as they lie, or copies.
+  Fit gather(const View& view, Column& column);
+  // Where a result goes: to its place, or to memory from which `scatter` brings it there.
+  Fit make_room(const View& result, Column& column);
+  void scatter() const;
+
+ private:
+  struct Copy {
+    View view;
+    std::vector<char> entries;
+  };
+  bool are_read_;
+  std::vector<Copy> inputs_, results_;
+};
+
 // None, or a tensor beside the rewards, on their device. `accepts(view)`: its dtype and its shape.
 template <typename Accepts>
-Fit read_column(py::handle handle, const View& rewards, const Accepts& accepts, Column& column) {
+Fit read_column(py::handle handle, const View& rewards, const Accepts& accepts, Column& column,
+                Copies* copies = nullptr) {
   if (handle.is_none()) return Fit::kYes;
   View view;
   if (!read(handle, view) || view.cuda != rewards.cuda || !accepts(view)) return Fit::kNo;
-  return as_column(view, 0, column);
+  return copies ? copies->gather(view, column) : as_column(view, 0, column);
 }
 
 // Where a result goes that a call has made room for, contiguous; null for None. Throws for anything else.

@@ -23,7 +23,7 @@ class PairedCall:
     has_tensor_denominator: bool
     statistics: bool
     copied: bool
-    is_simple: bool
+    is_plain: bool
     numbers: tuple[float, float, float, float, float]
 
 class GroupedCall:
@@ -34,11 +34,9 @@ class GroupedCall:
     has_tensor_denominator: bool
     statistics: bool
     copied: bool
-    is_simple: bool
     numbers: tuple[float, float, float, float, float]
 
-DEFAULT_CALL: Final[PairedCall]
-
+# The functions of a step take their arguments in order, without names.
 # options: (beta, label_smoothing, flip_rate, center_rewards_coefficient, reduction, denominator, return_stats).
 def paired_call(
     rewards: object,

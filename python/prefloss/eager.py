@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from . import _core
-from ._core import DEFAULT_CALL
 from .arguments import REWARD_DTYPES
 from .operators.grouped import KEYS_ALONE, GroupOptions, Groups, check_ranks, grouped_loss, order_keys
 from .operators.indexed import check_indices, indexed_loss
@@ -40,28 +39,29 @@ def _copies(tensors: _Tensors) -> _Tensors:
 
 
 @called_directly
-class DefaultLoss(Function):
-    """The default call and nothing else: every statement here is paid for in each training step."""
+class PlainLoss(Function):
+    """What most calls are, two tensors and one result: every statement here is paid for in each training step."""
 
     @staticmethod
-    def forward(ctx: Any, chosen: Tensor, rejected: Tensor) -> Tensor:
+    def forward(ctx: Any, chosen: Tensor, rejected: Tensor, call: _core.PairedCall) -> Tensor:
         ctx.save_for_backward(chosen, rejected)
-        loss = new_scalar(chosen)
-        _core.paired_forward(chosen, rejected, None, None, None, None, DEFAULT_CALL, loss, None)
+        ctx.call = call
+        loss = torch.empty_like(chosen) if call.reduction == NONE else new_scalar(chosen)
+        _core.paired_forward(chosen, rejected, None, None, None, None, call, loss, None)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         chosen, rejected = ctx.saved_tensors
+        wants_chosen, wants_rejected, _ = ctx.needs_input_grad
         if not torch.is_grad_enabled() and not is_watched():
-            wants_chosen, wants_rejected = ctx.needs_input_grad
             grad_chosen = torch.empty_like(chosen) if wants_chosen else None
             grad_rejected = torch.empty_like(rejected) if wants_rejected else None
             if _core.paired_backward(
-                grad, chosen, rejected, None, None, None, None, None, DEFAULT_CALL, grad_chosen, grad_rejected, None
+                grad, chosen, rejected, None, None, None, None, None, ctx.call, grad_chosen, grad_rejected, None
             ):
-                return grad_chosen, grad_rejected
-        return _by_operators(DEFAULT_CALL, grad, chosen, rejected, None, None, None, None, None)[:2]
+                return grad_chosen, grad_rejected, None
+        return *_by_operators(ctx.call, grad, chosen, rejected, None, None, None, None, None)[:2], None
 
 
 @called_directly
@@ -80,10 +80,7 @@ class PairedLoss(Function):
     ) -> Tensor | tuple[Tensor, Tensor]:
         sums = None
         divides = weight is not None and call.divides_by_weight
-        if call.is_simple:
-            loss = new_scalar(rewards)
-        else:
-            loss = new_losses(rewards, call.layout) if call.reduction == NONE else new_scalar(rewards)
+        loss = new_losses(rewards, call.layout) if call.reduction == NONE else new_scalar(rewards)
         if divides or call.statistics:
             sums = new_sums(rewards)
         by = _tensor_denominator(call)

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from . import _core, arguments, composed
-from ._core import DEFAULT_CALL, PairedCall
-from .eager import DefaultLoss, PairedLoss
+from ._core import PairedCall
+from .eager import PairedLoss, PlainLoss
 from .operators.paired import paired_loss
 from .pairs import DEFAULTS, HALVES, INTERLEAVED, PAIRED, Pairs, unstack
 from .stats import PairStats
@@ -203,9 +203,9 @@ def loss_of(
     eager = not is_compiling() and not is_watched()
     if eager:
         call = paired_call(rewards, rejected, layout, margin, weight, target, options, False)
-        if call is DEFAULT_CALL:
-            return cast(Tensor, DefaultLoss.apply(rewards, rejected))
         if call is not None:
+            if call.is_plain:
+                return cast(Tensor, PlainLoss.apply(rewards, rejected, call))
             margin = margin if isinstance(margin, Tensor) else None
             target = target if isinstance(target, Tensor) else None
             return _result(PairedLoss.apply(rewards, rejected, margin, weight, target, call), call)
