@@ -7,7 +7,9 @@
 // number of threads.
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "chunks.h"
@@ -113,16 +115,26 @@ struct ChunkOfItems {
     size = std::min(kChunk, count - begin);
     chosen = comparisons.chosen.entry<const Integer>(0, begin);
     rejected = comparisons.rejected.entry<const Integer>(0, begin);
-    const uint64_t items = static_cast<uint64_t>(comparisons.items);
-    bool outside = false;
-    for (int64_t i = 0; i < size; i++)
-      outside |= static_cast<uint64_t>(chosen[i * chosen_stride]) >= items ||
-                 static_cast<uint64_t>(rejected[i * rejected_stride]) >= items;
-    if (outside) return false;
+    constexpr std::integral_constant<int64_t, 1> kOne;  // the compiler's vectors need to know it
+    if (chosen_stride == 1 && rejected_stride == 1) return gather(kOne, kOne);
+    return gather(chosen_stride, rejected_stride);
+  }
+
+  template <typename Stride>
+  bool gather(Stride to_chosen, Stride to_rejected) {
+    using Unsigned = std::make_unsigned_t<Integer>;  // where a negative index is a large one
+    Unsigned largest = 0;
+    for (int64_t i = 0; i < size; i++) {
+      const Unsigned a = static_cast<Unsigned>(chosen[i * to_chosen]),
+                     b = static_cast<Unsigned>(rejected[i * to_rejected]);
+      largest = std::max(largest, std::max(a, b));
+    }
+    const uint64_t end = std::min<uint64_t>(comparisons.items, uint64_t{std::numeric_limits<Integer>::max()} + 1);
+    if (size > 0 && largest >= end) return false;
     Real *a = values(0), *b = values(1);
     for (int64_t i = 0; i < size; i++) {
-      a[i] = scores[chosen[i * chosen_stride]];
-      b[i] = scores[rejected[i * rejected_stride]];
+      a[i] = scores[chosen[i * to_chosen]];
+      b[i] = scores[rejected[i * to_rejected]];
     }
     return true;
   }
