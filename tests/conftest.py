@@ -27,21 +27,25 @@ LONG_LISTS = [call for call in ALL if call.layout == "long"]
 
 # The files that take longest come first, so that no process is left alone with one of them at the end.
 LONGEST = (
-    "every_way",
     "compiled",
-    "grouped",
     "long_lists",
-    "indexed",
-    "processes",
-    "not_plain",
-    "train_reward_model",
-    "instruction_sets",
-    "paired_values",
     "composed",
-    "transforms",
+    "every_way",
+    "unkind_lists",
+    "train_reward_model",
+    "grouped",
+    "long_list_derivatives",
+    "processes",
+    "indexed",
+    "paired_values",
+    "grouped_derivatives",
+    "not_plain",
     "evaluate_command",
+    "instruction_sets",
+    "examples",
+    "evaluate_sums",
     "autograd",
-    "package",
+    "transforms",
 )
 FIRST = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
 
