@@ -31,7 +31,7 @@ _Tensors = tuple[Any, Any, Any, Any, Any]  # the five that a layout has, some of
 
 
 def _copies(tensors: _Tensors) -> _Tensors:
-    """What the kernels read in a call that is `copied`, in which a tensor has no single stride.
+    """What the kernels read in a `copied` call, in which a tensor of many entries has no single stride (of few: views.h).
 
     Saved is what was copied, beside the copies: a graph of the gradients must lead there.
     """
