@@ -290,6 +290,17 @@ def test_no_pairs_give_a_connected_zero(dtype, reduction, shape):
         assert bool((gradient == 0).all())
 
 
+@over_reductions
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (1, 0, 2)])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_without_pairs_a_margin_has_a_gradient_of_its_shape(reduction, shape, create_graph, device):
+    leaves = [torch.zeros(shape, device=device, requires_grad=True) for _ in range(3)]
+    chosen, rejected, margin = leaves
+    loss = prefloss.bradley_terry_loss(chosen, rejected, margin=margin, reduction=reduction)
+    gradients = torch.autograd.grad(loss.sum(), leaves, create_graph=create_graph)
+    assert [gradient.shape for gradient in gradients] == [shape] * 3
+
+
 def test_no_pairs_without_weights_give_a_connected_zero():
     chosen, rejected = ask_for_gradients(torch.zeros(0), torch.zeros(0))
     loss, stats = prefloss.bradley_terry_loss(chosen, rejected, return_stats=True)

@@ -79,11 +79,12 @@ inline void subtract_all(const Float16* chosen, const Float16* rejected, int cou
 template <typename Real>
 class Differences {
  public:
-  explicit Differences(const Pairs& pairs) : pairs_(pairs) {}
+  // `in_order`: for others than `store_gradients`.
+  explicit Differences(const Pairs& pairs, bool in_order = false) : pairs_(pairs), in_order_(in_order) {}
 
   void load(int64_t row, int64_t begin, int count) {
-    if (!load_in_place<Real>(row, begin, count) && !load_in_place<BFloat16>(row, begin, count) &&
-        !load_in_place<Float16>(row, begin, count)) {
+    if (!load_in_place<Real>(row, begin, count) &&
+        (in_order_ || (!load_in_place<BFloat16>(row, begin, count) && !load_in_place<Float16>(row, begin, count)))) {
       const Real* chosen = cpu::load(pairs_.chosen, row, begin, count, chosen_);
       const Real* rejected = cpu::load(pairs_.rejected, row, begin, count, rejected_);
       subtract_all(chosen, rejected, count, values);
@@ -107,6 +108,7 @@ class Differences {
 
  private:
   const Pairs& pairs_;
+  const bool in_order_;
   float greatest_ = std::numeric_limits<float>::infinity();  // magnitude
   Buffer<Real> chosen_, rejected_;
 
@@ -247,23 +249,30 @@ bool are_contiguous(const Pairs& pairs, const Gradients& gradients) {
          is_in_place<Half>(gradients.rejected);
 }
 
-// The gradients of contiguous half-precision rewards.
+// The gradients of half-precision rewards.
 template <typename Half>
 void half_backward(const Pairs& pairs, float scale, const Gradients& gradients, int64_t row, int64_t chunk) {
-  Differences<float> differences(pairs);
+  const bool contiguous = are_contiguous<Half>(pairs, gradients);
+  Differences<float> differences(pairs, !contiguous);
   for_blocks(chunk, pairs.count, [&](int64_t begin, int count) {
     differences.load(row, begin, count);
-    to_gradients(differences.are_moderate(), scale, count, differences.values);
-    store_gradients(differences.values, count, gradients.chosen.entry<Half>(row, begin),
-                    gradients.rejected.entry<Half>(row, begin));
+    float* const slopes = differences.values;
+    to_gradients(differences.are_moderate(), scale, count, slopes);
+    if (contiguous)
+      return store_gradients(slopes, count, gradients.chosen.entry<Half>(row, begin),
+                             gradients.rejected.entry<Half>(row, begin));
+    if (gradients.chosen) write_entries(slopes, gradients.chosen, row, begin, count);
+    for (int i = 0; i < count; i++) slopes[i] = -slopes[i];
+    if (gradients.rejected) write_entries(slopes, gradients.rejected, row, begin, count);
   });
 }
 
 template <typename Real>
 void plain_backward(const Pairs& pairs, Real scale, const Gradients& gradients, int64_t row, int64_t chunk) {
   if constexpr (sizeof(Real) == sizeof(float)) {
-    if (are_contiguous<BFloat16>(pairs, gradients)) return half_backward<BFloat16>(pairs, scale, gradients, row, chunk);
-    if (are_contiguous<Float16>(pairs, gradients)) return half_backward<Float16>(pairs, scale, gradients, row, chunk);
+    const Dtype dtype = pairs.chosen.dtype;
+    if (dtype == Dtype::kBFloat16) return half_backward<BFloat16>(pairs, scale, gradients, row, chunk);
+    if (dtype == Dtype::kFloat16) return half_backward<Float16>(pairs, scale, gradients, row, chunk);
   }
   Buffer<Real> chosen_buffer, rejected_buffer, chosen_result, rejected_result;
   for_blocks(chunk, pairs.count, [&](int64_t begin, int count) {
