@@ -85,13 +85,14 @@ struct EagerGroups {
   View rewards, group_sizes;
   Column sizes, weight, filled;
   Groups groups;
+  Copies copies;
   std::vector<int64_t> offsets;
   Tensor offsets_there;  // on a GPU
 
   Fit read_from(py::handle given, py::handle ranks, py::handle its_sizes, py::handle its_weight,
                 py::handle its_filled) {
     if (!read(given, rewards) || !rewards.is_floating()) return Fit::kNo;
-    Fit fit = as_column(rewards, 0, groups.rewards);
+    Fit fit = copies.gather(rewards, groups.rewards);
     groups.items = rewards.count();
     if (its_sizes.is_none()) {
       if (rewards.dimensions != 2) return Fit::kNo;
@@ -104,8 +105,8 @@ struct EagerGroups {
       fit = both(fit, as_column(group_sizes, 0, sizes));
       groups.groups = group_sizes.count();
     }
-    fit = both(fit,
-               read_column(ranks, rewards, [&](const View& view) { return view.has_shape_of(rewards); }, groups.ranks));
+    const auto is_rank = [&](const View& view) { return view.has_shape_of(rewards); };
+    fit = both(fit, read_column(ranks, rewards, is_rank, groups.ranks, &copies));
     const auto is_weight = [&](const View& view) {
       return view.is_weight(rewards) && view.dimensions == 1 && view.count() == groups.groups;
     };
@@ -146,6 +147,7 @@ std::optional<GroupedCall> call_of(py::handle rewards, py::handle ranks, py::han
                                    py::handle filled, py::handle margin, py::handle average, py::handle ties,
                                    const py::tuple& options, bool checked) {
   EagerGroups given;
+  given.copies = Copies(false);
   GroupedCall call;
   const Fit fit = given.read_from(rewards, ranks, group_sizes, weight, filled);
   const Dtype dtype = given.rewards.dtype;

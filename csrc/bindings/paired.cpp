@@ -92,7 +92,8 @@ struct EagerPairs {
 // None, where the operators must be asked, or Python's checks first.
 std::optional<PairedCall> call_of(py::handle rewards, py::handle rejected, int layout, py::handle margin,
                                   py::handle weight, py::handle target, const py::tuple& options, bool checked) {
-  EagerPairs given{{}, {}, Copies(false)};
+  EagerPairs given;
+  given.copies = Copies(false);
   PairedCall call;
   call.layout = layout;
   const Fit fit = given.read_from(rewards, rejected, layout, tensor_or_none(margin), weight, tensor_or_none(target));
