@@ -20,7 +20,7 @@ from torch import Tensor
 
 import prefloss
 from prefloss import _core, reference
-from prefloss.pairs import PAIRED
+from prefloss.pairs import DEFAULTS, PAIRED
 
 OPTIONS = {"beta": 0.5, "label_smoothing": 0.1}
 STEP_SIZES = (8, 64, 256, 1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304, 16_777_216)
@@ -127,8 +127,8 @@ def _kernels(kind: str, chosen: Tensor, rejected: Tensor) -> dict[str, Contender
     first, second = torch.zeros_like(chosen), torch.zeros_like(rejected)
     loss, upstream = torch.zeros(()), torch.ones(())
     options = None, None, None, None  # margin, weight, target, denominator
-    defaults = 1.0, 0.0, 0.0, 0.0, "mean", None, False
-    call = _core.paired_call(chosen, rejected, PAIRED, None, None, None, defaults, False)
+    as_given = DEFAULTS.as_given("mean", None, False)
+    call = _core.paired_call(chosen, rejected, PAIRED, None, None, None, as_given, False)
     assert call is not None
 
     def forward() -> None:

@@ -80,7 +80,7 @@ bool Call::read_tensor(py::handle given, const View& rewards, const double*& by)
   Column column;
   if (read_column(given, rewards, is_number, column) == Fit::kNo) return false;
   by = static_cast<const double*>(column.data);
-  return static_cast<bool>(tensor_denominator) == (by != nullptr);
+  return has_tensor_denominator() == (by != nullptr);
 }
 
 bool PairedCall::read(const py::tuple& given, py::handle margin, py::handle weight, py::handle target,

@@ -68,16 +68,16 @@ bool are_few(const View& view) { return !view.cuda && view.count() <= 4096; }
 size_t bytes_of(const View& view) { return static_cast<size_t>(view.count() * kBytes[static_cast<int>(view.dtype)]); }
 
 // Between the entries from this dimension on, `there`, and contiguous ones. Returns the next contiguous one.
-template <bool kBack, size_t kBytes>
+template <bool kBack, size_t kSize>
 char* copy_entries(const View& view, int64_t dimension, char* there, char* here) {
-  const int64_t size = view.sizes[dimension], stride = view.strides[dimension] * static_cast<int64_t>(kBytes);
+  const int64_t size = view.sizes[dimension], stride = view.strides[dimension] * static_cast<int64_t>(kSize);
   for (int64_t i = 0; i < size; i++, there += stride) {
     if (dimension + 1 < view.dimensions) {
-      here = copy_entries<kBack, kBytes>(view, dimension + 1, there, here);
+      here = copy_entries<kBack, kSize>(view, dimension + 1, there, here);
       continue;
     }
-    std::memcpy(kBack ? there : here, kBack ? here : there, kBytes);
-    here += kBytes;
+    std::memcpy(kBack ? there : here, kBack ? here : there, kSize);
+    here += kSize;
   }
   return here;
 }
@@ -181,8 +181,8 @@ Fit Copies::make_room(const View& result, Column& column) {
   return Fit::kYes;
 }
 
-void Copies::scatter() const {
-  for (const Copy& result : results_) copy_entries<true>(result.view, const_cast<char*>(result.entries.data()));
+void Copies::scatter() {
+  for (Copy& result : results_) copy_entries<true>(result.view, result.entries.data());
 }
 
 void* output(py::handle handle, Dtype dtype, int64_t count) {

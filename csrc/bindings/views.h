@@ -83,7 +83,7 @@ class Copies {
   Fit gather(const View& view, Column& column);
   // Where a result goes: to its place, or to memory from which `scatter` brings it there.
   Fit make_room(const View& result, Column& column);
-  void scatter() const;
+  void scatter();
 
  private:
   struct Copy {
