@@ -11,6 +11,7 @@
 #include "group_products.h"
 #include "group_rows.h"
 #include "instruction_set.h"
+#include "long_list/few_cells.h"
 
 namespace prefloss::cpu {
 namespace {
@@ -61,12 +62,15 @@ class GroupsForward {
   using Integer = IntegerLike<Real>;
 
  public:
-  GroupsForward(const Groups& groups, const GroupOptions<Real>& options, bool statistics, const GroupResults& results)
+  // `cells`: where groups may take them, else nullptr.
+  GroupsForward(const Groups& groups, const GroupOptions<Real>& options, bool statistics, const GroupResults& results,
+                const CellsOfCall* cells)
       : groups_(groups),
         options_(options),
         statistics_(statistics),
         stride_(group_sums(statistics)),
-        results_(results) {}
+        results_(results),
+        cells_(cells) {}
 
   // The groups [begin, end) for which wanted(group) holds. False where a rank is NaN.
   template <typename Wanted>
@@ -92,6 +96,8 @@ class GroupsForward {
   bool statistics_;
   int stride_;
   GroupResults results_;
+  const CellsOfCall* cells_;
+  FewCells few_cells_;
   LoadedItems<Real> items_;
   RankedItems<Real> ranked_;
   GroupsInLanes<Real, kMostInLane> lanes_;
@@ -187,11 +193,18 @@ class GroupsForward {
       sums[kTerms] = FewItems<Real>(options_, rewards, levels, size, ranks).forward(slopes, threads);
       return;
     }
+    double* const curvatures = results_.curvatures ? results_.curvatures + groups_.begin(group) : nullptr;
+    if constexpr (std::is_same_v<Real, float>) {
+      if (cells_ && few_cells_.load(*cells_, rewards, levels, size, ranks, curvatures != nullptr)) {
+        sums[kTerms] = few_cells_.run(slopes, curvatures, sums[kPairs], threads);
+        return;
+      }
+    }
     double all_sums[kGroupSums];
     put_in_order(rewards, levels, size, ranks, threads, ranked_);
     const bool by_item = results_.lists && ranks.are_two(size) && !options_.half_ties;
     if (by_item) ranked_.losses.assign(static_cast<size_t>(size), 0.0);
-    const bool second = results_.curvatures != nullptr;
+    const bool second = curvatures != nullptr;
     if (second) ranked_.curvatures.assign(static_cast<size_t>(size), 0.0);
     if (is_long(ranked_, options_) && (!second || are_finite(rewards, size)))
       forward_long_list(ranked_, groups_, statistics_, all_sums, threads);
@@ -200,8 +213,7 @@ class GroupsForward {
     std::copy_n(all_sums, stride_, sums);
     if (by_item) set_list_of(results_.lists + kListSums * group);
     for_items(size, threads, [&](size_t i) { slopes[ranked_.order[i]] = ranked_.slopes[i]; });
-    if (!results_.curvatures) return;
-    double* const curvatures = results_.curvatures + groups_.begin(group);
+    if (!curvatures) return;
     for_items(size, threads, [&](size_t i) { curvatures[ranked_.order[i]] = ranked_.curvatures[i]; });
   }
 

@@ -78,9 +78,12 @@ bool visit_groups(const Groups& groups, const GroupOptions<Real>& options, bool 
   const auto is_alone = [&](int64_t group) {
     return threads > 1 && groups.size_of(group) > kMostInLane && 2 * threads * groups.size_of(group) >= groups.items;
   };
+  const bool may_take_cells =
+      std::is_same_v<Real, float> && groups.items >= kManyItems && !statistics && options.is_softplus();
+  const auto cells = may_take_cells ? std::make_unique<const CellsOfCall>(options.ranked) : nullptr;
   std::atomic<bool> nan{false};
   const auto run = [&](int64_t begin, int64_t end, int its_threads, const auto& wanted) {
-    GroupsForward<Real> part(groups, options, statistics, results);
+    GroupsForward<Real> part(groups, options, statistics, results, cells.get());
     if (!nan && !part.run(begin, end, its_threads, wanted)) nan = true;
   };
   for (int64_t g = 0; threads > 1 && g < groups.count(); g++) {

@@ -154,26 +154,13 @@ class PairsByScore {
   void add_moments(int begin, int end, std::vector<double>& moments, const Weight& weight) const {
     double sums[kCount][kLanes] = {};
     for (int first = begin; first < end; first += kLanes) {
-      double twice[kLanes], before[kLanes] = {}, now[kLanes] = {};
-      load_places(first, end, twice);
-      for (int n = first; n < std::min(first + kLanes, end); n++) before[n - first] = weight(n);
-      for (int lane = 0; lane < kLanes; lane++) {
-        now[lane] = twice[lane] * before[lane];
-        twice[lane] *= 2;
-        sums[0][lane] += before[lane];
-        sums[1][lane] += now[lane];
-      }
-      for (int k = 2; k < kCount; k++) {
-#pragma omp simd
-        for (int lane = 0; lane < kLanes; lane++) {
-          const double next = fused(twice[lane], now[lane], -before[lane]);
-          before[lane] = now[lane];
-          now[lane] = next;
-          sums[k][lane] += next;
-        }
-      }
+      double t[kLanes], weights[kLanes] = {};
+      load_places(first, end, t);
+      for (int n = first; n < std::min(first + kLanes, end); n++) weights[n - first] = weight(n);
+      add_polynomials(t, weights, sums);
     }
-    for (const double (&lanes)[kLanes] : sums) moments.push_back(sum_of_lanes(lanes));
+    moments.resize(moments.size() + kCount);
+    sum_lanes(sums, moments.data() + moments.size() - kCount);
   }
 
   // Of the items [first, end), at most kLanes, the places in the cell from -1 to 1; then 0.
@@ -339,8 +326,7 @@ class PairsByScore {
       SumOfProducts& its = linear[static_cast<size_t>(part)];
       list_.for_cells_in(static_cast<int>(part), [&](const ScoreCell& cell, int begin, int end) {
         if (cell.moments >= 0) {
-          for (int first = begin; first < end; first += kLanes)
-            take_moments(cell, first, std::min(first + kLanes, end), its);
+          curved_ ? take_moments<true>(cell, begin, end, its) : take_moments<false>(cell, begin, end, its);
         } else {
           for (int n = begin; n < end; n++) finish(cell, n, 0, 0, 0, its);
         }
@@ -351,14 +337,20 @@ class PairsByScore {
     return beta_ * total.value();
   }
 
-  // Of at most kLanes items of a cell.
-  void take_moments(const ScoreCell& cell, int first, int end, SumOfProducts& linear) {
-    double slopes[kLanes] = {}, curvatures[kLanes] = {}, bends[kLanes] = {}, t[kLanes], unused[kLanes] = {};
-    load_places(first, end, t);
-    evaluate_lanes(of(potentials_, cell), t, slopes, curvatures);
-    if (directed_) evaluate_lanes(of(bends_, cell), t, unused, bends);
-    for (int n = first; n < end; n++)
-      finish(cell, n, slopes[n - first], curvatures[n - first] / grid_.half(), bends[n - first] / grid_.half(), linear);
+  // Of the items [begin, end) of a cell.
+  template <bool kCurved>
+  void take_moments(const ScoreCell& cell, int begin, int end, SumOfProducts& linear) {
+    const Potential<kCount> potential(of(potentials_, cell)),
+        bend(directed_ ? of(bends_, cell) : of(potentials_, cell));
+    for (int first = begin; first < end; first += kLanes) {
+      double slopes[kLanes], curvatures[kLanes] = {}, bends[kLanes] = {}, t[kLanes], unused[kLanes];
+      load_places(first, end, t);
+      potential.template evaluate<kCurved>(t, slopes, curvatures);
+      if (directed_) bend.template evaluate<kCurved>(t, unused, bends);
+      for (int n = first; n < std::min(first + kLanes, end); n++)
+        finish(cell, n, slopes[n - first], curvatures[n - first] / grid_.half(), bends[n - first] / grid_.half(),
+               linear);
+    }
   }
 
   // Of item n: what it got by moments, and what else it gets.
@@ -381,34 +373,6 @@ class PairsByScore {
     }
     if (curved_) items_.curvatures[i] += curvature;
     items_.slopes[i] += directed_ ? curvature * items_.directions[i] - bend : slope;
-  }
-
-  // A sum of polynomials at several places, and, where it is wanted, its derivative there.
-  void evaluate_lanes(const double* coefficients, const double (&t)[kLanes], double (&values)[kLanes],
-                      double (&derivatives)[kLanes]) const {
-    double first[kLanes], second[kLanes], before[kLanes], before_second[kLanes];
-    for (int lane = 0; lane < kLanes; lane++) {
-      values[lane] = coefficients[0];
-      before[lane] = 1, first[lane] = t[lane];
-      before_second[lane] = 0, second[lane] = 1;
-    }
-    for (int k = 1; k < kCount; k++) {
-#pragma omp simd
-      for (int lane = 0; lane < kLanes; lane++) {
-        values[lane] = fused(coefficients[k], first[lane], values[lane]);
-        const double next = fused(2 * t[lane], first[lane], -before[lane]);
-        before[lane] = first[lane];
-        first[lane] = next;
-      }
-      if (!curved_) continue;
-#pragma omp simd
-      for (int lane = 0; lane < kLanes; lane++) {
-        derivatives[lane] = fused(k * coefficients[k], second[lane], derivatives[lane]);
-        const double next = fused(2 * t[lane], second[lane], -before_second[lane]);
-        before_second[lane] = second[lane];
-        second[lane] = next;
-      }
-    }
   }
 };
 

@@ -128,8 +128,9 @@ class PairwiseObjective:
             average="groups" if self.scale == "items" else "pairs",
             **self.options,
         )
-        curvature = np.maximum(curvature, np.abs(gradient) / self.max_step)
-        return gradient.astype(np.float32), curvature.astype(np.float32)
+        slopes, curvatures = gradient.astype(np.float32), curvature.astype(np.float32)
+        least = np.abs(slopes) / np.float32(self.max_step)
+        return slopes, np.maximum(curvatures, least, out=curvatures)
 
     def _sizes(self, group: NDArray[Any] | None, rows: int) -> NDArray[np.int64]:
         sizes = np.zeros(0, dtype=np.int64) if group is None else _real("group", group)
