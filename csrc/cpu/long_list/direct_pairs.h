@@ -87,8 +87,8 @@ template <Wanted kWanted>
 struct DirectRows {
   static constexpr bool kCurvatures = kWanted != Wanted::kSlopes, kBends = kWanted == Wanted::kBends;
   int count;
-  double up[kDirectRows], down[kDirectRows], rewards[kDirectRows], directions[kDirectRows];
-  double slopes[kDirectRows][kLanes], curvatures[kDirectRows][kLanes], bends[kDirectRows][kLanes];
+  alignas(64) double up[kDirectRows], down[kDirectRows], rewards[kDirectRows], directions[kDirectRows];
+  alignas(64) double slopes[kDirectRows][kLanes], curvatures[kDirectRows][kLanes], bends[kDirectRows][kLanes];
 
   explicit DirectRows(int rows) : count(rows) {
     for (int row = 0; row < count; row++) {
@@ -109,48 +109,122 @@ struct Logit {
   double beta = 1, margin = 0, up = 1, down = 1;  // exp of the margin, and of minus that
 };
 
-// The pairs of rows and kLanes others for which counted(row, lane) holds. compared(row, lane) is how.
-template <Way kWay, Wanted kWanted, typename Counted, typename Compared>
-PREFLOSS_HOST_DEVICE void add_direct(DirectRows<kWanted>& rows, const DirectItems& others, DirectLosses& losses,
-                                     const Counted& counted, const Compared& compared) {
+// Functions of numbers alone: the compiler vectorises no loop over structures.
+inline double above_0(double w) { return w > 0 ? w : 0.0; }
+
+// exp(w), or exp(-|w|), of a pair whose better item has the first two; `margin_up` is exp of the margin.
+template <Way kWay>
+PREFLOSS_HOST_DEVICE double exponential(double up, double down, double other_up, double other_down, double w,
+                                        double margin_up, double margin_down) {
+  if (kWay == Way::kExponential) return exp_negative(absolute(w)).value;
+  const double above = down * other_up * margin_up;
+  if (kWay == Way::kProduct) return above;
+  const double below = up * other_down * margin_down;
+  return above < below ? above : below;
+}
+
+// sigma(w), of a pair with that e, where inverse is 1 / (1 + e).
+template <Way kWay>
+PREFLOSS_HOST_DEVICE double sigma_of(double e, double w, double inverse) {
+  return kWay == Way::kProduct || w < 0 ? e * inverse : inverse;
+}
+
+// All pairs of kDirectRows rows and kLanes others, which share divisions.
+template <Way kWay, Wanted kWanted>
+PREFLOSS_HOST_DEVICE void add_all(DirectRows<kWanted>& rows, const DirectItems& others, DirectLosses& losses,
+                                  const Logit& logit) {
   constexpr bool kCurvatures = kWanted != Wanted::kSlopes, kBends = kWanted == Wanted::kBends;
-  double slope[kLanes] = {}, curvature[kLanes] = {}, bend[kLanes] = {}, product[kLanes] = {}, hinge[kLanes] = {};
+  static_assert(kDirectRows == 4);
+  const double up_a = rows.up[0], up_b = rows.up[1], up_c = rows.up[2], up_d = rows.up[3];
+  const double down_a = rows.down[0], down_b = rows.down[1], down_c = rows.down[2], down_d = rows.down[3];
+  const double a = rows.rewards[0], b = rows.rewards[1], c = rows.rewards[2], d = rows.rewards[3];
+  const Logit its = logit;
+  const double *up = others.up, *down = others.down, *rewards = others.rewards;
+  double(*__restrict slopes)[kLanes] = rows.slopes;
+  double* __restrict other_slopes = others.slopes;
+  alignas(64) double bent[kDirectRows][kLanes], product[kLanes], hinge[kLanes];
+#pragma omp simd
+  for (int lane = 0; lane < kLanes; lane++) {
+    const double x = kWay == Way::kProduct ? 0 : rewards[lane], its_up = up[lane],
+                 its_down = kWay == Way::kSmallerProduct ? down[lane] : 0;
+    const double w_a = fused(its.beta, x - a, its.margin), w_b = fused(its.beta, x - b, its.margin),
+                 w_c = fused(its.beta, x - c, its.margin), w_d = fused(its.beta, x - d, its.margin);
+    const double e_a = exponential<kWay>(up_a, down_a, its_up, its_down, w_a, its.up, its.down),
+                 e_b = exponential<kWay>(up_b, down_b, its_up, its_down, w_b, its.up, its.down),
+                 e_c = exponential<kWay>(up_c, down_c, its_up, its_down, w_c, its.up, its.down),
+                 e_d = exponential<kWay>(up_d, down_d, its_up, its_down, w_d, its.up, its.down);
+    const double one_a = 1 + e_a, one_b = 1 + e_b, one_c = 1 + e_c, one_d = 1 + e_d;
+    const double one_ab = one_a * one_b, one_cd = one_c * one_d, inverse = 1 / (one_ab * one_cd);
+    const double of_ab = inverse * one_cd, of_cd = inverse * one_ab;
+    const double inverse_a = of_ab * one_b, inverse_b = of_ab * one_a, inverse_c = of_cd * one_d,
+                 inverse_d = of_cd * one_c;
+    const double sigma_a = sigma_of<kWay>(e_a, w_a, inverse_a), sigma_b = sigma_of<kWay>(e_b, w_b, inverse_b),
+                 sigma_c = sigma_of<kWay>(e_c, w_c, inverse_c), sigma_d = sigma_of<kWay>(e_d, w_d, inverse_d);
+    slopes[0][lane] += sigma_a;
+    slopes[1][lane] += sigma_b;
+    slopes[2][lane] += sigma_c;
+    slopes[3][lane] += sigma_d;
+    other_slopes[lane] += (sigma_a + sigma_b) + (sigma_c + sigma_d);
+    if (kCurvatures) {
+      bent[0][lane] = e_a * inverse_a * inverse_a;
+      bent[1][lane] = e_b * inverse_b * inverse_b;
+      bent[2][lane] = e_c * inverse_c * inverse_c;
+      bent[3][lane] = e_d * inverse_d * inverse_d;
+    }
+    const double u = fused(e_a, e_b, e_a + e_b), v = fused(e_c, e_d, e_c + e_d);
+    product[lane] = fused(u, v, u + v);
+    hinge[lane] = kWay == Way::kProduct ? 0 : (above_0(w_a) + above_0(w_b)) + (above_0(w_c) + above_0(w_d));
+  }
+  for (int lane = 0; lane < kLanes && kCurvatures; lane++) {
+    for (int row = 0; row < kDirectRows; row++) rows.curvatures[row][lane] += bent[row][lane];
+    others.curvatures[lane] += (bent[0][lane] + bent[1][lane]) + (bent[2][lane] + bent[3][lane]);
+  }
+  for (int row = 0; row < kDirectRows && kBends; row++) {
+    for (int lane = 0; lane < kLanes; lane++) {
+      rows.bends[row][lane] += bent[row][lane] * others.directions[lane];
+      others.bends[lane] += bent[row][lane] * rows.directions[row];
+    }
+  }
+  losses.add(product, hinge);
+}
+
+// The pairs of rows and kLanes others for which counted(row, lane) holds. The margin is for those for which
+// ranked(row, lane) holds.
+template <Way kWay, Wanted kWanted, typename Counted, typename Ranked>
+PREFLOSS_HOST_DEVICE void add_some(DirectRows<kWanted>& rows, const DirectItems& others, DirectLosses& losses,
+                                   const Logit& logit, const Counted& counted, const Ranked& ranked) {
+  constexpr bool kCurvatures = kWanted != Wanted::kSlopes, kBends = kWanted == Wanted::kBends;
+  const Logit its = logit;
+  const double *up = others.up, *down = others.down, *rewards = others.rewards;
+  alignas(64) double slope[kLanes] = {}, curvature[kLanes] = {}, bend[kLanes] = {};
+  alignas(64) double product[kLanes] = {}, hinge[kLanes] = {};
   for (int row = 0; row < rows.count; row++) {
-    const double up = rows.up[row], down = rows.down[row], reward = rows.rewards[row], direction = rows.directions[row];
+    const double its_up = rows.up[row], its_down = rows.down[row], reward = rows.rewards[row],
+                 direction = rows.directions[row];
     double* __restrict row_slopes = rows.slopes[row];
     double* __restrict row_curvatures = rows.curvatures[row];
     double* __restrict row_bends = rows.bends[row];
 #pragma omp simd
     for (int lane = 0; lane < kLanes; lane++) {
-      const Logit logit = compared(row, lane);
-      double e, sigma, inverse;
-      if constexpr (kWay == Way::kProduct) {
-        e = counted(row, lane) ? down * others.up[lane] * logit.up : 0.0;
-        inverse = 1 / (1 + e);
-        sigma = e * inverse;
-      } else {
-        const double w =
-            counted(row, lane) ? fused(logit.beta, others.rewards[lane] - reward, logit.margin) : -HUGE_VAL;
-        if constexpr (kWay == Way::kSmallerProduct) {
-          const double above = down * others.up[lane] * logit.up, below = up * others.down[lane] * logit.down;
-          e = counted(row, lane) ? (above < below ? above : below) : 0.0;
-        } else {
-          e = exp_negative(absolute(w)).value;
-        }
-        inverse = 1 / (1 + e);
-        sigma = w < 0 ? e * inverse : inverse;
-        hinge[lane] += w > 0 ? w : 0.0;
-      }
+      const bool is_ranked = ranked(row, lane), is_counted = counted(row, lane);
+      const double margin = is_ranked ? its.margin : 0.0, margin_up = is_ranked ? its.up : 1.0,
+                   margin_down = is_ranked ? its.down : 1.0;
+      const double w = kWay == Way::kProduct ? 0 : fused(its.beta, rewards[lane] - reward, margin);
+      const double found = exponential<kWay>(its_up, its_down, up[lane], kWay == Way::kSmallerProduct ? down[lane] : 0, w,
+                                             margin_up, margin_down);
+      const double e = is_counted ? found : 0.0, inverse = 1 / (1 + e),
+                   sigma = is_counted ? sigma_of<kWay>(e, w, inverse) : 0.0;
+      if (kWay != Way::kProduct) hinge[lane] += is_counted ? above_0(w) : 0.0;
       product[lane] += fused(product[lane], e, e);
       slope[lane] += sigma;
       row_slopes[lane] += sigma;
       if constexpr (kCurvatures) {
-        const double its = e * inverse * inverse;
-        curvature[lane] += its;
-        row_curvatures[lane] += its;
+        const double bent = e * inverse * inverse;
+        curvature[lane] += bent;
+        row_curvatures[lane] += bent;
         if constexpr (kBends) {
-          bend[lane] += its * direction;
-          row_bends[lane] += its * others.directions[lane];
+          bend[lane] += bent * direction;
+          row_bends[lane] += bent * others.directions[lane];
         }
       }
     }

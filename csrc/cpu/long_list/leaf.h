@@ -112,11 +112,7 @@ class Leaf {
   template <Wanted kWanted, Way kWay>
   double run() {
     DirectLosses losses(kWay == Way::kProduct ? greatest_ : 0);  // else exp(-|w|), at most 1
-    Logit tied, ranked;
-    tied.beta = ranked.beta = options_.beta;
-    ranked.margin = options_.margin;
-    ranked.up = std::exp(options_.margin);
-    ranked.down = std::exp(-options_.margin);
+    const Logit logit{options_.beta, options_.margin, std::exp(options_.margin), std::exp(-options_.margin)};
     const int64_t end = size_;
     for (int top = 0; top < size_; top += kDirectRows) {
       DirectRows<kWanted> rows(std::min(kDirectRows, size_ - top));
@@ -133,14 +129,13 @@ class Leaf {
       for (int64_t first = begin[0] / kLanes * kLanes; first < end; first += kLanes) {
         const DirectItems others{up_ + first,     down_ + first,       rewards_ + first, directions_ + first,
                                  slopes_ + first, curvatures_ + first, bends_ + first};
-        if (first >= all_from && first + kLanes <= end)
-          add_direct<kWay>(
-              rows, others, losses, [](int, int64_t) { return true; }, [=](int, int64_t) { return ranked; });
+        if (rows.count == kDirectRows && first >= all_from && first + kLanes <= end)
+          add_all<kWay>(rows, others, losses, logit);
         else
-          add_direct<kWay>(
-              rows, others, losses,
+          add_some<kWay>(
+              rows, others, losses, logit,
               [&](int row, int64_t lane) { return (first + lane >= begin[row]) & (first + lane < end); },
-              [&](int row, int64_t lane) { return first + lane < ranked_from[row] ? tied : ranked; });
+              [&](int row, int64_t lane) { return first + lane >= ranked_from[row]; });
       }
       for (int row = 0; row < rows.count; row++) {
         slopes_[top + row] -= sum_of_lanes(rows.slopes[row]);

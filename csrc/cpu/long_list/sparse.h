@@ -206,8 +206,11 @@ class SparseInteraction {
         if (kCurvatures) others.curvatures = &curvatures_[n];
         if (kBends) others.bends = &bends_[n];
         if (kBends) others.directions = &directions_[n];
-        add_direct<Way::kProduct>(
-            rows, others, losses, [](int, int) { return true; }, [](int, int) { return Logit(); });
+        if (rows.count == kDirectRows)
+          add_all<Way::kProduct>(rows, others, losses, Logit());
+        else
+          add_some<Way::kProduct>(
+              rows, others, losses, Logit(), [](int, int) { return true; }, [](int, int) { return true; });
       }
       for (int row = 0; row < rows.count; row++) {
         SparseItem& item = better.items[top + row];
