@@ -196,12 +196,10 @@ class AllPairs {
       const double key = cells_.key(i), place = cells_.place(i, key);
       sorted[i - leaf.begin] = {key, place, BothWays::of(place).up, 0, i};
     }
-    std::sort(sorted, sorted + leaf.size(), is_before);
-  }
-
-  // In the order of their cells; in one, in that of the list.
-  static bool is_before(const SparseItem& a, const SparseItem& b) {
-    return a.key != b.key ? a.key < b.key : a.item < b.item;
+    // In the order of their cells; in one, in that of the list.
+    std::sort(sorted, sorted + leaf.size(), [](const SparseItem& a, const SparseItem& b) {
+      return a.key != b.key ? a.key < b.key : a.item < b.item;
+    });
   }
 
   void interact_by_item(TreeNode& parent, int threads) {
@@ -215,7 +213,8 @@ class AllPairs {
     parent.loss = pairs.run(threads);
     parent.in_second = !left.in_second;
     std::merge(from + left.begin, from + left.end, from + right.begin, from + right.end,
-               items_by_cell_[parent.in_second].data() + parent.begin, is_before);
+               items_by_cell_[parent.in_second].data() + parent.begin,
+               [](const SparseItem& a, const SparseItem& b) { return a.key < b.key; });
   }
 
   // From the items in the order of their cells, which are needed no longer.
