@@ -275,7 +275,9 @@ def test_groups_of_nearly_one_size_agree_with_the_reference(dtype):
     for least, most in ((0, 3), (2, 4), (5, 9), (30, 40), (60, 66)):
         sizes = random.integers(least, most + 1, 50)
         given, _ = rewards(random, (sizes.sum(),), dtype)
-        check(given + 3, ranks_of(random, (sizes.sum(),), 5) + 1, {"group_sizes": sizes.tolist()})
+        ranks = ranks_of(random, (sizes.sum(),), 5)
+        for its in (ranks + 1, torch.tensor([-(2**31), -1, 0, 2**31 - 2, 2**31 - 1], dtype=torch.int32)[ranks]):
+            check(given + 3, its, {"group_sizes": sizes.tolist()})
 
 
 def test_sizes_may_be_a_tensor():

@@ -21,6 +21,9 @@ struct GroupsInLanes {
   Lanes<Integer> sizes;
   double terms[kTile], pairs[kTile];
 
+  // Of the item i of a group.
+  double slope(int i, int lane) const { return slopes[i][lane]; }
+
   // Room for so many items in each lane. What no group fills is computed, and counts nothing.
   void clear(int most) {
     size = least = most;

@@ -165,7 +165,8 @@ class GroupsForward {
       sums[kPairs] = lanes.pairs[lane];
       sums[kTerms] = lanes.terms[lane];
       double* const slopes = results_.slopes + groups_.begin(first + lane);
-      for (int64_t i = 0; i < groups_.size_of(first + lane); i++) slopes[i] = lanes.slopes[i][lane];
+      for (int64_t i = 0; i < groups_.size_of(first + lane); i++)
+        slopes[i] = lanes.slope(static_cast<int>(i), static_cast<int>(lane));
     }
   }
 

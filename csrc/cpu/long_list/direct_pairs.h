@@ -140,7 +140,7 @@ PREFLOSS_HOST_DEVICE void add_all(DirectRows<kWanted>& rows, const DirectItems& 
   const double a = rows.rewards[0], b = rows.rewards[1], c = rows.rewards[2], d = rows.rewards[3];
   const Logit its = logit;
   const double *up = others.up, *down = others.down, *rewards = others.rewards;
-  double(*__restrict slopes)[kLanes] = rows.slopes;
+  double (*__restrict slopes)[kLanes] = rows.slopes;
   double* __restrict other_slopes = others.slopes;
   alignas(64) double bent[kDirectRows][kLanes], product[kLanes], hinge[kLanes];
 #pragma omp simd
@@ -210,8 +210,8 @@ PREFLOSS_HOST_DEVICE void add_some(DirectRows<kWanted>& rows, const DirectItems&
       const double margin = is_ranked ? its.margin : 0.0, margin_up = is_ranked ? its.up : 1.0,
                    margin_down = is_ranked ? its.down : 1.0;
       const double w = kWay == Way::kProduct ? 0 : fused(its.beta, rewards[lane] - reward, margin);
-      const double found = exponential<kWay>(its_up, its_down, up[lane], kWay == Way::kSmallerProduct ? down[lane] : 0, w,
-                                             margin_up, margin_down);
+      const double found = exponential<kWay>(its_up, its_down, up[lane], kWay == Way::kSmallerProduct ? down[lane] : 0,
+                                             w, margin_up, margin_down);
       const double e = is_counted ? found : 0.0, inverse = 1 / (1 + e),
                    sigma = is_counted ? sigma_of<kWay>(e, w, inverse) : 0.0;
       if (kWay != Way::kProduct) hinge[lane] += is_counted ? above_0(w) : 0.0;
