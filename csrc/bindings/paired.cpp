@@ -99,8 +99,7 @@ std::optional<PairedCall> call_of(py::handle rewards, py::handle rejected, int l
   const Fit fit = given.read_from(rewards, rejected, layout, tensor_or_none(margin), weight, tensor_or_none(target));
   if (fit == Fit::kNo || !call.read(options, margin, weight, target, given.rewards, checked)) return std::nullopt;
   call.copied = fit == Fit::kAfterCopy;
-  const bool has_columns = is_tensor(margin) || !weight.is_none() || is_tensor(target);  // without entries too
-  call.is_plain = layout == kPaired && fit == Fit::kYes && !has_columns && !call.statistics &&
+  call.is_plain = layout == kPaired && fit == Fit::kYes && !given.pairs.has_columns() && !call.statistics &&
                   !call.tensor_denominator && (call.reduction != kNone || given.terms_look_like_rewards());
   return call;
 }
@@ -177,7 +176,6 @@ class PairedOperator {
            denominator = arguments.optional_tensor(), numbers = arguments.optional_tensor(),
            totals = sums ? arguments.optional_tensor() : Tensor();
     pairs.options = arguments.options(numbers);
-    has_margin_ = static_cast<bool>(margin);
     reduction_ = static_cast<int>(arguments.integer());
     statistics = arguments.boolean();
     const int64_t batch = columns_.batch = arguments.integer();
@@ -228,7 +226,7 @@ class PairedOperator {
   Tensor new_gradient(Dtype dtype) const { return chosen_->new_empty(shape_, dtype); }
   // An operator returns tensors only: where there is no margin, its gradient is one without entries.
   Tensor new_margin_gradient() const {
-    if (has_margin_) return new_gradient(pairs.margin.dtype);
+    if (pairs.margin) return new_gradient(pairs.margin.dtype);
     std::vector<int64_t> sizes = rows_;
     sizes.push_back(0);
     return chosen_->new_empty(sizes, pairs.chosen.dtype);
@@ -251,7 +249,6 @@ class PairedOperator {
   std::optional<torch_abi::DeviceGuard> guard_;
   const Tensor* chosen_ = nullptr;
   int reduction_ = kMean;
-  bool has_margin_ = false;  // also one without entries
   Column of_losses(Column column) const {
     if (!per_pair()) column.stride = 0;
     return column;

@@ -157,7 +157,11 @@ bool read(py::handle handle, View& view) {
 
 Fit as_column(const View& view, int64_t batch, Column& column) {
   column = {view.data, view.dtype, 1, 0};
-  if (view.count() == 0) return Fit::kYes;
+  if (view.count() == 0) {
+    static char nothing;  // a tensor without entries is given too, whether it has memory or not
+    if (!column) column.data = &nothing;
+    return Fit::kYes;
+  }
   const bool fits = one_stride(view.sizes, view.strides, batch, view.dimensions, column.stride) &&
                     one_stride(view.sizes, view.strides, 0, batch, column.row_stride);
   return fits ? Fit::kYes : Fit::kAfterCopy;
