@@ -140,6 +140,11 @@ struct LoadedItems {
   }
 };
 
+template <typename Real>
+bool are_finite(const Real* rewards, int64_t size) {
+  return std::all_of(rewards, rewards + size, [](Real x) { return x - x == 0; });
+}
+
 // How the items of a group are distributed over the ranks.
 template <typename Integer>
 struct Ranks {
@@ -261,10 +266,15 @@ void put_in_order(const Real* rewards, const IntegerLike<Real>* level, int size,
   items.make_room(size);
   items.order.resize(static_cast<size_t>(size));
   sort(level, ranks, items.order);
-  for_items(size, threads, [&](size_t i) { items.rewards[i] = rewards[items.order[i]]; });
-  for (size_t i = static_cast<size_t>(size); i-- > 0;) {
-    const bool last = i + 1 == static_cast<size_t>(size) || level[items.order[i]] < level[items.order[i + 1]];
-    items.level_end[i] = last ? static_cast<int>(i) + 1 : items.level_end[i + 1];
+  const size_t count = static_cast<size_t>(size);
+  for_items(size, threads, [&](size_t i) {
+    const int its = items.order[i];
+    const bool last = i + 1 == count || level[its] < level[items.order[i + 1]];
+    items.rewards[i] = rewards[its];
+    items.level_end[i] = last ? static_cast<int>(i) + 1 : 0;
+  });
+  for (size_t i = count; i-- > 0;) {
+    if (items.level_end[i] == 0) items.level_end[i] = items.level_end[i + 1];
   }
 }
 

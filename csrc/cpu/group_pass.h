@@ -43,12 +43,6 @@ bool is_long(const RankedItems<Real>& items, const GroupOptions<Real>& options) 
          are_met_by_score(items, options);
 }
 
-// Whether a list's second derivatives take linear time too.
-template <typename Real>
-bool are_finite(const Real* rewards, int64_t size) {
-  return std::all_of(rewards, rewards + size, [](Real x) { return x - x == 0; });
-}
-
 // What the pass over the pairs finds, unscaled. `table`: the sums of each group. `slopes`, and `curvatures` where they
 // are wanted: the first and the second derivatives of its kTerms by each reward. `lists`: where `set_list` writes,
 // where rows have one group each; else nullptr.

@@ -217,12 +217,10 @@ template <typename Real>
 void forward_large_group(RankedItems<Real>& items, const GroupOptions<Real>& options, bool statistics, double* sums,
                          int threads) {
   std::fill(sums, sums + kGroupSums, 0.0);
-  std::vector<int> finite;
   int64_t count = 0;
   for (int i = 0; i < items.size; i++) {
     const int end = items.level_end[static_cast<size_t>(i)];
     count += items.size - end + (options.half_ties ? end - i - 1 : 0);
-    if (class_of(items.rewards[static_cast<size_t>(i)]) == kFinite) finite.push_back(i);
   }
   sums[kPairs] = static_cast<double>(count);
   PairSums pairs;
@@ -233,9 +231,13 @@ void forward_large_group(RankedItems<Real>& items, const GroupOptions<Real>& opt
     pairs.losses += softplus + linear.losses;
     pairs.terms += softplus + linear.losses + linear.centring;
   };
-  if (finite.size() == static_cast<size_t>(items.size)) {
+  if (are_finite(items.rewards.data(), items.size)) {
     add_finite(items);
   } else {
+    std::vector<int> finite;
+    for (int i = 0; i < items.size; i++) {
+      if (class_of(items.rewards[static_cast<size_t>(i)]) == kFinite) finite.push_back(i);
+    }
     RankedItems<Real> those;
     those.copy_of(items, finite);
     those.losses.assign(items.losses.empty() ? 0 : finite.size(), 0.0);
