@@ -76,11 +76,13 @@ struct ProductsInLanes {
   static_assert(kMost % kFour == 0);
   int size_ = 0, room_ = 0, most_ = 0;           // the last: so many products until the logarithm is taken
   double beta_ = 1, margin_ = 0, furthest_ = 0;  // no |w| is greater than the last
-  alignas(64) double counts_[kTile];             // of the items
-  alignas(64) int32_t sizes_[kTile];             // the same
-  alignas(64) int32_t levels_[kMost][kTile], places_[kMost][kTile];  // of each item; the latter in the order of ranks
+  alignas(64) double counts_[kTile];             // items of each group
+  alignas(64) int32_t sizes_[kTile];             // the same numbers
+  // Of the items as they come; places_: where each is in the order of the ranks.
+  alignas(64) int32_t levels_[kMost][kTile], places_[kMost][kTile];
   alignas(64) double scores_[kMost][kTile];
-  alignas(64) int32_t order_[kMost][kTile];  // the levels, in order; and what else is
+  // In the order of the ranks; order_ and ordered_: the levels.
+  alignas(64) int32_t order_[kMost][kTile];
   alignas(64) double up_[kMost][kTile], down_[kMost][kTile], slopes_[kMost][kTile], ordered_[kMost][kTile];
   alignas(64) double rows_[kFour][kTile];
 
