@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
 from every_pair import counts_as_nothing, every_pair
 from rounding_bounds import assert_same_bits
+from torch import Tensor
 from unkind_laws import IN_LINEAR_TIME
 
 import prefloss
@@ -64,17 +67,28 @@ def groups_of(scores, ranks, seed):
     return made, [RANKS[ranks](random, its) for its in made]
 
 
-def results_of(rewards, ranks, sizes, **options):
-    """The losses of the groups, the gradient of their sum, and both derivatives without a loss."""
+class Results(NamedTuple):
+    """The losses of the groups, the gradient of their sum, both derivatives without a loss, and the second by double backward."""
+
+    losses: Tensor
+    gradient: Tensor
+    slopes: Tensor
+    curvatures: Tensor
+    product: Tensor  # with a direction
+
+
+def results_of(rewards, ranks, direction, sizes, **options):
     leaf = torch.from_numpy(rewards).requires_grad_()
     given = {"group_sizes": sizes, "average": "pairs", **options}
     losses = prefloss.bradley_terry_loss_grouped(leaf, torch.from_numpy(ranks), reduction="none", **given)
-    (gradient,) = torch.autograd.grad(losses.sum(), leaf)
-    return (
-        losses.detach(),
-        gradient,
-        *prefloss.bradley_terry_derivatives_grouped(leaf.detach(), torch.from_numpy(ranks), **given),
-    )
+    (gradient,) = torch.autograd.grad(losses.sum(), leaf, create_graph=True)
+    (product,) = torch.autograd.grad(gradient, leaf, torch.from_numpy(direction))
+    both = prefloss.bradley_terry_derivatives_grouped(leaf.detach(), torch.from_numpy(ranks), **given)
+    return Results(losses.detach(), gradient.detach(), *both, product)
+
+
+def direction_of(size):
+    return np.random.default_rng(size).normal(size=size).astype(np.float32)
 
 
 CASES = [
@@ -91,27 +105,29 @@ def test_groups_of_few_ranks_agree_with_every_pair(scores, ranks, name):
     What short groups promise is no less: a pair's slope is right to 1.5 ulp.
     """
     rewards, order = groups_of(scores, ranks, len(scores) + len(ranks))
-    losses, gradient, slopes, curvatures = (
-        found.double().numpy()
-        for found in results_of(np.concatenate(rewards), np.concatenate(order), SIZES, **OPTIONS[name])
-    )
+    direction = direction_of(sum(SIZES))
+    found = results_of(np.concatenate(rewards), np.concatenate(order), direction, SIZES, **OPTIONS[name])
+    losses, gradient, slopes, curvatures, product = (each.double().numpy() for each in found)
     begin = 0
     for n, (its, their_ranks) in enumerate(zip(rewards, order, strict=True)):
         here = slice(begin, begin + its.size)
         begin += its.size
-        expected = every_pair(its, their_ranks, **OPTIONS[name])
+        expected = every_pair(its, their_ranks, direction[here], **OPTIONS[name])
         nothing = float(counts_as_nothing(np.float32, its.size))
-        by_z = 2.0**-24 * expected.gradient_by_z  # short groups round z to float32
-        allowed = 2.0**-23 * expected.gradient_size + by_z + nothing
-        assert (np.abs(slopes[here] - expected.gradient) <= allowed).all(), its.size
-        assert (np.abs(gradient[here] - expected.gradient) <= allowed + 2.0**-24 * np.abs(expected.gradient)).all(), (
+
+        def is_near(values, exact, allowed, nothing=nothing):
+            return bool((np.abs(values - exact) <= allowed + nothing).all())
+
+        slope = 2.0**-23 * expected.gradient_size + 2.0**-24 * expected.gradient_by_z  # short groups round z to float32
+        assert is_near(slopes[here], expected.gradient, slope), its.size
+        assert is_near(gradient[here], expected.gradient, slope + 2.0**-24 * np.abs(expected.gradient)), its.size
+        # ln sigma'(z) changes by no more than z, which short groups round.
+        spread = 2.0**-24 * (1 + np.abs(OPTIONS[name].get("margin", 0.0)) + (np.ptp(its) if its.size else 0))
+        assert is_near(curvatures[here], expected.curvature, (4e-7 + 4 * spread) * expected.curvature), its.size
+        assert is_near(product[here], expected.product, (4e-7 + 2.0**-24 + 4 * spread) * expected.product_size), (
             its.size
         )
-        spread = 2.0**-24 * (1 + np.abs(OPTIONS[name].get("margin", 0.0)) + (np.ptp(its) if its.size else 0))
-        assert (
-            np.abs(curvatures[here] - expected.curvature) <= (4e-7 + 4 * spread) * expected.curvature + nothing
-        ).all()
-        assert abs(losses[n] - expected.loss) <= 2.0**-22 * expected.loss_size + 2.0**-24 * expected.loss_by_z + nothing
+        assert is_near(losses[n], expected.loss, 2.0**-22 * expected.loss_size + 2.0**-24 * expected.loss_by_z)
 
 
 @pytest.mark.parametrize("size", [8191, 8193, 50_000])
@@ -121,12 +137,15 @@ def test_lists_of_several_parts_agree_with_float64(size, positive):
     random = np.random.default_rng(size)
     scores = (1.3 * random.normal(size=size)).astype(np.float32)
     ranks = (random.random(size) > positive).astype(np.int64)
-    losses, gradient, slopes, curvatures = results_of(scores, ranks, [size])
-    expected = results_of(scores.astype(np.float64), ranks, [size])
-    for found, exact, share in zip(
-        (losses, gradient, slopes, curvatures), expected, (2.0**-23, 2.0**-22, 2.0**-23, 4e-7), strict=True
-    ):
-        assert (torch.abs(found.double() - exact) <= share * torch.abs(exact)).all()
+    direction = direction_of(size)
+    found = results_of(scores, ranks, direction, [size])
+    expected = results_of(scores.astype(np.float64), ranks, direction.astype(np.float64), [size])
+    for name, share in (("losses", 2.0**-23), ("gradient", 2.0**-22), ("slopes", 2.0**-23), ("curvatures", 4e-7)):
+        exact = getattr(expected, name)
+        assert (torch.abs(getattr(found, name).double() - exact) <= share * torch.abs(exact)).all(), name
+    # An item's part of the product is no more than its curvature times the largest of the directions, twice.
+    most = 2 * np.abs(direction).max() * expected.curvatures
+    assert (torch.abs(found.product.double() - expected.product) <= (4e-7 + 2.0**-24) * most).all()
 
 
 def test_the_bits_do_not_depend_on_the_threads(set_threads):
@@ -137,7 +156,7 @@ def test_the_bits_do_not_depend_on_the_threads(set_threads):
     results = []
     for threads in (1, 2, 3):
         set_threads(threads)
-        results.append(results_of(scores, ranks, sizes))
+        results.append(results_of(scores, ranks, direction_of(scores.size), sizes))
     for other in results[1:]:
         assert_same_bits(other, results[0])
 

@@ -70,6 +70,13 @@ void finish_groups(const Groups& groups, const double* table, const GroupAverage
   for (int64_t g = begin; g < end; g++) factors[g] /= by;
 }
 
+// Where groups of few ranks may take them, else nullptr.
+template <typename Real>
+std::unique_ptr<const CellsOfCall> cells_of(const Groups& groups, const GroupOptions<Real>& options) {
+  if (std::is_same_v<Real, double> || groups.items < kManyItems || !options.is_softplus()) return nullptr;
+  return std::make_unique<const CellsOfCall>(options.ranked);
+}
+
 // The pass over the pairs of all groups, which share the threads. False where a rank is NaN.
 template <typename Real>
 bool visit_groups(const Groups& groups, const GroupOptions<Real>& options, bool statistics, const GroupResults& results,
@@ -78,9 +85,7 @@ bool visit_groups(const Groups& groups, const GroupOptions<Real>& options, bool 
   const auto is_alone = [&](int64_t group) {
     return threads > 1 && groups.size_of(group) > kMostInLane && 2 * threads * groups.size_of(group) >= groups.items;
   };
-  const bool may_take_cells =
-      std::is_same_v<Real, float> && groups.items >= kManyItems && !statistics && options.is_softplus();
-  const auto cells = may_take_cells ? std::make_unique<const CellsOfCall>(options.ranked) : nullptr;
+  const auto cells = statistics ? nullptr : cells_of(groups, options);
   std::atomic<bool> nan{false};
   const auto run = [&](int64_t begin, int64_t end, int its_threads, const auto& wanted) {
     GroupsForward<Real> part(groups, options, statistics, results, cells.get());
@@ -175,30 +180,62 @@ void backward(const Groups& groups, const Real* slopes, const GroupUpstream& ups
   });
 }
 
-// The product of a group's second derivatives with `direction`, in the items' order: their slopes become that.
+// The products of groups' second derivatives with a direction.
 template <typename Real>
-void multiply(RankedItems<Real>& items, const Groups& groups, const GroupOptions<Real>& options, const Real* direction,
-              int threads) {
-  if (!is_long(items, options) || !are_finite(items.rewards.data(), items.size)) return bend(items, options, direction);
-  double sums[kGroupSums];
-  items.curvatures.assign(items.order.size(), 0.0);
-  items.directions.resize(items.order.size());
-  for (size_t i = 0; i < items.order.size(); i++) items.directions[i] = static_cast<double>(direction[items.order[i]]);
-  forward_long_list(items, groups, false, sums, threads);
-}
+class SecondDerivatives {
+ public:
+  SecondDerivatives(const Groups& groups, const GroupOptions<Real>& options, const CellsOfCall* cells)
+      : groups_(groups), options_(options), cells_(cells) {}
+
+  // Of one group, unscaled, one an item. False where a rank is NaN.
+  bool multiply(int64_t group, const Real* direction, int threads, std::vector<double>& product) {
+    const int size = static_cast<int>(groups_.size_of(group));
+    if (!loaded_.load(groups_, group, group + 1)) return false;
+    const Ranks<IntegerLike<Real>> ranks(loaded_.levels, size);
+    product.resize(static_cast<size_t>(size));
+    if constexpr (std::is_same_v<Real, float>) {
+      if (cells_ && few_cells_.load(*cells_, loaded_.rewards, loaded_.levels, size, ranks, true)) {
+        few_cells_.multiply(direction, product.data(), threads);
+        return true;
+      }
+    }
+    put_in_order(loaded_.rewards, loaded_.levels, size, ranks, threads, items_);
+    if (!is_long(items_, options_) || !are_finite(items_.rewards.data(), size)) {
+      bend(items_, options_, direction);
+    } else {
+      double sums[kGroupSums];
+      items_.curvatures.assign(product.size(), 0.0);
+      items_.directions.resize(product.size());
+      for (size_t i = 0; i < product.size(); i++)
+        items_.directions[i] = static_cast<double>(direction[items_.order[i]]);
+      forward_long_list(items_, groups_, false, sums, threads);
+    }
+    for (size_t i = 0; i < product.size(); i++) product[static_cast<size_t>(items_.order[i])] = items_.slopes[i];
+    return true;
+  }
+
+ private:
+  const Groups& groups_;
+  const GroupOptions<Real>& options_;
+  const CellsOfCall* cells_;
+  FewCells few_cells_;
+  LoadedItems<Real> loaded_;
+  RankedItems<Real> items_;
+};
 
 template <typename Real>
 GroupStatus double_backward(const Groups& groups, const Real* slopes, const double* factors,
                             const GroupUpstream& upstream, const Column& direction, const Column& gradient,
                             double* along, int threads) {
   const GroupOptions<Real> options(groups);
+  const auto cells = cells_of(groups, options);
   std::atomic<bool> nan{false};
   threads = useful_threads(groups, threads);
   const int its_threads = groups.count() == 1 ? threads : 1;  // with one chunk the threads are all its own
   for_parts(groups, threads, [&](int64_t begin, int64_t end) {
-    LoadedItems<Real> loaded;
-    RankedItems<Real> items;
+    SecondDerivatives<Real> second(groups, options, cells.get());
     std::vector<Real> copy;
+    std::vector<double> bent;
     for (int64_t g = begin; g < end && !nan; g++) {
       const int size = static_cast<int>(groups.size_of(g));
       const int64_t row = groups.row_of(g), first = groups.in_row(groups.begin(g), row);
@@ -208,15 +245,10 @@ GroupStatus double_backward(const Groups& groups, const Real* slopes, const doub
       for (int i = 0; i < size && factors[g] != 0; i++)
         product += static_cast<double>(slopes[groups.begin(g) + i]) * static_cast<double>(its[i]);
       along[g] = product;
-      if (!loaded.load(groups, g, g + 1)) {
+      if (!second.multiply(g, its, its_threads, bent)) {
         nan = true;
         return;
       }
-      put_in_order(loaded.rewards, loaded.levels, size, Ranks<IntegerLike<Real>>(loaded.levels, size), its_threads,
-                   items);
-      multiply(items, groups, options, its, its_threads);
-      std::vector<double> bent(static_cast<size_t>(size));
-      for (size_t i = 0; i < bent.size(); i++) bent[static_cast<size_t>(items.order[i])] = items.slopes[i];
       const double factor = factors[g] == 0 ? 0 : factors[g] * upstream.of(groups, g);
       write_group<Real>(groups, g, gradient,
                         [&](int64_t i) { return factors[g] == 0 ? 0.0 : factor * bent[static_cast<size_t>(i)]; });

@@ -70,24 +70,21 @@ class FewCells {
   // The sum of the pairs' terms, and how many pairs there are; the items' derivatives are written. With curvatures,
   // the terms are not computed.
   double run(double* slopes, double* curvatures, double& pairs, int threads) {
-    const int64_t parts = (size_ + kPart - 1) / kPart;
-    const size_t buckets = static_cast<size_t>(ranks_ * cells_);
-    make_room(static_cast<size_t>(parts) * kRoom);
-    begins_.resize(static_cast<size_t>(parts) * (buckets + 1));
-    moments_.resize(static_cast<size_t>(parts) * buckets);
-    for_chunks(parts, threads, [&](int64_t part) {
-      put_in_buckets(part);
-      set_moments(part);
-    });
-    for (size_t bucket = 0; bucket < buckets; bucket++) {
-      for (size_t part = 1; part < static_cast<size_t>(parts); part++)
-        moments_[bucket].add(moments_[part * buckets + bucket]);
-    }
-    const double terms = meet(curvatures == nullptr, pairs);
-    for_chunks(parts, threads, [&](int64_t part) {
+    start(nullptr, threads);
+    const double terms = meet(moments_, potentials_, curvatures == nullptr, pairs);
+    for_parts(threads, [&](int64_t part) {
       curvatures ? take<true>(part, slopes, curvatures) : take<false>(part, slopes, curvatures);
     });
     return terms;
+  }
+
+  // The product of the second derivatives by the items' rewards with a direction.
+  void multiply(const float* direction, double* product, int threads) {
+    double pairs = 0;
+    start(direction, threads);
+    meet(moments_, potentials_, false, pairs);
+    meet(weighted_, bends_, false, pairs);
+    for_parts(threads, [&](int64_t part) { take_products(part, direction, product); });
   }
 
  private:
@@ -116,8 +113,10 @@ class FewCells {
   std::unique_ptr<double[]> places_;   // of each part's items by bucket, in their cells from -1 to 1
   std::unique_ptr<uint16_t[]> order_;  // those items, counted from the part's first one
   std::vector<int> begins_;            // of the buckets in each part, and where the last ends
-  std::vector<Coefficients> moments_;  // of each part's buckets; then of all, in the place of the first part's
-  Coefficients potentials_[kMostRanks * kMostCells];
+  // The sums of T_k over the items of each part's buckets, and of T_k times the direction; then of all, in the place of
+  // the first part's. And what a bucket's items get of them.
+  std::vector<Coefficients> moments_, weighted_;
+  Coefficients potentials_[kMostRanks * kMostCells], bends_[kMostRanks * kMostCells];
 
   // Nothing is written, so that each thread gets the memory that it is the first to write to.
   void make_room(size_t items) {
@@ -173,6 +172,28 @@ class FewCells {
   bool pairs_are_quicker(bool curved) const {
     const double pairs = 0.5 * size_ * size_ * (1 - 1.0 / ranks_), each = curved ? 1.1 : 0.8;
     return 300 + ranks_ * cells_ * (110 + 18 * cells_) > 12.0 * size_ + each * pairs;
+  }
+
+  template <typename Body>
+  void for_parts(int threads, const Body& body) const {
+    for_chunks((size_ + kPart - 1) / kPart, threads, body);
+  }
+
+  // The moments, and the weighted ones where there is a direction.
+  void start(const float* direction, int threads) {
+    const size_t parts = static_cast<size_t>((size_ + kPart - 1) / kPart),
+                 buckets = static_cast<size_t>(ranks_ * cells_);
+    make_room(parts * kRoom);
+    begins_.resize(parts * (buckets + 1));
+    moments_.assign(parts * buckets, {});
+    weighted_.assign(direction ? parts * buckets : 0, {});
+    for_parts(threads, [&](int64_t part) {
+      put_in_buckets(part);
+      set_moments(part, direction);
+    });
+    for (std::vector<Coefficients>* each : {&moments_, &weighted_}) {
+      for (size_t n = buckets; n < each->size(); n++) (*each)[n % buckets].add((*each)[n]);
+    }
   }
 
   size_t bucket(int rank, int cell) const { return static_cast<size_t>(rank * cells_ + cell); }
@@ -243,38 +264,45 @@ class FewCells {
     }
   }
 
-  void set_moments(int64_t part) {
-    Coefficients* const moments = &moments_[static_cast<size_t>(part) * static_cast<size_t>(ranks_ * cells_)];
+  void set_moments(int64_t part, const float* direction) {
+    const size_t from = static_cast<size_t>(part) * static_cast<size_t>(ranks_ * cells_);
     const double* const places = &places_[static_cast<size_t>(part) * kRoom];
-    std::fill_n(moments, ranks_ * cells_, Coefficients());
+    const uint16_t* const order = &order_[static_cast<size_t>(part) * kRoom];
     for_buckets(part, [&](size_t b, int begin, int end) {
-      double sums[kCount][kAtOnce] = {};
+      double sums[kCount][kAtOnce] = {}, weighted[kCount][kAtOnce] = {};
       for (int first = begin; first < end; first += kAtOnce) {
-        const double* const weights = kWeights + kAtOnce - std::min(kAtOnce, end - first);
-        add_polynomials<kCount, kAtOnce>(places + first, weights, sums);
+        const int there = std::min(kAtOnce, end - first);
+        add_polynomials<kCount, kAtOnce>(places + first, kWeights + kAtOnce - there, sums);
+        if (!direction) continue;
+        double weights[kAtOnce] = {};
+        for (int lane = 0; lane < there; lane++)
+          weights[lane] = static_cast<double>(direction[part * kPart + order[first + lane]]);
+        add_polynomials<kCount, kAtOnce>(places + first, weights, weighted);
       }
-      sum_lanes(sums, moments[b].of);
+      sum_lanes(sums, moments_[from + b].of);
+      if (direction) sum_lanes(weighted, weighted_[from + b].of);
     });
   }
 
-  // Each bucket with those of higher rank.
-  double meet(bool with_terms, double& pairs) {
+  // Each bucket with those of higher rank: from moments to potentials, and the sum of the terms where it is wanted.
+  double meet(const std::vector<Coefficients>& moments, Coefficients* potentials, bool with_terms,
+              double& pairs) const {
     const Relation<float>& relation = call_->relation();
     double terms = 0;
     pairs = 0;
-    for (int b = 0; b < ranks_ * cells_; b++) potentials_[b] = {};
+    for (int b = 0; b < ranks_ * cells_; b++) potentials[b] = {};
     Coefficients others[kMostCells] = {};
     const auto is_empty = [](const Coefficients& its) { return its.of[0] == 0; };
     const auto add_all = [&](int rank) {
-      for (int c = 0; c < cells_; c++) others[c].add(moments_[bucket(rank, c)]);
+      for (int c = 0; c < cells_; c++) others[c].add(moments[bucket(rank, c)]);
     };
     for (int rank = 0; rank < ranks_; rank++) {  // with the better ones
       for (int worse = 0; worse < cells_ && rank > 0; worse++) {
-        if (is_empty(moments_[bucket(rank, worse)])) continue;
+        if (is_empty(moments[bucket(rank, worse)])) continue;
         for (int better = 0; better < cells_; better++) {
           if (!is_empty(others[better]))
             add_product(relation.matrix(worse - better).slope_turned, others[better].of,
-                        potentials_[bucket(rank, worse)].of);
+                        potentials[bucket(rank, worse)].of);
         }
       }
       add_all(rank);
@@ -282,7 +310,7 @@ class FewCells {
     std::fill_n(others, kMostCells, Coefficients());
     for (int rank = ranks_; rank-- > 0;) {  // with the worse ones
       for (int better = 0; better < cells_ && rank + 1 < ranks_; better++) {
-        const Coefficients& its = moments_[bucket(rank, better)];
+        const Coefficients& its = moments[bucket(rank, better)];
         if (is_empty(its)) continue;
         double slopes[kCount] = {}, losses[kCount] = {};
         for (int worse = 0; worse < cells_; worse++) {
@@ -293,7 +321,7 @@ class FewCells {
           pairs += its.of[0] * others[worse].of[0];
         }
         for (int k = 0; k < kCount; k++) {
-          potentials_[bucket(rank, better)].of[k] -= slopes[k];
+          potentials[bucket(rank, better)].of[k] -= slopes[k];
           terms += losses[k] * its.of[k];
         }
       }
@@ -319,6 +347,26 @@ class FewCells {
           const uint16_t i = order[first + lane];
           slopes[i] = beta * values[lane];
           if (kCurved) curvatures[i] = curved * derivatives[lane];
+        }
+      }
+    });
+  }
+
+  void take_products(int64_t part, const float* direction, double* product) const {
+    const double bent = call_->beta * call_->beta / call_->grid.half();
+    const double* const places = &places_[static_cast<size_t>(part) * kRoom];
+    const uint16_t* const order = &order_[static_cast<size_t>(part) * kRoom];
+    direction += part * kPart;
+    product += part * kPart;
+    for_buckets(part, [&](size_t b, int begin, int end) {
+      const Potential<kCount> potential(potentials_[b].of), bend(bends_[b].of);
+      for (int first = begin; first < end; first += kAtOnce) {
+        double unused[kAtOnce], curvatures[kAtOnce], bends[kAtOnce];
+        potential.evaluate<true>(places + first, unused, curvatures);
+        bend.evaluate<true>(places + first, unused, bends);
+        for (int lane = 0; lane < std::min(kAtOnce, end - first); lane++) {
+          const uint16_t i = order[first + lane];
+          product[i] = bent * (curvatures[lane] * static_cast<double>(direction[i]) - bends[lane]);
         }
       }
     });
