@@ -131,9 +131,11 @@ def bradley_terry_loss_grouped(
     where rewards lie far apart. With a margin, or any tie to skip, a group in which rewards times beta lie further apart than 650
     (float64: 40) is long only from 1,024 items on. An entry of the gradient is right to 2^-23 of the sum of the absolute values of
     its terms (float64: 1e-14, and what rounding z costs). If there are two ranks and one has few items (64 at most), the pairs are
-    visited, in the rewards' type. With the same error, float32 groups of 32 items or more take linear time where that is quicker: in
-    a call with 1,024 items or more, with at most 16 different ranks and rewards times beta in at most 8 cells, each 1 to 2 wide,
-    and without smoothing, flips, centring, statistics and ``ties="half"``.
+    visited, in the rewards' type.
+
+    Float32 groups of few ranks, such as graded labels, take linear time from 32 items on, where that is quicker, and with the same
+    error: in a call with 1,024 items or more; with at most 16 different ranks, and rewards times beta in at most 8 cells, each 1 to
+    2 wide; without smoothing, flips, centring, statistics and ``ties="half"``.
 
     **Long groups on a GPU.** If groups have 4,096 items or more on average, the loss and its gradient take linear time too, with
     the same error. Each pair is visited, as in short groups, for second derivatives, and with statistics, smoothing, flips,
