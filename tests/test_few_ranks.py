@@ -148,6 +148,18 @@ def test_lists_of_several_parts_agree_with_float64(size, positive):
     assert (torch.abs(found.product.double() - expected.product) <= (4e-7 + 2.0**-24) * most).all()
 
 
+def test_a_direction_that_adds_up_to_nothing_is_felt():
+    """The items of one rank lie in one cell, half of them with 1, half with -1."""
+    random = np.random.default_rng(6)
+    scores = random.uniform(0.1, 1.9, 2048).astype(np.float32)
+    ranks, direction = np.arange(2048) // 1024, np.where(np.arange(2048) % 2, 1, -1).astype(np.float32)
+    found = results_of(scores, ranks, direction, [2048])
+    expected = every_pair(scores, ranks, direction, wide=np.float64)
+    assert (np.abs(found.product.numpy() - expected.product) <= (4e-7 + 2.0**-24) * expected.product_size).all()
+    others = expected.product - expected.curvature * direction  # what the direction of others gives
+    assert (np.abs(others) > 1e-5 * expected.product_size).mean() > 0.9
+
+
 def test_the_bits_do_not_depend_on_the_threads(set_threads):
     random = np.random.default_rng(4)
     sizes = [60_000, *[200] * 150, 31, 9000]  # the first one has all threads

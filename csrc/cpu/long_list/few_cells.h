@@ -96,7 +96,7 @@ class FewCells {
   static constexpr int kRoom = kPart + kAtOnce;  // what is read behind the last item counts nothing
 
   struct Coefficients {
-    double of[kCount] = {};
+    double of[kCount];
 
     void add(const Coefficients& other) {
       for (int k = 0; k < kCount; k++) of[k] += other.of[k];
@@ -290,35 +290,40 @@ class FewCells {
     const Relation<float>& relation = call_->relation();
     double terms = 0;
     pairs = 0;
-    for (int b = 0; b < ranks_ * cells_; b++) potentials[b] = {};
-    Coefficients others[kMostCells] = {};
-    const auto is_empty = [](const Coefficients& its) { return its.of[0] == 0; };
+    std::fill_n(potentials, ranks_ * cells_, Coefficients{});
+    Coefficients others[kMostCells] = {};  // of each cell, and how many items these are
+    double counts[kMostCells] = {};
+    const auto count = [&](int rank, int cell) { return moments_[bucket(rank, cell)].of[0]; };
     const auto add_all = [&](int rank) {
-      for (int c = 0; c < cells_; c++) others[c].add(moments[bucket(rank, c)]);
+      for (int c = 0; c < cells_; c++) {
+        others[c].add(moments[bucket(rank, c)]);
+        counts[c] += count(rank, c);
+      }
     };
     for (int rank = 0; rank < ranks_; rank++) {  // with the better ones
       for (int worse = 0; worse < cells_ && rank > 0; worse++) {
-        if (is_empty(moments[bucket(rank, worse)])) continue;
+        if (count(rank, worse) == 0) continue;
         for (int better = 0; better < cells_; better++) {
-          if (!is_empty(others[better]))
+          if (counts[better] > 0)
             add_product(relation.matrix(worse - better).slope_turned, others[better].of,
                         potentials[bucket(rank, worse)].of);
         }
       }
       add_all(rank);
     }
-    std::fill_n(others, kMostCells, Coefficients());
+    std::fill_n(others, kMostCells, Coefficients{});
+    std::fill_n(counts, kMostCells, 0.0);
     for (int rank = ranks_; rank-- > 0;) {  // with the worse ones
       for (int better = 0; better < cells_ && rank + 1 < ranks_; better++) {
+        if (count(rank, better) == 0) continue;
         const Coefficients& its = moments[bucket(rank, better)];
-        if (is_empty(its)) continue;
         double slopes[kCount] = {}, losses[kCount] = {};
         for (int worse = 0; worse < cells_; worse++) {
-          if (is_empty(others[worse])) continue;
+          if (counts[worse] == 0) continue;
           const CellPair<kCount>& pair = relation.matrix(worse - better);
           add_product(pair.slope, others[worse].of, slopes);
           if (with_terms) add_product(pair.loss, others[worse].of, losses);
-          pairs += its.of[0] * others[worse].of[0];
+          pairs += count(rank, better) * counts[worse];
         }
         for (int k = 0; k < kCount; k++) {
           potentials[bucket(rank, better)].of[k] -= slopes[k];
