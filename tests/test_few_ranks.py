@@ -17,18 +17,8 @@ from prefloss import reference
 
 pytestmark = IN_LINEAR_TIME
 
-SIZES = [
-    31,
-    32,
-    33,
-    100,
-    129,
-    300,
-    700,
-    1,
-    0,
-    8,
-]  # of one call's groups: more than the 1,024 items from which it may pay
+# Of one call's groups: more than the 1,024 items from which it may pay.
+SIZES = [31, 32, 33, 100, 129, 300, 700, 1, 0, 8]
 SCORES = {
     "normal": lambda random, n: random.normal(size=n),
     "narrow": lambda random, n: 0.01 * random.normal(size=n),
@@ -49,7 +39,6 @@ OPTIONS = {
     "negative beta": {"beta": -0.7},
     "no beta": {"beta": 0.0},
 }
-# A margin of 30 and more, or beta in the thousands, are for tests of long lists.
 RANKS = {
     "two": lambda random, x: (random.random(x.size) < 0.3).astype(int),
     "five": lambda random, x: random.integers(0, 5, x.size),
@@ -186,6 +175,5 @@ def test_a_reward_that_is_not_finite_is_felt_by_its_group_alone(value):
     with np.errstate(all="ignore"):
         expected = reference.bradley_terry_derivatives_grouped(scores, ranks, average="pairs", reduction="sum")
     for found, exact in zip(after, expected, strict=True):
-        np.testing.assert_allclose(
-            found, exact, rtol=0, atol=300 * 2.0**-22
-        )  # of 299 pairs, none of which gives more than 1
+        # Of 299 pairs, none of which gives more than 1.
+        np.testing.assert_allclose(found, exact, rtol=0, atol=300 * 2.0**-22)

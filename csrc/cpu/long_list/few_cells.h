@@ -189,7 +189,8 @@ class FewCells {
     weighted_.assign(direction ? parts * buckets : 0, {});
     for_parts(threads, [&](int64_t part) {
       put_in_buckets(part);
-      set_moments(part, direction);
+      set_moments<false>(part, nullptr, moments_);
+      if (direction) set_moments<true>(part, direction, weighted_);
     });
     for (std::vector<Coefficients>* each : {&moments_, &weighted_}) {
       for (size_t n = buckets; n < each->size(); n++) (*each)[n % buckets].add((*each)[n]);
@@ -264,23 +265,26 @@ class FewCells {
     }
   }
 
-  void set_moments(int64_t part, const float* direction) {
+  // Of each item once, or times its entry of the direction.
+  template <bool kDirected>
+  void set_moments(int64_t part, const float* direction, std::vector<Coefficients>& moments) {
     const size_t from = static_cast<size_t>(part) * static_cast<size_t>(ranks_ * cells_);
     const double* const places = &places_[static_cast<size_t>(part) * kRoom];
     const uint16_t* const order = &order_[static_cast<size_t>(part) * kRoom];
     for_buckets(part, [&](size_t b, int begin, int end) {
-      double sums[kCount][kAtOnce] = {}, weighted[kCount][kAtOnce] = {};
+      double sums[kCount][kAtOnce] = {};
       for (int first = begin; first < end; first += kAtOnce) {
         const int there = std::min(kAtOnce, end - first);
-        add_polynomials<kCount, kAtOnce>(places + first, kWeights + kAtOnce - there, sums);
-        if (!direction) continue;
-        double weights[kAtOnce] = {};
-        for (int lane = 0; lane < there; lane++)
-          weights[lane] = static_cast<double>(direction[part * kPart + order[first + lane]]);
-        add_polynomials<kCount, kAtOnce>(places + first, weights, weighted);
+        if constexpr (kDirected) {
+          double weights[kAtOnce] = {};
+          for (int lane = 0; lane < there; lane++)
+            weights[lane] = static_cast<double>(direction[part * kPart + order[first + lane]]);
+          add_polynomials<kCount, kAtOnce>(places + first, weights, sums);
+        } else {
+          add_polynomials<kCount, kAtOnce>(places + first, kWeights + kAtOnce - there, sums);
+        }
       }
-      sum_lanes(sums, moments_[from + b].of);
-      if (direction) sum_lanes(weighted, weighted_[from + b].of);
+      sum_lanes(sums, moments[from + b].of);
     });
   }
 
