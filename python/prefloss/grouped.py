@@ -130,12 +130,13 @@ def bradley_terry_loss_grouped(
     for second derivatives. The sums are computed in float64. With a margin, or many ties to skip, this takes several times as long
     where rewards lie far apart. With a margin, or any tie to skip, a group in which rewards times beta lie further apart than 650
     (float64: 40) is long only from 1,024 items on. An entry of the gradient is right to 2^-23 of the sum of the absolute values of
-    its terms (float64: 1e-14, and what rounding z costs). If there are two ranks and one has few items (64 at most), the pairs are
-    visited, in the rewards' type.
+    its terms (float64: 1e-14, and what rounding z costs). If there are two ranks and one has few items (k, at most 64, with k^2 at
+    most four times the group's items), the pairs are visited in the rewards' type, except with statistics, ``ties="half"`` or
+    second derivatives.
 
     Float32 groups of few ranks, such as graded labels, take linear time from 32 items on, where that is quicker, and with the same
     error: in a call with 1,024 items or more; with at most 16 different ranks, and rewards times beta in at most 8 cells, each 1 to
-    2 wide; without smoothing, flips, centring, statistics and ``ties="half"``.
+    2 wide (fewer with a margin); without smoothing, flips, centring, statistics and ``ties="half"``.
 
     **Long groups on a GPU.** If groups have 4,096 items or more on average, the loss and its gradient take linear time too, with
     the same error. Each pair is visited, as in short groups, for second derivatives, and with statistics, smoothing, flips,
@@ -271,8 +272,8 @@ def bradley_terry_derivatives_grouped(
 
     Returns:
         (gradient, hessian_diagonal), float64, of the rewards' shape: tensors for a tensor, NumPy arrays for an array. Pairs are
-        computed in float64 for float64 rewards and in long groups, else in float32, and added up in float64. Both are exactly 0
-        where an item is in no pair, or its group has weight 0.
+        computed in float64 for float64 rewards and in long groups, else in float32 or float64, whichever is quicker. They are
+        added up in float64. Both are exactly 0 where an item is in no pair, or its group has weight 0.
 
     Raises:
         TypeError, ValueError: what `bradley_terry_loss_grouped` raises; reduction "none"; arrays that have a mask, or hold

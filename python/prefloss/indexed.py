@@ -99,9 +99,10 @@ def bradley_terry_loss_indexed(
     The other arguments, the result and the errors are those of `bradley_terry_loss`; the units of `PairStats` are the items. The
     loss and its gradient are computed in one pass, with memory for the items and not for the comparisons. With
     ``reduction="none"``, a margin that requires a gradient, and under a transform or compiler, the scores are gathered first. On
-    a GPU an item's slopes are added as integers, so their sum is exact; this takes 50 to 400 bytes an item (float64: up to 3 kB).
-    There the scores are also gathered first with ``return_stats``, and where the items would take more than 256 MiB and more than
-    64 bytes a comparison.
+    a GPU an item's slopes are added as integers, so their sum is exact; this takes 50 to 400 bytes an item (float64: up to 3 kB),
+    and where there are many comparisons an item up to 32 times as much, but then less than 2 bytes a comparison. There the
+    scores are also gathered first with ``return_stats``, and where the items would take more than 256 MiB and more than 64 bytes a
+    comparison.
 
     If an optimiser needs the loss of the same comparisons many times, `merge_comparisons` makes one of those that are equal.
 
