@@ -29,11 +29,11 @@ def second_derivatives(scores, ranks, direction, **options):
 def share_of_second_derivatives(scores, ranks, **options):
     """The largest errors of the product and of the diagonal, over what is allowed.
 
-    A curvature is the derivative of a polynomial of degree below p in the place in a cell of half-width h. So a rounding of
-    sigma, at most 1, counts sum k^2 / h times; and sigma' is less than sigma by up to 4 + exp(|z|), |z| <= 18/7 + 4 in float32
-    and 38/7 + 2 in float64, beyond which cells have no polynomials. float64, with p = 16 and h >= 1/4: 1240 / h * 1700 *
-    2^-53 = 1e-9. float32, computed in float64, with p = 12 and h >= 1/2: what the polynomials leave out and the rounding of the
-    result, 4e-7.
+    A curvature is the derivative of a polynomial of degree below p in the place in a cell of half-width h. It stands for sigma(z),
+    or for -sigma(-z) where the cells' midsts say that this is less, so a rounding of it counts sum k^2 / h times and is of no
+    more than 4 exp(4 h) sigma'. float64, with p = 16 and 1/4 <= h <= 1/2: 2480 * 4 exp(2) 2^-53 = 8e-12; 1e-9 is what is promised.
+    float32, computed in float64, with p = 12 and 1/2 <= h <= 1: what the polynomials leave out, and the rounding of the result,
+    4e-7.
     """
     direction = np.random.default_rng(1).normal(size=scores.size).astype(scores.dtype)
     expected = every_pair(scores, ranks, direction, wide=np.float64, **options)
@@ -57,6 +57,24 @@ def test_second_derivatives_agree_with_those_of_every_pair(law):
         scores, order = made(law, ranks, DTYPES[dtype], 1030, n)
         shares = share_of_second_derivatives(scores, order, ties=ties, **OPTIONS[name])
         assert max(shares) <= 1, (ranks, name, ties, dtype, shares)
+
+
+@pytest.mark.parametrize("spread", [0, 0.3])
+@pytest.mark.parametrize(
+    ("dtype", "distance", "margin"),
+    [
+        (np.float32, 13, 0),
+        (np.float32, 17.999, 0),
+        (np.float32, 15.999, 2),
+        (np.float64, 14, 0),
+        (np.float64, 16.999, 0),
+    ],
+)
+def test_second_derivatives_are_exact_where_all_pairs_are_in_the_wrong_order(dtype, distance, margin, spread):
+    """Then sigma is 1 but for a little, and the curvatures are no more than that: they must not come from 1 less 1."""
+    ranks = np.repeat([0, 1], 600)
+    scores = (distance * ranks + spread * np.random.default_rng(0).normal(size=ranks.size)).astype(dtype)
+    assert max(share_of_second_derivatives(scores, ranks, margin=margin)) <= 1
 
 
 @pytest.mark.parametrize("law", LAWS)

@@ -58,8 +58,10 @@ template <int kCount>
 struct CellPair {
   double loss[kCount][kCount], slope[kCount][kCount], slope_turned[kCount][kCount];  // [l][k], [l][k], [k][l]
 
-  // softplus(w) and sigma(w).
+  // softplus(w) and sigma(w). Where sigma is nearly 1 its derivative is little: what is interpolated is sigma - 1
+  // there, as exact as that is small, and the 1 comes back with the first coefficient, which no derivative has.
   void set(const Interpolation<kCount>& interpolation, double center, double half) {
+    const bool is_above = center > 0;
     double values[2][kCount][kCount];  // [n][m], at u[m], v[n]
     for (int n = 0; n < kCount; n++) {
 #pragma omp simd
@@ -67,7 +69,7 @@ struct CellPair {
         const double w = center + half * (interpolation.nodes[n] - interpolation.nodes[m]),
                      e = exp_negative(absolute(w)).value;
         values[0][n][m] = log1p_positive(e) + (w > 0 ? w : 0.0);
-        values[1][n][m] = (w < 0 ? e : 1.0) / (1 + e);
+        values[1][n][m] = (is_above ? (w < 0 ? -1.0 : -e) : (w < 0 ? e : 1.0)) / (1 + e);
       }
     }
     const auto to_coefficients = [&](const double (&value)[kCount][kCount], double (&coefficients)[kCount][kCount]) {
@@ -80,6 +82,7 @@ struct CellPair {
     };
     to_coefficients(values[0], loss);
     to_coefficients(values[1], slope);
+    if (is_above) slope[0][0] += 1;
     for (int k = 0; k < kCount; k++) {
       for (int l = 0; l < kCount; l++) slope_turned[k][l] = slope[l][k];
     }
