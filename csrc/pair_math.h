@@ -111,6 +111,8 @@ PREFLOSS_HOST_DEVICE float moderate_slope(float z, float factor) {
 template <typename Sum>
 struct LossProduct {
   static constexpr int kMost = sizeof(Sum) == sizeof(double) ? 512 : 64;
+  // What is kept of each hinge: in float32 a part, so that their sum is no infinity where none of them is.
+  static constexpr Sum kPart = sizeof(Sum) == sizeof(double) ? Sum(1) : Sum(1) / kMost;
   Sum u = 0, hinge = 0;
 
   template <typename Real>
@@ -130,26 +132,27 @@ struct LossProduct {
   PREFLOSS_HOST_DEVICE void add(Real z, const Rounded<Real>& exponential) {
     const Sum e = static_cast<Sum>(exponential.value);
     u += fused(u, e, e);
-    hinge += static_cast<Sum>(negative_part(z));  // NaN is in u already
+    add_hinge(static_cast<Sum>(negative_part(z)));  // NaN is in u already
   }
+
+  PREFLOSS_HOST_DEVICE void add_hinge(Sum its) { hinge = kPart == 1 ? hinge + its : fused(its, kPart, hinge); }
 
   // What others add up to.
   template <typename Other>
   PREFLOSS_HOST_DEVICE void add_product(const LossProduct<Other>& others) {
     const Sum u_others = static_cast<Sum>(others.u);
     u += fused(u, u_others, u_others);
-    hinge += static_cast<Sum>(others.hinge);
+    hinge += static_cast<Sum>(others.hinge) / static_cast<Sum>(LossProduct<Other>::kPart) * kPart;
   }
 
   PREFLOSS_HOST_DEVICE double value() const {
-    return static_cast<double>(hinge) + log1p_positive(static_cast<double>(u));
+    return static_cast<double>(hinge) / static_cast<double>(kPart) + log1p_positive(static_cast<double>(u));
   }
 };
 
 using PairLossSum = LossProduct<double>;
 
-// The same over at most kMost pairs, in float32 where float64 is slow. A part of each hinge, so that their sum is no
-// infinity where none of them is.
+// The same over at most kMost pairs, in float32 where float64 is slow, and with a part of each hinge.
 struct FewLosses {
   static constexpr int kMost = 4;
   float u = 0, hinge = 0;

@@ -206,6 +206,21 @@ def test_columns_of_any_stride_have_the_bits_of_contiguous_ones(shape, rank_dtyp
         assert_same_bits(result, results[0])
 
 
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"ties": "half"}, {"margin": 1.0}], ids=str)
+@pytest.mark.parametrize("size", [9, 40, 200])
+@pytest.mark.parametrize("few", [True, False])
+def test_losses_whose_sum_is_no_float32_have_a_mean(size, few, options):
+    """One item's pairs have losses of up to 2e38 each: eight of them are infinite in float32, their mean is not."""
+    ranks = torch.arange(size)[None]
+    ranks = (ranks > 0).long() if few else ranks
+    rewards = torch.zeros(2, size)
+    rewards[:, 0], rewards[1, -1] = -1e38, 1e38
+    loss = prefloss.bradley_terry_loss_grouped(rewards, ranks.expand(2, size), **options)
+    exact = prefloss.bradley_terry_loss_grouped(rewards.double(), ranks.expand(2, size), **options)
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-6)
+    assert math.isfinite(exact.item())
+
+
 def test_nan_among_the_ranks_is_named():
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         ranks = torch.zeros(4, 9, dtype=dtype)

@@ -97,7 +97,7 @@ PREFLOSS_HOST_DEVICE PairSlopes<Real> visit(const Formula<Real>& formula, Real d
   const Real pull = formula.center == 0 ? Real(0) : formula.center * total;
   const Real slope = fused(wrong, sigmoid(z, e), -right * sigmoid(-z, e));
   loss.u += fused(loss.u, e.value, e.value);
-  loss.hinge += or_zero(counted, formula.center == 0 ? hinge : fused(pull, total, hinge));
+  loss.add_hinge(or_zero(counted, formula.center == 0 ? hinge : fused(pull, total, hinge)));
   return {or_zero(counted, formula.beta * slope), or_zero(counted, 2 * pull)};
 }
 
@@ -124,7 +124,7 @@ struct LaneSums {
     for (int lane = 0; lane < kTile; lane++) {
       const double u = static_cast<double>(tile.product.of[lane]);
       product[lane] += fused(product[lane], u, u);
-      terms[lane] += static_cast<double>(tile.hinge.of[lane]);
+      terms[lane] += static_cast<double>(tile.hinge.of[lane]) / static_cast<double>(LossProduct<Real>::kPart);
     }
   }
 
