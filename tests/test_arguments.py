@@ -130,7 +130,7 @@ bad_fixed_options = table(
     ("unknown-keyword", {"temperature": 0.1}, TypeError, ["unexpected keyword", "temperature"]),
 )  # fmt: skip
 
-MARGIN = ["margin", "a finite number or a tensor with one entry a pair"]
+MARGIN = ["margin", "a finite number, or for pairs a tensor with one entry a pair"]
 TARGET = ["target", "a number in [0, 1] or a tensor with one entry a pair"]
 DENOMINATOR = [
     "denominator",

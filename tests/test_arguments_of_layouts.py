@@ -73,6 +73,8 @@ bad_groups = table(
     ("ranks-nan", lambda: {"ranks": torch.tensor([[0, 1, 2], [0, NAN, 1]])}, ValueError, ["ranks", "nan at position (1, 1)"]),
     ("sizes-sum", lambda: ragged([2, 2]), ValueError, ["group_sizes", "add up", "5", "4"]),
     ("sizes-empty", lambda: ragged([]), ValueError, ["group_sizes", "add up", "5", "got 0"]),
+    ("sizes-sparse", lambda: ragged(torch.tensor([3, 2]).to_sparse()), TypeError, ["group_sizes", "dense", "sparse_coo"]),
+    ("sizes-nested", lambda: ragged(torch.nested.nested_tensor([[3, 2]])), TypeError, ["group_sizes", "dense", "nested"]),
     ("sizes-negative", lambda: ragged([7, -2]), ValueError, ["group_sizes", ">= 0", "-2"]),
     ("sizes-number", lambda: ragged(5), TypeError, [*SIZES, "5 (int)"]),
     ("sizes-floats", lambda: ragged([2.0, 3.0]), TypeError, [*SIZES, "2.0 (float)"]),

@@ -202,8 +202,9 @@ def as_group_sizes(group_sizes: object) -> Tensor | None:
     if group_sizes is None:
         return None
     if isinstance(group_sizes, Tensor):
-        integers = not group_sizes.is_floating_point() and not group_sizes.is_complex()
-        if not integers or group_sizes.dtype is torch.bool or group_sizes.dim() != 1 or not group_sizes.is_cpu:
+        check_tensor("group_sizes", group_sizes, accepted)
+        integers = not group_sizes.is_floating_point() and group_sizes.dtype is not torch.bool
+        if not integers or group_sizes.dim() != 1 or not group_sizes.is_cpu:
             raise ValueError(
                 f"{accepted}, got one of {_dtype(group_sizes)}, shape {_shape(group_sizes)}, on {group_sizes.device}"
             )
@@ -234,8 +235,8 @@ def check_no_gradient(name: str, value: object) -> None:
     """What the loss is not differentiated by must not ask for it: a gradient is never dropped in silence."""
     if isinstance(value, Tensor) and requires_gradient(value):
         raise ValueError(
-            f"{name} must not require a gradient, got a tensor with requires_grad=True: the loss is differentiated by rewards "
-            f"and margin only; pass {name}.detach()"
+            f"{name} must not require a gradient, got a tensor with requires_grad=True, by which this loss is not differentiated; "
+            f"pass {name}.detach()"
         )
 
 
@@ -292,7 +293,7 @@ def check_numbers(
         DEFAULTS.beta if beta is None or beta is DEFAULTS.beta else check_number("beta", beta, "a finite number"),
         DEFAULTS.margin
         if margin is None or isinstance(margin, Tensor)
-        else check_number("margin", margin, "a finite number or a tensor with one entry a pair"),
+        else check_number("margin", margin, "a finite number, or for pairs a tensor with one entry a pair"),
         DEFAULTS.target
         if target is None or isinstance(target, Tensor)
         else check_number("target", target, "a number in [0, 1] or a tensor with one entry a pair", 0, 1),

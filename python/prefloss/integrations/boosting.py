@@ -57,7 +57,7 @@ class PairwiseObjective:
             same as there. "pairs" counts each pair once, so long queries count more.
         ties: "skip" or "half", as in `prefloss.bradley_terry_loss_grouped`.
         beta, margin, label_smoothing, flip_rate: as there.
-        max_step: the largest value that a leaf may have, > 0; in the units of the scores.
+        max_step: the largest value that a leaf may have, from 1e-30 to 1e30; in the units of the scores.
 
     Raises:
         TypeError, ValueError: what `prefloss.bradley_terry_derivatives_grouped` raises. In a round: no queries, or queries with
@@ -79,7 +79,7 @@ class PairwiseObjective:
     ) -> None:
         check_flag("one_list", one_list)
         check_choice("scale", scale, ("items", "pairs"))
-        check_number("max_step", max_step, "a finite number > 0", low=np.nextafter(0.0, 1.0))
+        check_number("max_step", max_step, "a number from 1e-30 to 1e30", low=1e-30, high=1e30)
         self.one_list, self.scale, self.max_step = one_list, scale, max_step
         self.options: dict[str, Any] = {
             "ties": ties,
@@ -88,7 +88,8 @@ class PairwiseObjective:
             "label_smoothing": label_smoothing,
             "flip_rate": flip_rate,
         }
-        bradley_terry_derivatives_grouped(np.zeros((1, 0)), np.zeros((1, 0)), **self.options)  # says now what is wrong
+        nothing = np.zeros((1, 0), dtype=np.float32)  # as scores are in each round
+        bradley_terry_derivatives_grouped(nothing, nothing, **self.options)  # says now what is wrong
 
     def __call__(self, predictions: NDArray[Any], data: Data) -> Derivatives:
         """(gradient, curvature), (N,) float32 each. Both libraries call this in each round.
