@@ -27,6 +27,9 @@ PREFLOSS_HOST_DEVICE double entry_of(const Column& column, int64_t row, int64_t 
 // it is quicker to visit each pair.
 constexpr int64_t kLargeGroup = 512;
 
+// There are fewer items than this: their numbers, and those of what is read behind the last one, are int32.
+constexpr int64_t kMostItems = (int64_t{1} << 31) - (1 << 16);
+
 // Lower ranks are preferred. `rewards` and `ranks` have an entry an item, of `items` / `rows` a row. Group g has the
 // items offsets[g] ... offsets[g + 1] - 1, counted through all rows, at most `size` of them, or, where there are no
 // offsets, `size` items from g * size on; of these, where `filled` says how many, only the first are items, and the

@@ -64,6 +64,8 @@ bad_groups = table(
     ("rewards-2d", lambda: {"group_sizes": [3, 3]}, ValueError, ["rewards", "(N,) with group_sizes", "(2, 3)"]),
     ("rewards-integer", lambda: {"rewards": ones(2, 3).int()}, TypeError, ["rewards", *DTYPES, "int32"]),
     ("too-many", lambda: {"rewards": ones(2**16, 2**15, device="meta")}, ValueError, ["rewards", "2**31", "2147483648"]),
+    ("too-many-in-no-memory", lambda: {"rewards": ones(1, 1).expand(1, 2**31), "ranks": ones(1, 1).expand(1, 2**31)}, ValueError,
+     ["rewards", "2**31"]),
     ("ranks-list", lambda: {"ranks": [[0, 1, 2]] * 2}, TypeError, ["ranks", "tensor of the rewards' shape", "(list)"]),
     ("ranks-shape", lambda: {"ranks": ones(3)}, ValueError, ["ranks", "shape of rewards", "(2, 3)", "(3,)"]),
     ("ranks-complex", lambda: {"ranks": ones(2, 3).cfloat()}, TypeError, ["ranks", "real", "complex64"]),

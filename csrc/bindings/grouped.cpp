@@ -94,6 +94,7 @@ struct EagerGroups {
     if (!read(given, rewards) || !rewards.is_floating()) return Fit::kNo;
     Fit fit = copies.gather(rewards, groups.rewards);
     groups.items = rewards.count();
+    if (groups.items >= kMostItems) return Fit::kNo;
     if (its_sizes.is_none()) {
       if (rewards.dimensions != 2) return Fit::kNo;
       groups.groups = rewards.sizes[0];

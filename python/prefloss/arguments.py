@@ -162,8 +162,8 @@ def check_groups(rewards: object, ranks: object, group_sizes: object, name: str 
     if rewards.dim() != dimensions:
         shape = "(B, K), or (N,) with group_sizes" if group_sizes is None else "(N,) with group_sizes"
         raise ValueError(f"rewards must have shape {shape}, got {_shape(rewards)}")
-    if rewards.numel() >= 2**31:
-        raise ValueError(f"rewards must have fewer than 2**31 entries, got {rewards.numel()}")
+    if rewards.numel() >= 2**31 - 2**16:  # kMostItems of the kernels
+        raise ValueError(f"rewards must have fewer than 2**31 - 2**16 entries, got {rewards.numel()}")
     return rewards, _per_item(name, ranks, rewards)
 
 
