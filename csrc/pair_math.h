@@ -136,18 +136,17 @@ struct LossProduct {
   }
 
   PREFLOSS_HOST_DEVICE void add_hinge(Sum its) { hinge = kPart == 1 ? hinge + its : fused(its, kPart, hinge); }
+  PREFLOSS_HOST_DEVICE double all_hinges() const { return static_cast<double>(hinge) / static_cast<double>(kPart); }
 
   // What others add up to.
   template <typename Other>
   PREFLOSS_HOST_DEVICE void add_product(const LossProduct<Other>& others) {
     const Sum u_others = static_cast<Sum>(others.u);
     u += fused(u, u_others, u_others);
-    hinge += static_cast<Sum>(others.hinge) / static_cast<Sum>(LossProduct<Other>::kPart) * kPart;
+    add_hinge(static_cast<Sum>(others.all_hinges()));
   }
 
-  PREFLOSS_HOST_DEVICE double value() const {
-    return static_cast<double>(hinge) / static_cast<double>(kPart) + log1p_positive(static_cast<double>(u));
-  }
+  PREFLOSS_HOST_DEVICE double value() const { return all_hinges() + log1p_positive(static_cast<double>(u)); }
 };
 
 using PairLossSum = LossProduct<double>;

@@ -124,7 +124,7 @@ struct LaneSums {
     for (int lane = 0; lane < kTile; lane++) {
       const double u = static_cast<double>(tile.product.of[lane]);
       product[lane] += fused(product[lane], u, u);
-      terms[lane] += static_cast<double>(tile.hinge.of[lane]) / static_cast<double>(LossProduct<Real>::kPart);
+      terms[lane] += LossProduct<Real>{tile.product.of[lane], tile.hinge.of[lane]}.all_hinges();
     }
   }
 
