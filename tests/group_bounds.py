@@ -23,6 +23,12 @@ OPTIONS = {
 }
 over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 over_options = pytest.mark.parametrize("name", OPTIONS)
+over_ties = pytest.mark.parametrize("ties", ["skip", "half"])
+over_averages = pytest.mark.parametrize("average", ["groups", "pairs"])
+RANK_DTYPES = [
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+]
 # How many ranks there are: all alike, positives and negatives, a few, as many as items.
 LEVELS = [1, 2, 4, 10**6]
 

@@ -140,7 +140,10 @@ def test_instruction_sets_agree_to_the_last_bits(path, results):
 
 @pytest.mark.slow
 @over_paths
-@pytest.mark.parametrize("file", ["test_paired_values.py", "test_indexed.py", "test_grouped.py", "test_long_lists.py"])
+@pytest.mark.parametrize(
+    "file",
+    ["test_paired_values.py", "test_indexed.py", "test_grouped.py", "test_grouped_calls.py", "test_long_lists.py"],
+)
 def test_the_tests_of_the_values_pass(path, file):
     skip_unless_supported(path, supported_paths())
     process = subprocess.run(
