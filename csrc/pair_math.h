@@ -108,11 +108,11 @@ PREFLOSS_HOST_DEVICE float moderate_slope(float z, float factor) {
 
 // The sum of pair_loss(z) over many z with one logarithm for all of them: sum log(1 + e) = log prod (1 + e). With u =
 // prod (1 + e) - 1, always positive, tiny losses keep their digits. u is below 2^kMost after kMost pairs.
-template <typename Sum>
+template <typename Sum, int kPairs = sizeof(Sum) == sizeof(double) ? 512 : 64>
 struct LossProduct {
-  static constexpr int kMost = sizeof(Sum) == sizeof(double) ? 512 : 64;
+  static constexpr int kMost = kPairs;
   // What is kept of each hinge: in float32 a part, so that their sum is no infinity where none of them is.
-  static constexpr Sum kPart = sizeof(Sum) == sizeof(double) ? Sum(1) : Sum(1) / kMost;
+  static constexpr int kParts = sizeof(Sum) == sizeof(double) ? 1 : kMost;
   Sum u = 0, hinge = 0;
 
   template <typename Real>
@@ -135,48 +135,31 @@ struct LossProduct {
     add_hinge(static_cast<Sum>(negative_part(z)));  // NaN is in u already
   }
 
-  PREFLOSS_HOST_DEVICE void add_hinge(Sum its) { hinge = kPart == 1 ? hinge + its : fused(its, kPart, hinge); }
-  PREFLOSS_HOST_DEVICE double all_hinges() const { return static_cast<double>(hinge) / static_cast<double>(kPart); }
+  // The same bits as add(z.first) and add(z.second).
+  PREFLOSS_HOST_DEVICE void add(TwoFloats z) {
+    const TwoFloats e = exp_negative(TwoFloats(absolute(z.first), absolute(z.second))).value;
+    add(z.first, {e.first, 0});
+    add(z.second, {e.second, 0});
+  }
+
+  PREFLOSS_HOST_DEVICE void add_hinge(Sum its) {
+    hinge = kParts == 1 ? hinge + its : fused(its, Sum(1) / kParts, hinge);
+  }
+  PREFLOSS_HOST_DEVICE double all_hinges() const { return static_cast<double>(hinge) * kParts; }
 
   // What others add up to.
-  template <typename Other>
-  PREFLOSS_HOST_DEVICE void add_product(const LossProduct<Other>& others) {
+  template <typename Other, int kOthers>
+  PREFLOSS_HOST_DEVICE void add_product(const LossProduct<Other, kOthers>& others) {
     const Sum u_others = static_cast<Sum>(others.u);
     u += fused(u, u_others, u_others);
-    add_hinge(static_cast<Sum>(others.all_hinges()));
+    static_assert(kParts == 1, "sums of products are in float64");
+    hinge = fused(static_cast<Sum>(others.hinge), Sum(LossProduct<Other, kOthers>::kParts), hinge);
   }
 
   PREFLOSS_HOST_DEVICE double value() const { return all_hinges() + log1p_positive(static_cast<double>(u)); }
 };
 
 using PairLossSum = LossProduct<double>;
-
-// The same over at most kMost pairs, in float32 where float64 is slow, and with a part of each hinge.
-struct FewLosses {
-  static constexpr int kMost = 4;
-  float u = 0, hinge = 0;
-
-  PREFLOSS_HOST_DEVICE void add(float z) { add(z, exp_negative(absolute(z)).value); }
-
-  // The same bits as add(z.first) and add(z.second).
-  PREFLOSS_HOST_DEVICE void add(TwoFloats z) {
-    const TwoFloats e = exp_negative(TwoFloats(absolute(z.first), absolute(z.second))).value;
-    add(z.first, e.first);
-    add(z.second, e.second);
-  }
-
-  PREFLOSS_HOST_DEVICE void add_to(PairLossSum& sum) const {
-    const double others = static_cast<double>(u);
-    sum.u += fused(sum.u, others, others);
-    sum.hinge = fused(static_cast<double>(hinge), static_cast<double>(kMost), sum.hinge);
-  }
-
- private:
-  PREFLOSS_HOST_DEVICE void add(float z, float e) {
-    u += fused(u, e, e);
-    hinge = fused(negative_part(z), 1.0f / kMost, hinge);
-  }
-};
 
 // The same for |z| <= kModerate: sum -log sigma(z) = log prod (1 + exp(-z)), without a hinge. exp(-16) is 1e-7, so that
 // a rounding of the product, 2^-53 of it, is at most 1e-9 of what a pair adds.

@@ -242,6 +242,7 @@ __device__ __forceinline__ void for_groups(const These& columns, int64_t chunk, 
 
 // A thread's losses of many pairs, where nothing but their sum is wanted: with one logarithm for very many of them.
 class ManyLosses {
+  using FewLosses = LossProduct<float, 4>;  // float64 is slow on most GPUs
   PairLossSum sum_;
   double put_aside_ = 0;
   int added_ = 0;
@@ -266,7 +267,7 @@ class ManyLosses {
         else if (i < count)
           few.add(z[i]);
       }
-      few.add_to(sum_);
+      sum_.add_product(few);
     }
   }
 

@@ -103,8 +103,7 @@ bool are_long_lists(const Groups& groups, bool statistics) {
   const Formula<double> formula(groups.options, false);
   const bool is_simple = formula.is_softplus() && !groups.half_ties && !statistics;
   const double beta = std::abs(groups.options.beta);
-  return groups.count() > 0 && groups.items / groups.count() >= kLongList && groups.items < (int64_t{1} << 31) &&
-         is_simple && beta > 1e-30 && beta < 1e30;
+  return groups.count() > 0 && groups.items / groups.count() >= kLongList && is_simple && beta > 1e-30 && beta < 1e30;
 }
 
 int list_keys(const Groups& groups, const int64_t* sorted_ranks, const int64_t* order, int64_t* keys,
