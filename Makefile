@@ -97,14 +97,14 @@ NOT_SANITIZED := --deselect tests/test_package.py::test_what_is_installed_compre
   --deselect tests/test_evaluate_command.py::test_a_browser_shows_the_report_at_full_and_at_phone_width
 
 sanitize: build/sanitized/installed  ## run the tests with the address and undefined-behaviour sanitizers (GCC, Linux)
-	$(ASAN) PYTHONPATH=build/sanitized $(BIN)/python -m pytest $(NOT_SANITIZED) $(ARGS)
+	$(ASAN) PYTHONPATH=build/sanitized $(BIN)/python -m pytest $(PARALLEL) $(NOT_SANITIZED) $(ARGS)
 
 SEEDS ?= 0 1 $(shell shuf -i 2-9999 -n 1)
 cuda-on-host: build/on_host/installed  ## run the CUDA kernels on the CPU, threads in order, reversed and shuffled (needs nvcc's headers)
 	set -e; for seed in $(SEEDS); do echo "CUDA_ON_HOST_SEED=$$seed"; CUDA_ON_HOST_SEED=$$seed PYTHONPATH=build/on_host $(BIN)/python -m pytest -q $(PARALLEL) $(ON_HOST_TESTS) $(ARGS); done
 
 cuda-sanitize: build/on_host_address/installed build/on_host_thread/installed  ## the same with the address, undefined-behaviour and thread sanitizers
-	$(ASAN) PYTHONPATH=build/on_host_address $(BIN)/python -m pytest -q $(ON_HOST_TESTS) $(ARGS)
+	$(ASAN) PYTHONPATH=build/on_host_address $(BIN)/python -m pytest -q $(PARALLEL) $(ON_HOST_TESTS) $(ARGS)
 	set -e; for seed in 0 1 5; do CUDA_ON_HOST_SEED=$$seed $(TSAN) PYTHONPATH=build/on_host_thread $(BIN)/python -m pytest -q tests/test_cuda_kernels.py $(ARGS); done
 
 build/threads/installed: $(INSTALLED)
