@@ -90,19 +90,23 @@ def tool(name: str, package: str | None = None) -> str:
     return found
 
 
-def build_settings() -> tuple[list[str], list[Path], list[str]]:
-    """The architectures, the sources and the flags that CMakeLists.txt compiles the kernels with."""
+def build_settings() -> tuple[dict[str, str], list[Path], list[str]]:
+    """What CMakeLists.txt compiles the kernels with: each architecture with that of its PTX, the sources and the flags."""
     text = (ROOT / "CMakeLists.txt").read_text()
-    architectures = re.search(r"set\(CMAKE_CUDA_ARCHITECTURES ([^)]*)\)", text)
-    sources = re.search(r"set\(cuda_sources ([^)]*)\)", text)
-    flags = re.search(r"target_compile_options\(kernels_cuda PRIVATE (-[^)]*)\)", text)
-    assert architectures, "no architectures in CMakeLists.txt"
-    assert sources, "no cuda_sources in CMakeLists.txt"
-    assert flags, "no flags of kernels_cuda in CMakeLists.txt"
+
+    def words(pattern: str) -> list[str]:
+        found = re.search(pattern, text)
+        assert found, f"nothing in CMakeLists.txt is {pattern}"
+        return found[1].split()
+
+    architectures = [name.removesuffix("-real") for name in words(r"set\(CMAKE_CUDA_ARCHITECTURES ([^)]*)\)")]
+    ptx = {name: name for name in architectures} | dict.fromkeys(words(r"set\(architectures_from_80 ([^)]*)\)"), "80")
+    sources = [Path(source) for source in words(r"set\(cuda_sources ([^)]*)\)")]
+    flags = words(r"target_compile_options\(kernels_cuda PRIVATE (-[^)]*)\)")
     return (
-        [name.removesuffix("-real") for name in architectures[1].split()],
-        [Path(source) for source in sources[1].split()],
-        ["-O3", "-DNDEBUG", "-std=c++17", *flags[1].split(), "-Werror=all-warnings"],
+        dict(sorted(ptx.items(), key=lambda names: int(names[0]))),
+        sources,
+        ["-O3", "-DNDEBUG", "-std=c++17", *flags, "-Werror=all-warnings"],
     )
 
 
@@ -122,12 +126,15 @@ def is_newer(made: Path) -> bool:
     return made.exists() and made.stat().st_mtime > max(path.stat().st_mtime for path in sources)
 
 
-def compiled(architecture: str, source: Path, flags: list[str], cuobjdump: str, folder: Path) -> dict[str, Kernel]:
+def compiled(
+    architecture: str, ptx: str, source: Path, flags: list[str], cuobjdump: str, folder: Path
+) -> dict[str, Kernel]:
     """The kernels of one source for one architecture, by name."""
     cubin = folder / f"{source.stem}_sm_{architecture}.cubin"
     said_by_nvcc = cubin.with_suffix(".txt")
     if not is_newer(said_by_nvcc):
-        options = f"-arch=sm_{architecture}", "-Xptxas=-v", "-cubin", source, "-o", cubin
+        target = f"--generate-code=arch=compute_{ptx},code=[sm_{architecture}]"
+        options = target, "-Xptxas=-v", "-cubin", source, "-o", cubin
         said_by_nvcc.write_text(output_of("nvcc", *flags, *options))
     said = output_of("c++filt", text=said_by_nvcc.read_text())
     usages = {short_name(name): Usage(*(int(n or 0) for n in figures)) for name, *figures in USAGE.findall(said)}
@@ -330,7 +337,7 @@ def main() -> None:
     architectures, sources, flags = build_settings()
     BUILD.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        jobs = [(name, source, flags, cuobjdump, BUILD) for name in architectures for source in sources]
+        jobs = [(*names, source, flags, cuobjdump, BUILD) for names in architectures.items() for source in sources]
         found = list(pool.map(lambda job: compiled(*job), jobs))
     report: dict[str, dict[str, Kernel]] = {name: {} for name in architectures}
     for (name, *_), kernels in zip(jobs, found, strict=True):
