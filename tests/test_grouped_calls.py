@@ -15,7 +15,7 @@ import prefloss
 
 @over_dtypes
 @pytest.mark.parametrize("rank_dtype", RANK_DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-@pytest.mark.parametrize("shape", [(5, 4), (40, 9), (2, 60), (1, 1300), (3, 1500)])
+@pytest.mark.parametrize("shape", [(5, 4), (40, 9), (2, 60), (1, 1300), (500, 9)])
 def test_columns_of_any_stride_have_the_bits_of_contiguous_ones(shape, rank_dtype, dtype):
     """Two strides too: few entries are copied in the compiled module, more than 4,096 by torch."""
     random = np.random.default_rng(12)
