@@ -72,6 +72,9 @@ class PairsByScore {
         losses[chunk] = meet_near(chunks[chunk], chunks[chunk + 1]) + meet_far(chunks[chunk], chunks[chunk + 1]);
       });
     }
+    // One after the other: what a chunk's lone items write in whole lanes may reach into more than the chunk before.
+    for (size_t chunk = 0; chunk + 1 < chunks.size(); chunk++)
+      losses[chunk] += meet_lone(chunks[chunk], chunks[chunk + 1]);
     double total = 0;
     for (const double its : losses) total += its;
     return total + finish();
@@ -185,25 +188,31 @@ class PairsByScore {
 
   // Pairs of cells near each other, the higher of which is in this chunk.
   double meet_near(size_t begin, size_t end) {
-    DirectLosses direct(grid_.width);  // w is at most that, between items of one cell
     double losses = 0;
-    int lone_begin = list_.lone, lone_end = 0;
     for (size_t c = begin; c < end; c++) {
       const ScoreCell& higher = list_.cells[c];
-      if (higher.is_dense()) {
-        losses += meet_itself(higher);
-      } else {
-        lone_begin = std::min(lone_begin, higher.lone);
-        lone_end = higher.lone + higher.size();
-      }
+      if (higher.is_dense()) losses += meet_itself(higher);
       if (higher.moments < 0) continue;
       for (size_t b = c; b-- > 0 && higher.key - list_.cells[b].key <= near_;) {
         const ScoreCell& lower = list_.cells[b];
         if (lower.moments >= 0 && (higher.is_dense() || lower.is_dense())) losses += meet(higher, lower);
       }
     }
+    return losses;
+  }
+
+  // Pairs of lone items near each other, the higher of which is in this chunk.
+  double meet_lone(size_t begin, size_t end) {
+    DirectLosses direct(grid_.width);  // w is at most that, between items of one cell
+    int lone_begin = list_.lone, lone_end = 0;
+    for (size_t c = begin; c < end; c++) {
+      const ScoreCell& its = list_.cells[c];
+      if (its.is_dense()) continue;
+      lone_begin = std::min(lone_begin, its.lone);
+      lone_end = its.lone + its.size();
+    }
     if (lone_begin < lone_end) lone_.meet(LoneItems::at(lone_begin), LoneItems::at(lone_end), direct);
-    return losses + direct.total();
+    return direct.total();
   }
 
   double meet(const ScoreCell& higher, const ScoreCell& lower) {
