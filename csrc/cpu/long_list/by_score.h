@@ -72,10 +72,10 @@ class PairsByScore {
         losses[chunk] = meet_near(chunks[chunk], chunks[chunk + 1]) + meet_far(chunks[chunk], chunks[chunk + 1]);
       });
     }
-    // One after the other: what a chunk's lone items write in whole lanes may reach into more than the chunk before.
-    for (size_t chunk = 0; chunk + 1 < chunks.size(); chunk++)
-      losses[chunk] += meet_lone(chunks[chunk], chunks[chunk + 1]);
-    double total = 0;
+    // One thread: lone items write whole lanes, also where they add nothing, and so into more than the chunk before.
+    DirectLosses direct(grid_.width);  // w is at most that, between items of one cell
+    lone_.meet(LoneItems::at(0), LoneItems::at(list_.lone), direct);
+    double total = direct.total();
     for (const double its : losses) total += its;
     return total + finish();
   }
@@ -186,7 +186,7 @@ class PairsByScore {
     return begins;
   }
 
-  // Pairs of cells near each other, the higher of which is in this chunk.
+  // Pairs of cells near each other, the higher of which is in this chunk; not those of two lone items.
   double meet_near(size_t begin, size_t end) {
     double losses = 0;
     for (size_t c = begin; c < end; c++) {
@@ -199,20 +199,6 @@ class PairsByScore {
       }
     }
     return losses;
-  }
-
-  // Pairs of lone items near each other, the higher of which is in this chunk.
-  double meet_lone(size_t begin, size_t end) {
-    DirectLosses direct(grid_.width);  // w is at most that, between items of one cell
-    int lone_begin = list_.lone, lone_end = 0;
-    for (size_t c = begin; c < end; c++) {
-      const ScoreCell& its = list_.cells[c];
-      if (its.is_dense()) continue;
-      lone_begin = std::min(lone_begin, its.lone);
-      lone_end = its.lone + its.size();
-    }
-    if (lone_begin < lone_end) lone_.meet(LoneItems::at(lone_begin), LoneItems::at(lone_end), direct);
-    return direct.total();
   }
 
   double meet(const ScoreCell& higher, const ScoreCell& lower) {
