@@ -1,7 +1,8 @@
 """Calls of all layouts from many Python threads at once give the bits that they give alone: also without a GIL.
 
-`make thread-sanitize` runs this file with a build in which the thread sanitizer sees every access to memory. There torch has one
-thread of its own, because the sanitizer does not see how torch's threads wait for each other.
+`make thread-sanitize` runs this file, and all tests with `threads` in their name, with a build in which the thread sanitizer sees
+every access to memory. In that build kernels have threads of their own (csrc/cpu/threads.h), since the sanitizer does not see how
+torch's wait for each other.
 """
 
 from __future__ import annotations

@@ -3,6 +3,12 @@
 #pragma once
 
 #include <atomic>
+#include <numeric>
+#include <vector>
+#ifdef __SANITIZE_THREAD__
+#include <algorithm>
+#include <thread>
+#endif
 
 #include "../torch_abi.h"
 
@@ -16,6 +22,17 @@ void for_chunks(int64_t chunks, int threads, const Body& body) {
     for (int64_t chunk = 0; chunk < chunks; chunk++) body(chunk);
     return;
   }
+#ifdef __SANITIZE_THREAD__
+  // The sanitizer does not see how torch's threads wait for each other, so here are others. Each takes its chunks in
+  // turn, so that two neighbours are never of one thread, and what the sanitizer finds is the same each time.
+  std::vector<std::thread> others;
+  for (int64_t first = 0; first < std::min<int64_t>(threads, chunks); first++) {
+    others.emplace_back([=, &body] {
+      for (int64_t chunk = first; chunk < chunks; chunk += threads) body(chunk);
+    });
+  }
+  for (std::thread& each : others) each.join();
+#else
   // A thread takes the next chunk when it is done with one: chunks need not be of one size, nor threads equally fast.
   struct Loop {
     const Body& body;
@@ -29,6 +46,21 @@ void for_chunks(int64_t chunks, int threads, const Body& body) {
         for (int64_t chunk = its.next++; chunk < its.chunks; chunk = its.next++) its.body(chunk);
       },
       &loop);
+#endif
+}
+
+// The sum of body(chunk) over all chunks. Every second one runs at once, then the others: so a chunk may write to its
+// neighbours too, where what the chunks on a neighbour's two sides write to does not meet.
+template <typename Body>
+double sum_of_chunks(int64_t chunks, int threads, const Body& body) {
+  std::vector<double> sums(static_cast<size_t>(chunks));
+  for (const int64_t first : {0, 1}) {
+    for_chunks((chunks + 1 - first) / 2, threads, [&](int64_t n) {
+      const int64_t chunk = 2 * n + first;
+      sums[static_cast<size_t>(chunk)] = body(chunk);
+    });
+  }
+  return std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
 }  // namespace

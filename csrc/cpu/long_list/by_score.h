@@ -63,21 +63,13 @@ class PairsByScore {
   // As AllPairs::run. Ties that are to be skipped count too: the later item in the list by score is the better one.
   double run() {
     start();
-    const std::vector<size_t> chunks = split();
-    std::vector<double> losses(chunks.size(), 0.0);
-    // A chunk adds to its own cells, and to the next lower ones: those of the chunk before.
-    for (const size_t parity : {0, 1}) {
-      for_chunks(static_cast<int64_t>((chunks.size() - parity) / 2), threads_, [&](int64_t pair) {
-        const size_t chunk = 2 * static_cast<size_t>(pair) + parity;
-        losses[chunk] = meet_near(chunks[chunk], chunks[chunk + 1]) + meet_far(chunks[chunk], chunks[chunk + 1]);
-      });
-    }
-    // One thread: lone items write whole lanes, also where they add nothing, and so into more than the chunk before.
-    DirectLosses direct(grid_.width);  // w is at most that, between items of one cell
-    lone_.meet(LoneItems::at(0), LoneItems::at(list_.lone), direct);
-    double total = direct.total();
-    for (const double its : losses) total += its;
-    return total + finish();
+    const std::vector<size_t> begins = split();
+    double losses = sum_of_chunks(static_cast<int64_t>(begins.size()) - 1, threads_, [&](int64_t chunk) {
+      const size_t begin = begins[static_cast<size_t>(chunk)], end = begins[static_cast<size_t>(chunk) + 1];
+      return meet_near(begin, end) + meet_far(begin, end);
+    });
+    losses += lone_.meet(grid_.width, threads_);
+    return losses + finish();
   }
 
  private:
@@ -173,7 +165,7 @@ class PairsByScore {
   }
 
   // Where chunks of cells begin, and where the last ends. Each has more cells than are near one, so that a cell is near
-  // those of its own chunk and of the next alone.
+  // those of its own chunk and of the two beside it alone.
   std::vector<size_t> split() const {
     constexpr int kItems = 4096, kChunks = 64;
     const int least = std::max(kItems, items_.size / kChunks);

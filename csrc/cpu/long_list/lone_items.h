@@ -39,11 +39,17 @@ class LoneItems {
     up[at] = BothWays::of(place).up;
   }
 
-  // Each of the items [begin, end) with all lower ones that are near.
-  void meet(size_t begin, size_t end, DirectLosses& losses) {
-    with_wanted(wanted_, [&](auto wanted) {
-      for (size_t first = begin; first < end; first += kLanes)
-        meet_lower<wanted>(first, std::min<size_t>(end - first, kLanes), losses);
+  // Each item with all lower ones that are near. Returns their losses; |w| of items of one cell is at most `width`.
+  double meet(double width, int threads) {
+    const std::vector<size_t> begins = split();
+    return sum_of_chunks(static_cast<int64_t>(begins.size()) - 1, threads, [&](int64_t chunk) {
+      const size_t begin = begins[static_cast<size_t>(chunk)], end = begins[static_cast<size_t>(chunk) + 1];
+      DirectLosses losses(width);
+      with_wanted(wanted_, [&](auto wanted) {
+        for (size_t first = begin; first < end; first += kLanes)
+          meet_lower<wanted>(first, std::min<size_t>(end - first, kLanes), losses);
+      });
+      return losses.total();
     });
   }
 
@@ -51,6 +57,23 @@ class LoneItems {
   static constexpr size_t kRoom = kLanes;  // before and behind all, for items that are far from any
   std::vector<double> keys_, factors_;     // the keys of the items' cells
   Wanted wanted_ = Wanted::kSlopes;
+
+  // Where chunks of items begin, and where the last ends. `meet_lower` reads and writes whole lanes: up to kLanes - 1
+  // items more than those that meet, above and below. So the first 2 * kLanes items of a chunk are far from all of the
+  // next: then the chunks on its two sides touch none of its items both.
+  std::vector<size_t> split() const {
+    constexpr size_t kItems = 4096;
+    const double near = static_cast<double>(factors_.size()) - 1;
+    const size_t end = keys_.size() - kRoom;
+    std::vector<size_t> begins{kRoom};
+    for (size_t n = begins.back() + kItems; n < end; n++) {
+      if (keys_[n] - keys_[begins.back() + 2 * kLanes] <= near) continue;
+      begins.push_back(n);
+      n += kItems - 1;
+    }
+    begins.push_back(end);
+    return begins;
+  }
 
   // So many items from this one on, one a lane. Each meets the one before it, then the next lower, and so on.
   template <Wanted kWanted>
