@@ -49,15 +49,16 @@ void for_chunks(int64_t chunks, int threads, const Body& body) {
 #endif
 }
 
-// The sum of body(chunk) over all chunks. Every second one runs at once, then the others: so a chunk may write to its
-// neighbours too, where what the chunks on a neighbour's two sides write to does not meet.
+// The sum of body(begin, end) over all chunks, which begin where `begins` says, and the last of which ends at its last
+// entry. Every second one runs at once, then the others: so a chunk may write to its neighbours too, where what the
+// chunks on a neighbour's two sides write to does not meet.
 template <typename Body>
-double sum_of_chunks(int64_t chunks, int threads, const Body& body) {
-  std::vector<double> sums(static_cast<size_t>(chunks));
-  for (const int64_t first : {0, 1}) {
-    for_chunks((chunks + 1 - first) / 2, threads, [&](int64_t n) {
-      const int64_t chunk = 2 * n + first;
-      sums[static_cast<size_t>(chunk)] = body(chunk);
+double sum_of_chunks(const std::vector<size_t>& begins, int threads, const Body& body) {
+  std::vector<double> sums(begins.size() - 1);
+  for (const size_t first : {0, 1}) {
+    for_chunks(static_cast<int64_t>((begins.size() - first) / 2), threads, [&](int64_t n) {
+      const size_t chunk = 2 * static_cast<size_t>(n) + first;
+      sums[chunk] = body(begins[chunk], begins[chunk + 1]);
     });
   }
   return std::accumulate(sums.begin(), sums.end(), 0.0);

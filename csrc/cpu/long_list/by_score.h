@@ -63,11 +63,8 @@ class PairsByScore {
   // As AllPairs::run. Ties that are to be skipped count too: the later item in the list by score is the better one.
   double run() {
     start();
-    const std::vector<size_t> begins = split();
-    double losses = sum_of_chunks(static_cast<int64_t>(begins.size()) - 1, threads_, [&](int64_t chunk) {
-      const size_t begin = begins[static_cast<size_t>(chunk)], end = begins[static_cast<size_t>(chunk) + 1];
-      return meet_near(begin, end) + meet_far(begin, end);
-    });
+    double losses = sum_of_chunks(
+        split(), threads_, [&](size_t begin, size_t end) { return meet_near(begin, end) + meet_far(begin, end); });
     losses += lone_.meet(grid_.width, threads_);
     return losses + finish();
   }

@@ -41,9 +41,7 @@ class LoneItems {
 
   // Each item with all lower ones that are near. Returns their losses; |w| of items of one cell is at most `width`.
   double meet(double width, int threads) {
-    const std::vector<size_t> begins = split();
-    return sum_of_chunks(static_cast<int64_t>(begins.size()) - 1, threads, [&](int64_t chunk) {
-      const size_t begin = begins[static_cast<size_t>(chunk)], end = begins[static_cast<size_t>(chunk) + 1];
+    return sum_of_chunks(split(), threads, [&](size_t begin, size_t end) {
       DirectLosses losses(width);
       with_wanted(wanted_, [&](auto wanted) {
         for (size_t first = begin; first < end; first += kLanes)
@@ -58,16 +56,18 @@ class LoneItems {
   std::vector<double> keys_, factors_;     // the keys of the items' cells
   Wanted wanted_ = Wanted::kSlopes;
 
+  // Cells no further apart are near each other.
+  double near() const { return static_cast<double>(factors_.size()) - 1; }
+
   // Where chunks of items begin, and where the last ends. `meet_lower` reads and writes whole lanes: up to kLanes - 1
   // items more than those that meet, above and below. So the first 2 * kLanes items of a chunk are far from all of the
   // next: then the chunks on its two sides touch none of its items both.
   std::vector<size_t> split() const {
     constexpr size_t kItems = 4096;
-    const double near = static_cast<double>(factors_.size()) - 1;
     const size_t end = keys_.size() - kRoom;
     std::vector<size_t> begins{kRoom};
     for (size_t n = begins.back() + kItems; n < end; n++) {
-      if (keys_[n] - keys_[begins.back() + 2 * kLanes] <= near) continue;
+      if (keys_[n] - keys_[begins.back() + 2 * kLanes] <= near()) continue;
       begins.push_back(n);
       n += kItems - 1;
     }
@@ -80,7 +80,7 @@ class LoneItems {
   void meet_lower(size_t first, size_t count, DirectLosses& losses) {
     constexpr bool kCurvatures = kWanted != Wanted::kSlopes, kBends = kWanted == Wanted::kBends;
     const double* const factors = factors_.data();
-    const double near = static_cast<double>(factors_.size()) - 1, hinge[kLanes] = {};
+    const double most_apart = near(), hinge[kLanes] = {};
     alignas(64) double keys[kLanes], down[kLanes], its_directions[kLanes] = {};
     alignas(64) double its_slopes[kLanes] = {}, its_curvatures[kLanes] = {}, its_bends[kLanes] = {};
     for (size_t lane = 0; lane < kLanes; lane++) {
@@ -99,7 +99,7 @@ class LoneItems {
 #pragma omp simd reduction(max : most)
       for (int lane = 0; lane < kLanes; lane++) {
         const double distance = keys[lane] - other_keys[lane];
-        const bool is_near = distance <= near;
+        const bool is_near = distance <= most_apart;
         const double e = is_near ? down[lane] * others[lane] * factors[is_near ? static_cast<int>(distance) : 0] : 0.0;
         const double inverse = 1 / (1 + e), sigma = e * inverse;
         product[lane] = e;
