@@ -80,8 +80,8 @@ install_in = rm -rf $(1) && $(BIN)/python -m pip install --quiet --no-deps --tar
 runtime = $(shell $(CXX) -print-file-name=lib$(1).so) $(shell $(CXX) -print-file-name=libstdc++.so)
 ASAN := LD_PRELOAD='$(call runtime,asan)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 TSAN := LD_PRELOAD='$(call runtime,tsan)' TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0
-ON_HOST_TESTS := $(addprefix tests/test_,$(addsuffix .py,cuda_kernels paired_values stats standard_error every_way compiled autograd module transforms \
-  not_plain saved_tensors option_values grouped grouped_calls relevance_and_mask indexed cuda_long_lists))
+ON_HOST_TESTS := $(addprefix tests/test_,$(addsuffix .py,cuda_kernels paired_values stats standard_error every_way autograd module transforms \
+  not_plain option_values grouped grouped_calls relevance_and_mask indexed cuda_long_lists))
 
 build/sanitized/installed: $(INSTALLED)
 	$(call install_in,$(@D),PREFLOSS_SANITIZE=address$(,)undefined PREFLOSS_CUDA=OFF)

@@ -195,7 +195,7 @@ def test_without_a_gpu_the_package_works_and_says_why_there_is_none(fresh):
 
 
 def test_what_is_installed_compresses_to_less_than_8_megabytes(tmp_path):
-    """As a wheel does it. With the CUDA kernels of seven architectures."""
+    """As a wheel does it, of which `make wheel-check` asks this with the CUDA kernels of all seven architectures."""
     size = Path(shutil.make_archive(str(tmp_path / "package"), "zip", PACKAGE)).stat().st_size
     assert size < 8e6
 

@@ -6,7 +6,7 @@
 # The wheel is built from the source distribution alone, repaired by auditwheel, installed into an environment that has nothing else of
 # prefloss, and tested there from outside of the checkout. Variables:
 #
-#   PREFLOSS_CUDA   AUTO (default), ON or OFF: the CUDA kernels of all architectures take nvcc most of a minute
+#   PREFLOSS_CUDA   AUTO (default), ON or OFF: the CUDA kernels of all architectures take nvcc six minutes on two cores
 #   DEBIAN_ROOT     a folder that debootstrap made, with another CPython, its headers and venv, g++, cmake and ninja: the wheel is built
 #                   and loaded there too (as root). It is not made here: that takes root and minutes.
 set -euo pipefail
