@@ -23,7 +23,7 @@ $(INSTALLED): $(PACKAGE)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "prefloss needs Python 3.10 or newer, this is " + sys.version.split()[0] + "; make PYTHON=... names another")'
 	$(PYTHON) -m venv $(VENV)
 	@echo 'What is needed is fetched and compiled now, which takes some minutes and prints nothing:'
-	$(BIN)/python -m pip install --quiet -c constraints.txt '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt '.[dev]'
 	@touch $@
 
 demo: $(INSTALLED)  ## build the package and train a reward model with it
@@ -103,7 +103,7 @@ SEEDS ?= 0 1 $(shell shuf -i 2-9999 -n 1)
 cuda-on-host: build/on_host/installed  ## run the CUDA kernels on the CPU, threads in order, reversed and shuffled (needs nvcc's headers)
 	set -e; for seed in $(SEEDS); do echo "CUDA_ON_HOST_SEED=$$seed"; CUDA_ON_HOST_SEED=$$seed PYTHONPATH=build/on_host $(BIN)/python -m pytest -q $(PARALLEL) $(ON_HOST_TESTS) $(ARGS); done
 
-cuda-sanitize: build/on_host_address/installed build/on_host_thread/installed  ## the same with the address, undefined-behaviour and thread sanitizers
+cuda-sanitize: build/on_host_address/installed build/on_host_thread/installed  ## the same with the address and undefined-behaviour sanitizers, and its edges with the thread sanitizer
 	$(ASAN) PYTHONPATH=build/on_host_address $(BIN)/python -m pytest -q $(PARALLEL) $(ON_HOST_TESTS) $(ARGS)
 	set -e; for seed in 0 1 5; do CUDA_ON_HOST_SEED=$$seed $(TSAN) PYTHONPATH=build/on_host_thread $(BIN)/python -m pytest -q tests/test_cuda_kernels.py $(ARGS); done
 

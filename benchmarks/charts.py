@@ -35,7 +35,7 @@ MARKERS = {
 def draw(results: dict[str, Any], folder: Path) -> None:
     """Write speed_up, calls, bandwidth, all_pairs and list_laws.svg into `folder`, each only where `results` has rows for it.
 
-    Those of a GPU are called gpu_speed_up.svg and gpu_bandwidth.svg.
+    Those of a GPU are called gpu_speed_up.svg, gpu_calls.svg and gpu_bandwidth.svg.
     """
     machine, versions = results["machine"], results["versions"]
     on_gpu = "gpu" in machine

@@ -156,7 +156,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument(
-        "--charts", type=Path, metavar="FOLDER", help="draw gpu_speed_up.svg and gpu_bandwidth.svg here"
+        "--charts", type=Path, metavar="FOLDER", help="draw gpu_speed_up, gpu_calls and gpu_bandwidth.svg here"
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="the cases with this in their name")
     parser.add_argument("--seconds", type=float, default=0.5, help="time spent on a case (default: 0.5)")

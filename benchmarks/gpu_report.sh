@@ -17,7 +17,7 @@ main() {
   [[ $# -eq 1 ]] || stop "usage: benchmarks/gpu_report.sh OUT"
   mkdir -p "$1"
   out=$(cd "$1" && pwd)
-  rm -f "$out"/{gpu.json,gpu_speed_up.svg,gpu_bandwidth.svg,build.log,tests.log,tests.xml,benchmark.log}
+  rm -f "$out"/{gpu.json,gpu_speed_up.svg,gpu_calls.svg,gpu_bandwidth.svg,build.log,tests.log,tests.xml,benchmark.log}
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
   site=$PWD/build/gpu_report/site
   status=0

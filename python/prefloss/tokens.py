@@ -1,4 +1,4 @@
-"""From a value for each token to rewards and weights. Plain torch, on any device; nothing waits for it."""
+"""From a value for each token to rewards and weights. Plain torch; nothing waits for a device that has assertions."""
 
 from __future__ import annotations
 
