@@ -33,7 +33,17 @@ FORWARD_MODE = {
     "operator": lambda a, b: prefloss.bradley_terry_loss(dual(a), b, denominator=torch.tensor(3)),
     "denominator": lambda a, b: prefloss.bradley_terry_loss(a, b, denominator=dual(a.sum())),
     "stacked": lambda a, b: prefloss.bradley_terry_loss_stacked(dual(a)),
+    "beta": lambda a, b: prefloss.bradley_terry_loss(a, b, beta=dual(a.sum())),
+    "label_smoothing": lambda a, b: prefloss.bradley_terry_loss(a, b, label_smoothing=dual(a.sum())),
+    "flip_rate": lambda a, b: prefloss.bradley_terry_loss(a, b, flip_rate=dual(a.sum())),
+    "centring": lambda a, b: prefloss.bradley_terry_loss(a, b, center_rewards_coefficient=dual(a.sum())),
+    "margin of groups": lambda a, b: prefloss.bradley_terry_loss_grouped(
+        a[None], b[None].detach(), margin=dual(a.sum())
+    ),
+    "beta by index": lambda a, b: prefloss.bradley_terry_loss_indexed(a, *INDICES, beta=dual(a.sum())),
+    "beta of DPO": lambda a, b: prefloss.dpo_loss(a, b, b.detach(), a.detach(), beta=dual(a.sum())),
 }
+INDICES = torch.tensor([[0, 1], [2, 3]])
 
 
 @pytest.mark.parametrize("asks", [False, True], ids=["plain", "requires-grad"])
@@ -50,6 +60,14 @@ def test_forward_mode_of_torch_func_raises(transform, options):
     chosen, rejected = (tensor.detach() for tensor in draw())
     with pytest.raises(NotImplementedError, match="jvp"):
         transform(lambda a: prefloss.bradley_terry_loss(a, rejected, **options))(chosen)
+
+
+def test_a_number_in_a_tensor_is_no_constant_of_forward_mode():
+    chosen, rejected = (tensor.detach() for tensor in draw())
+    with pytest.raises(NotImplementedError, match=r"beta must not have a tangent.*beta\.detach\(\)"):
+        torch.func.jacfwd(lambda beta: prefloss.bradley_terry_loss(chosen, rejected, beta=beta))(torch.tensor(0.5))
+    detached = torch.func.jacfwd(lambda a: a.sum() * prefloss.bradley_terry_loss(chosen, rejected, beta=a.detach()))
+    assert detached(torch.tensor(0.5)) == prefloss.bradley_terry_loss(chosen, rejected, beta=0.5)
 
 
 @pytest.mark.parametrize("create_graph", [False, True])

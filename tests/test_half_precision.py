@@ -9,7 +9,8 @@ from sample_inputs import laid_out
 
 import prefloss
 
-over_half_precision = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+HALF = (torch.bfloat16, torch.float16)
+over_half_precision = pytest.mark.parametrize("dtype", HALF, ids=["bfloat16", "float16"])
 
 
 def every_value(dtype):
@@ -108,3 +109,20 @@ def test_the_loss_of_half_precision_rewards_is_that_of_the_same_values_in_float3
         prefloss.bradley_terry_loss(*(tensor.to(kind) for tensor in pair)) for kind in (dtype, torch.float32)
     )
     assert half.item() == single.item()
+
+
+@pytest.mark.parametrize("margin", HALF, ids=str)
+@pytest.mark.parametrize("rewards", [torch.float64, torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize("by_index", [False, True], ids=["pairs", "by-index"])
+def test_the_gradient_of_one_margin_of_all_pairs_is_rounded_once(rewards, margin, by_index):
+    """Not in each pair, where with this denominator float16 has only zeros."""
+    scores, pairs = torch.randn(2000).to(rewards), torch.randperm(2000).reshape(2, 1000)
+    wide = torch.tensor(0.5, dtype=torch.promote_types(rewards, torch.float32), requires_grad=True)
+    narrow = wide.detach().to(margin).requires_grad_()
+    for one in (wide, narrow):
+        if by_index:
+            loss = prefloss.bradley_terry_loss_indexed(scores, *pairs, margin=one, denominator=1e8)
+        else:
+            loss = prefloss.bradley_terry_loss(*scores[pairs], margin=one, denominator=1e8)
+        loss.backward()
+    assert narrow.grad == wide.grad.to(margin) > 0

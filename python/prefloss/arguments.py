@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .pairs import DEFAULTS, REDUCTIONS, Numbers, accumulation_dtype
 from .sums import dtype_of_sums
-from .torch_internals import is_readable, requires_gradient
+from .torch_internals import has_tangent, is_readable, requires_gradient
 
 REWARD_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # What the compiled module reads (csrc/pairs.h), and what torch converts: not complex, quantized, or packed several to a byte.
@@ -143,7 +143,8 @@ def per_pair(
     shape = rewards.shape if shape is None else shape
     tensor = check_tensor(name, value, f"a tensor with one entry a {entry}" + ("" if mask else " or a number"))
     if tensor.dim() == 0 and not mask:
-        tensor = _beside(tensor, rewards).expand(shape)
+        # Wide before it is expanded: so its gradient is added up before it is rounded.
+        tensor = _beside(tensor, rewards).to(accumulation_dtype(rewards.dtype)).expand(shape)
     if tensor.shape != shape:
         raise ValueError(
             f"{name} must have one entry a {entry}, shape {tuple(shape)} (nothing is broadcast), got {_shape(tensor)}; "
@@ -237,6 +238,11 @@ def check_no_gradient(name: str, value: object) -> None:
         raise ValueError(
             f"{name} must not require a gradient, got a tensor with requires_grad=True, by which this loss is not differentiated; "
             f"pass {name}.detach()"
+        )
+    if isinstance(value, Tensor) and has_tangent(value):
+        raise NotImplementedError(
+            f"{name} must not have a tangent, got one (of jvp, jacfwd or forward_ad), by which this loss is not differentiated in "
+            f"forward mode; pass {name}.detach()"
         )
 
 

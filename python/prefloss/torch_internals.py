@@ -83,6 +83,11 @@ def requires_gradient(tensor: Tensor) -> bool:
     return tensor.requires_grad
 
 
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether forward mode differentiates by it."""
+    return not is_compiling() and in_forward_mode() and forward_ad.unpack_dual(tensor).tangent is not None
+
+
 def will_run(node: Any, places: Iterable[int]) -> bool:
     """Whether the gradient of one of a Function's inputs is asked for, in the backward pass that is running now."""
     functions = [node.next_functions[place][0] for place in places if place < len(node.next_functions)]
