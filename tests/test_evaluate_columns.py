@@ -59,6 +59,12 @@ def test_labels_may_be_strings_of_any_kind(make):
     assert list(found.groups) == ["a", "b", "c"]
 
 
+def test_a_label_does_not_end_at_a_nul():
+    labels = ["a\0b", "a", "a\0c", "a"]
+    for given in (labels, np.array(labels)):
+        assert list(prefloss.evaluate(CHOSEN, REJECTED, group=given).groups) == ["a", "a\0b", "a\0c"]
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.int64, np.uint32, np.uint64, bool])
 def test_labels_may_be_integers_of_any_width(dtype):
     labels = np.array([0, 1, 0, 1], dtype=dtype)
@@ -154,6 +160,7 @@ BAD = [
         ValueError,
         "cluster must hold integers of at most 64 bits",
     ),
+    ({"group": [1, 2, 3, 2**70]}, ValueError, "group must hold integers of at most 64 bits with a sign, got"),
     ({"chosen": np.ma.array(CHOSEN, mask=[1, 0, 0, 0])}, TypeError, "chosen must be an array without a mask"),
     *(
         ({name: np.ma.array(np.ones(4), mask=[1, 0, 0, 0])}, TypeError, f"{name} must be an array without a mask")

@@ -108,6 +108,30 @@ def test_the_worst_mixture_is_what_an_optimiser_finds(radius):
     assert mixture.loss.value == pytest.approx(-result.fun, rel=1e-5)
 
 
+@pytest.mark.parametrize("gap", [1e-3, 1e-6, 1e-12])
+def test_the_worst_mixture_does_not_depend_on_the_size_of_the_difference(gap):
+    """Two groups of the same size: q - 1/2 is half the root of the radius, whatever the losses are."""
+    chosen = np.tile(np.linspace(-1, 1, 100), 2)
+    chosen[100:] += gap
+    mixture = prefloss.evaluate(chosen, np.zeros(200), group=np.repeat(["x", "y"], 100)).worst_mixture(0.1)
+    assert mixture.shares["x"] == pytest.approx(0.5 + math.sqrt(0.1) / 2, rel=1e-9)
+
+
+def test_groups_of_which_nothing_is_labelled_have_no_share():
+    nan = math.nan
+    given = {"judge": [0.9, 0.4, 0.2, 0.6], "group": ["a", "a", "b", "c"]}
+    nothing = prefloss.evaluate([1.0, 2.0, 0.5, 0.7], [0.0, 3.0, 0.0, 0.0], target=[nan] * 4, **given)
+    assert all(math.isnan(share) for share in nothing.shares.values())
+    assert math.isnan(nothing.as_dict()["loss"]["value"])
+    with pytest.raises(ValueError, match="there are no labelled pairs, so there is no worst mixture"):
+        nothing.worst_mixture(0.1)
+    some = prefloss.evaluate([1.0, 2.0, 0.5, 0.7], [0.0, 3.0, 0.0, 0.0], target=[1.0, 1.0, nan, 1.0], **given)
+    assert some.shares == pytest.approx({"a": 2 / 3, "b": 0, "c": 1 / 3})
+    shares = some.worst_mixture(0.1).shares
+    assert shares["b"] == 0
+    assert shares["a"] > 2 / 3
+
+
 def test_there_is_no_worst_mixture_of_nothing():
     with pytest.raises(ValueError, match="there are no pairs, so there is no worst mixture"):
         prefloss.evaluate([], [], group=[]).worst_mixture(1.0)

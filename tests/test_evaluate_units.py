@@ -183,6 +183,20 @@ def test_one_unit_or_none_leaves_no_standard_error():
         assert found.as_dict()
 
 
+@pytest.mark.parametrize(("pairs", "heavy"), [(30, 200.0), (100, 500.0)])
+def test_one_huge_weight_leaves_no_less_than_one_degree_of_freedom(pairs, heavy):
+    weight = np.r_[heavy, np.ones(pairs - 1)]
+    loss = prefloss.evaluate(made_pairs(pairs)["chosen"], np.zeros(pairs), weight=weight).loss
+    assert 1.0 <= loss.degrees_of_freedom < 1.2
+    assert all(math.isfinite(end) for end in loss.interval())
+
+
+def test_a_weight_that_is_nearly_all_leaves_no_interval():
+    weight = np.r_[1e6, np.ones(999)]
+    loss = prefloss.evaluate(made_pairs(1000)["chosen"], np.zeros(1000), weight=weight).loss
+    assert all(math.isnan(end) for end in loss.interval())
+
+
 def test_one_huge_cluster_among_small_ones_is_worth_few():
     cluster = np.r_[np.zeros(1000), np.arange(1, 21)].astype(int)
     loss = prefloss.evaluate(made_pairs(1020)["chosen"], np.zeros(1020), cluster=cluster).loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -122,6 +123,12 @@ def test_tokens_count_from_where_the_responses_part_to_the_end_of_the_longer_one
         equal += first == end
     torch.testing.assert_close(weight.cpu(), expected)
     assert 0 < equal < 200  # some responses are the same
+
+
+def test_the_id_of_padding_may_be_any_integer():
+    chosen, rejected = drawn(20, 12, 1)
+    expected = prefloss.divergence_weight(chosen, rejected, PAD)
+    assert torch.equal(prefloss.divergence_weight(chosen, rejected, np.int64(PAD)), expected)
 
 
 def test_the_loss_is_the_mean_over_pairs_of_the_mean_over_tokens():

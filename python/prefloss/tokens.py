@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -110,8 +112,9 @@ def divergence_weight(chosen_ids: Tensor, rejected_ids: Tensor, pad_token_id: in
             "chosen_ids and rejected_ids must have the same shape (B, T), got "
             f"{tuple(chosen_ids.shape)} and {tuple(rejected_ids.shape)}"
         )
-    if isinstance(pad_token_id, bool) or not isinstance(pad_token_id, int):
+    if isinstance(pad_token_id, bool) or not isinstance(pad_token_id, Integral):
         raise TypeError(f"pad_token_id must be an integer, got {pad_token_id!r}")
+    pad_token_id = int(pad_token_id)
     parted = (chosen_ids != rejected_ids).cumsum(1) > 0
     there = (chosen_ids != pad_token_id) | (rejected_ids != pad_token_id)
     before_the_end = there.flip(1).cumsum(1).flip(1) > 0

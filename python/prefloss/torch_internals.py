@@ -85,7 +85,7 @@ def requires_gradient(tensor: Tensor) -> bool:
 
 def has_tangent(tensor: Tensor) -> bool:
     """Whether forward mode differentiates by it."""
-    return not is_compiling() and in_forward_mode() and forward_ad.unpack_dual(tensor).tangent is not None
+    return not is_compiling() and in_forward_mode() and forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def will_run(node: Any, places: Iterable[int]) -> bool:

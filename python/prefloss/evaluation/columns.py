@@ -66,6 +66,8 @@ def labels(name: str, column: Column, count: int) -> pa.Array:
         raise TypeError(f"{name} must be a tensor, an array, an Arrow or pandas column, or a list, got {column!r:.80}")
     try:
         array = _as_arrow(column)
+    except OverflowError as error:
+        raise ValueError(f"{name} must hold integers of at most 64 bits with a sign, got {column!r:.80}") from error
     except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
         raise TypeError(f"{name} must hold integers or strings, all of one kind, got {column!r:.80}") from error
     if pa.types.is_dictionary(array.type):
@@ -106,6 +108,8 @@ def _as_arrow(column: Column) -> pa.Array:
     if isinstance(column, np.ndarray) and column.ndim != 1:
         raise TypeError(f"shape {column.shape}")
     if not isinstance(column, pa.Array | pa.ChunkedArray):
+        if isinstance(column, np.ndarray) and column.dtype.kind == "U":
+            column = column.tolist()  # Arrow would end each string at its first NUL
         column = pa.chunked_array(column) if hasattr(column, "__arrow_c_stream__") else pa.array(column)
     if isinstance(column, pa.ChunkedArray):
         return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)

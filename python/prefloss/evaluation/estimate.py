@@ -30,7 +30,9 @@ class Estimate:
     value: float
     """The estimate, in the statistic's own unit: nats a pair for the loss, a share in [0, 1] for accuracy and ties."""
     standard_error: float
-    """Standard error of `value`, from independent units, with the CR2 correction for few of them (Bell & McCaffrey 2002)."""
+    """Standard error of `value`, from independent units, with the CR2 correction for few of them (Bell & McCaffrey 2002). For
+    weighted pairs without `cluster` the correction is that of a mean leverage: too small where one pair has much of all weight
+    (`weights.warning` says so). A label of its own for each pair as `cluster` gives each pair its own."""
     degrees_of_freedom: float
     """Degrees of freedom of Student's t for `standard_error` (Imbens & Kolesar 2016): fewer, the more unequal the units are."""
     skewness: float

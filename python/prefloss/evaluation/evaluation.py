@@ -183,11 +183,12 @@ class Evaluation:
 
     @cached_property
     def shares(self) -> dict[Label, float]:
-        """Each group's share of the total weight, or of the population that `reweighted` was given."""
+        """Each group's share of the total weight, or of the population that `reweighted` was given (nan without labels)."""
         if self._shares is not None:
             return dict(self._shares.of)
         totals = {label: group._units_total for label, group in self.groups.items()}
-        return {label: total / math.fsum(totals.values()) for label, total in totals.items()}
+        everything = math.fsum(totals.values())
+        return {label: total / everything if everything else math.nan for label, total in totals.items()}
 
     def reweighted(
         self, shares: Mapping[Any, float] | None = None, *, share_counts: Mapping[Any, int] | None = None

@@ -94,37 +94,43 @@ def worst_mixture(evaluation: Evaluation, radius: float) -> WorstMixture:
     radius = arguments.check_number("radius", radius, "a number >= 0", 0)
     if not evaluation.groups:
         raise ValueError("there are no pairs, so there is no worst mixture")
-    own = evaluation.shares
+    # A group of no labelled pair has no share, and no loss that is known.
+    own = {label: share for label, share in evaluation.shares.items() if share > 0}
+    if not own:
+        raise ValueError("there are no labelled pairs, so there is no worst mixture")
     share = np.array(list(own.values()))
     losses = np.array([evaluation.groups[label].loss.value for label in own])
-    worst = dict(zip(own, _worst_shares(share, losses, radius).tolist(), strict=True))
+    found = dict(zip(own, _worst_shares(share, losses, radius).tolist(), strict=True))
+    worst = {label: found.get(label, 0.0) for label in evaluation.groups}
     return WorstMixture(worst, evaluation.reweighted(worst).loss)
 
 
 def _worst_shares(share: NDArray[np.float64], losses: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
     """q >= 0 with sum q = 1 and sum (q - p)^2 / p <= radius of the greatest sum q loss.
 
-    q is p max(0, loss - level), scaled; the greater the level, the farther it is from p, up to the worst groups alone.
+    q is p max(0, loss - level), scaled; the greater the level, the farther it is from p, up to the worst groups alone. Losses
+    and levels are counted down from the greatest loss, in parts of the range of all, so that no digits cancel.
     """
     spread = float(np.ptp(losses))
     if not (spread > 0 and radius > 0 and math.isfinite(spread)):
         return share
+    below = (losses.max() - losses) / spread
 
-    def at(level: float) -> NDArray[np.float64]:
-        q = share * np.maximum(losses - level, 0.0)
+    def at(depth: float) -> NDArray[np.float64]:
+        q = share * np.maximum(depth - below, 0.0)
         return np.asarray(q / q.sum())
 
-    def excess(level: float) -> float:
-        return float(np.sum((at(level) - share) ** 2 / share)) - radius
+    def excess(depth: float) -> float:
+        return float(np.sum((at(depth) - share) ** 2 / share)) - radius
 
-    only_worst = share * (losses == losses.max())
+    only_worst = share * (below == 0)
     only_worst = only_worst / only_worst.sum()
     if np.sum((only_worst - share) ** 2 / share) <= radius:
         return np.asarray(only_worst)
-    mean = float(share @ losses)
-    # Far below all losses, the divergence is var / (mean - level)^2.
-    low = mean - 2.0 * math.sqrt(float(share @ (losses - mean) ** 2) / radius) - spread
-    if not (math.isfinite(low) and excess(low) < 0):  # the radius is too small to be told from 0
+    mean = float(share @ below)
+    # Far below all losses, the divergence is var / (depth - mean)^2.
+    deep = mean + 2.0 * math.sqrt(float(share @ (below - mean) ** 2) / radius) + 1.0
+    if not (math.isfinite(deep) and excess(deep) < 0):  # the radius is too small to be told from 0
         return share
-    high = float(losses.max()) - 1e-12 * spread
-    return at(optimize.brentq(excess, low, high)) if excess(high) > 0 else at(high)
+    shallow = 1e-12
+    return at(optimize.brentq(excess, shallow, deep)) if excess(shallow) > 0 else at(shallow)
