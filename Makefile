@@ -79,7 +79,8 @@ install_in = rm -rf $(1) && $(BIN)/python -m pip install --quiet --no-deps --tar
   $(addprefix --config-settings=cmake.define.,$(2)) && touch $(1)/installed
 runtime = $(shell $(CXX) -print-file-name=lib$(1).so) $(shell $(CXX) -print-file-name=libstdc++.so)
 ASAN := LD_PRELOAD='$(call runtime,asan)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
-TSAN := LD_PRELOAD='$(call runtime,tsan)' TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0
+# Torch is not built with the thread sanitizer, which would see what its threads share, but not how they wait for each other.
+TSAN := LD_PRELOAD='$(call runtime,tsan)' TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0:ignore_noninstrumented_modules=1
 ON_HOST_TESTS := $(addprefix tests/test_,$(addsuffix .py,cuda_kernels paired_values stats standard_error every_way autograd module transforms \
   not_plain option_values grouped grouped_calls relevance_and_mask indexed cuda_long_lists))
 
@@ -110,9 +111,8 @@ cuda-sanitize: build/on_host_address/installed build/on_host_thread/installed  #
 build/threads/installed: $(INSTALLED)
 	$(call install_in,$(@D),PREFLOSS_SANITIZE=thread PREFLOSS_CUDA=OFF)
 
-# Torch is not built with the sanitizer, which would see what its threads share, but not how they wait for each other.
 thread-sanitize: build/threads/installed  ## the tests of threads, a call's own and Python's, with the thread sanitizer (GCC, Linux)
-	$(TSAN):ignore_noninstrumented_modules=1 PYTHONPATH=build/threads $(BIN)/python -m pytest -s $(PARALLEL) -k threads $(ARGS)
+	$(TSAN) PYTHONPATH=build/threads $(BIN)/python -m pytest -s $(PARALLEL) -k threads $(ARGS)
 
 planted-bugs: $(INSTALLED)  ## show that the tests find bugs planted in the CUDA kernels (minutes)
 	$(BIN)/python -m pytest -q -m planted tests/test_planted_bugs.py $(ARGS)
