@@ -23,7 +23,7 @@ $(INSTALLED): $(PACKAGE)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "prefloss needs Python 3.10 or newer, this is " + sys.version.split()[0] + "; make PYTHON=... names another")'
 	$(PYTHON) -m venv $(VENV)
 	@echo 'What is needed is fetched and compiled now, which takes some minutes and prints nothing:'
-	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt '.[dev]'
 	@touch $@
 
 demo: $(INSTALLED)  ## build the package and train a reward model with it
