@@ -23,6 +23,8 @@ def dual(tensor):
     return forward_ad.make_dual(tensor, torch.ones_like(tensor))
 
 
+INDICES = torch.tensor([[0, 1], [2, 3]])
+
 FORWARD_MODE = {
     "default": lambda a, b: prefloss.bradley_terry_loss(dual(a), b),
     "rejected": lambda a, b: prefloss.bradley_terry_loss(a, dual(b)),
@@ -43,7 +45,6 @@ FORWARD_MODE = {
     "beta by index": lambda a, b: prefloss.bradley_terry_loss_indexed(a, *INDICES, beta=dual(a.sum())),
     "beta of DPO": lambda a, b: prefloss.dpo_loss(a, b, b.detach(), a.detach(), beta=dual(a.sum())),
 }
-INDICES = torch.tensor([[0, 1], [2, 3]])
 
 
 @pytest.mark.parametrize("asks", [False, True], ids=["plain", "requires-grad"])

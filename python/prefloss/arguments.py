@@ -234,12 +234,14 @@ def check_to_be_merged(name: str, value: object, index: Tensor) -> Tensor | None
 
 def check_no_gradient(name: str, value: object) -> None:
     """What the loss is not differentiated by must not ask for it: a gradient is never dropped in silence."""
-    if isinstance(value, Tensor) and requires_gradient(value):
+    if not isinstance(value, Tensor):
+        return
+    if requires_gradient(value):
         raise ValueError(
             f"{name} must not require a gradient, got a tensor with requires_grad=True, by which this loss is not differentiated; "
             f"pass {name}.detach()"
         )
-    if isinstance(value, Tensor) and has_tangent(value):
+    if has_tangent(value):
         raise NotImplementedError(
             f"{name} must not have a tangent, got one (of jvp, jacfwd or forward_ad), by which this loss is not differentiated in "
             f"forward mode; pass {name}.detach()"

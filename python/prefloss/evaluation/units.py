@@ -57,10 +57,8 @@ def _traces(
     xx = hd2h - 0.5 * (hdb @ hh + hh @ hdb.T) + 0.25 * hh @ bb @ hh
     d2xb = -d3bh + 0.5 * np.trace(hh @ bd2b)
     square = d4 + 4.0 * d2xb + 2.0 * np.trace(bx @ bx) + 2.0 * np.trace(xx @ bb)
-    if not (trace > 0 and not math.isnan(square)):
-        return math.nan
     # tr(M)^2 is no less than tr(M^2), but where leverages were approximated.
-    return max(float(trace**2 / square), 1.0) if square > 0 else 1.0
+    return max(float(trace**2 / square), 1.0) if trace > 0 and square > 0 else math.nan
 
 
 class ClusterUnits:
