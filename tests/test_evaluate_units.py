@@ -288,6 +288,14 @@ def test_accuracy_follows_the_target():
     assert upside_down.tie_rate.value == 0.25
 
 
+def test_two_infinities_are_a_tie_and_two_nan_are_none():
+    chosen, rejected = torch.tensor(
+        [[math.inf, -math.inf, math.inf, math.nan, 2.0], [math.inf, -math.inf, 0.0, math.nan, 2.0]]
+    )
+    _, of_pass = prefloss.bradley_terry_loss(chosen, rejected, return_stats=True)
+    assert prefloss.evaluate(chosen, rejected).tie_rate.value == of_pass.tie_rate == 0.6
+
+
 def test_shares_that_all_pairs_agree_on_still_have_an_interval():
     """Of Clopper & Pearson."""
     accuracy = prefloss.evaluate(np.ones(20), np.zeros(20)).accuracy

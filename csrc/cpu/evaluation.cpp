@@ -71,7 +71,7 @@ class PairStatistics {
       const double e = exp_negative(distance).value, root = std::sqrt(e), square = e * e;
       const double won = z > 0 ? t[i] : 1 - t[i];
       correct[i] = agreement(difference, t[i]);
-      block.statistics[kTiedOfPair][i] = difference == 0 ? 1.0 : 0.0;
+      block.statistics[kTiedOfPair][i] = a[i] == b[i] ? 1.0 : 0.0;
       block.statistics[kMarginOfPair][i] = difference;
       const double likely = 1 / (1 + e),
                    miss = won - likely;  // the model's probability that the one of greater reward is better
