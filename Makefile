@@ -18,7 +18,7 @@ help:  ## show this list
 	@echo 'Variables: PYTHON (python3), VENV (.venv), CXX (g++). On Linux without a GPU,'
 	@echo 'PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves a download of gigabytes.'
 
-# One environment serves every target. It is made anew where its Python has gone, and the package reinstalled where its sources changed.
+# One environment serves every target. The package is reinstalled where its sources changed.
 $(INSTALLED): $(PACKAGE)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "prefloss needs Python 3.10 or newer, this is " + sys.version.split()[0] + "; make PYTHON=... names another")'
 	$(PYTHON) -m venv $(VENV)

@@ -27,6 +27,8 @@ LONG_LISTS = [call for call in ALL if call.layout == "long"]
 
 # The files that take longest come first, so that no process is left alone with one of them at the end.
 LONGEST = (
+    "cuda_kernels",
+    "cuda_long_lists",
     "compiled",
     "long_lists",
     "composed",

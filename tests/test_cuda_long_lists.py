@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import math
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from conftest import DEVICES, RUNS_ON_HOST
-from every_pair import promise_of_gradient, promise_of_loss
+from every_pair import promise_of_gradient, promise_of_loss, sums_of_pairs
 from rounding_bounds import assert_same_bits
 from sample_inputs import array, real
 from test_long_lists import LARGE_RANKS, SCORES
@@ -40,53 +39,10 @@ def call(rewards, ranks, **options):
     return loss.detach().cpu(), gradient.cpu()
 
 
-class EveryPair(NamedTuple):
-    """Sums over the pairs, and over the absolute values of what an entry adds up."""
-
-    loss: float
-    gradient: np.ndarray
-    gradient_size: np.ndarray
-
-
-@np.errstate(over="ignore")
-def every_pair(
-    rewards, ranks, *, beta=1.0, margin=0.0, label_smoothing=0.0, center_rewards_coefficient=0.0, ties="skip"
-):
-    """In float64: each pair of items once, in the order of the ranks, some rows of the triangle at a time."""
-    order = np.argsort(ranks, kind="stable")
-    x, ranks, size = rewards[order].astype(np.float64), ranks[order], rewards.size
-    beta, margin, wrong, pull = (
-        float(rewards.dtype.type(number)) for number in (beta, margin, label_smoothing, center_rewards_coefficient)
-    )
-    slopes, sizes = np.zeros((2, size))
-    loss = 0.0
-    for begin in range(0, size, 256):
-        a, b = x[begin : begin + 256, None], x[None, begin:]
-        better = ranks[begin : begin + 256, None] < ranks[None, begin:]
-        tied = (ranks[begin : begin + 256, None] == ranks[None, begin:]) & (ties == "half")
-        tied &= np.arange(begin, size)[None, :] > np.arange(begin, min(begin + 256, size))[:, None]
-        for counted, far, share in ((better, margin, wrong), (tied, 0.0, 0.5)):
-            if not counted.any():
-                continue
-            w, total = np.clip(beta * (b - a) + far, -1e308, 1e308), a + b if pull else np.zeros(1)
-            e = np.exp(-np.abs(w))
-            sigma = np.where(w < 0, e, 1.0) / (1 + e)
-            terms = np.log1p(e) + np.where(w < 0, share, 1 - share) * np.abs(w) + pull * total * total
-            loss += terms[counted].sum()
-            slope, centring = (np.where(counted, values, 0.0) for values in (beta * (sigma - share), 2 * pull * total))
-            size_here = np.where(counted, np.abs(beta) * (sigma + share) + np.abs(centring), 0.0)
-            for axis, rows, sign in ((1, slice(begin, begin + 256), -1), (0, slice(begin, None), 1)):
-                slopes[rows] += (centring + sign * slope).sum(axis)
-                sizes[rows] += size_here.sum(axis)
-    gradient, gradient_size = np.empty((2, size))
-    gradient[order], gradient_size[order] = slopes, sizes
-    return EveryPair(loss, gradient, gradient_size)
-
-
 def assert_right(rewards, ranks, found, **options):
     """Within the promise."""
     loss, gradient = found
-    expected = every_pair(rewards, ranks, **options)
+    expected = sums_of_pairs(rewards, ranks, **options)
     tiny = np.finfo(rewards.dtype).tiny
     error = np.abs(array(gradient).astype(np.float64) - expected.gradient)
     assert np.all(error <= promise_of_gradient(rewards.dtype) * expected.gradient_size + tiny)
@@ -125,7 +81,7 @@ def test_differences_beyond_float64_are_no_nan(better):
     order = np.random.default_rng(18).permutation(SIZE)
     given = np.where(order < SIZE // 2, better, -better)
     loss, gradient = call(torch.from_numpy(given)[None], torch.from_numpy(order)[None])
-    expected = every_pair(given, order)
+    expected = sums_of_pairs(given, order)
     assert np.all(np.abs(array(gradient) - expected.gradient) <= 1e-14 * expected.gradient_size)
     assert loss.item() == (math.inf if better < 0 else pytest.approx(expected.loss, rel=1e-13))
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import RUNS_ON_HOST
+from every_pair import every_pair, sums_of_pairs
 from group_bounds import LEVELS, OPTIONS, check, over_dtypes, over_options, ranks_of
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -78,37 +79,34 @@ def test_long_lists_agree_with_the_reference_to_the_promised_error(scores, ranks
     order = torch.from_numpy(LARGE_RANKS[ranks](random, size))
     loss = prefloss.bradley_terry_loss_grouped(given[None], order[None], reduction="sum", average="pairs", ties=ties)
     (gradient,) = torch.autograd.grad(loss, given)
-    expected, slopes, magnitudes = every_pair(array(given).astype(np.float64), array(order), ties)
+    expected, slopes, magnitudes = sums_of_pairs(array(given), array(order), ties=ties)
     promise = 1e-14 if dtype is torch.float64 else 2.0**-23
     tiny = torch.finfo(dtype).tiny
     assert abs(loss.item() - expected) <= (1e-13 if dtype is torch.float64 else 1e-7) * expected + tiny
     assert np.all(np.abs(gradient.double().numpy() - slopes) <= promise * magnitudes + tiny)
 
 
-def every_pair(scores, ranks, ties="skip"):
-    """The sum of the losses, its gradient, and the sums of the absolute values of what each entry adds up."""
-    loss, gradient, magnitudes = 0.0, np.zeros(scores.size), np.zeros(scores.size)
-    for begin in range(0, scores.size, 500):
-        block = slice(begin, begin + 500)
-        better, tied = ranks[block, None] < ranks[None, :], ranks[block, None] == ranks[None, :]
-        z = scores[block, None] - scores[None, :]
-        slope = np.zeros(z.shape)
-        w = z[better]
-        e = np.exp(-np.abs(w))  # both of the formula: of millions of pairs, the reference would take it twice
-        slope[better] = np.where(w > 0, e, 1) / (1 + e)
-        loss += (np.log1p(e) + np.maximum(-w, 0)).sum()
-        gradient[block] -= slope.sum(1)
-        gradient += slope.sum(0)
-        magnitudes[block] += slope.sum(1)
-        magnitudes += slope.sum(0)
-        if ties == "half":  # each pair is here twice
-            tied[np.arange(len(z)), begin + np.arange(len(z))] = False
-            loss += reference.pair_loss(z[tied], 0.5).sum() / 2
-            up, down = np.zeros((2, *z.shape))
-            up[tied], down[tied] = -reference.pair_slope(z[tied]), -reference.pair_slope(-z[tied])
-            gradient[block] += (down - up).sum(1) / 2
-            magnitudes[block] += (down + up).sum(1) / 2
-    return loss, gradient, magnitudes
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ties": "half"},
+        {"label_smoothing": 0.1, "ties": "half"},
+        {"beta": -2.5, "margin": 0.3},
+        {"beta": 0.2, "center_rewards_coefficient": 0.01, "ties": "half"},
+    ],
+    ids=str,
+)
+def test_sums_in_float64_are_those_of_the_widest_type(options):
+    """What long lists are held against, itself: to a fifth of the least that is promised of them."""
+    random = np.random.default_rng(2)
+    for size in (0, 1, 2, 33, 300):
+        scores, ranks = 5.0 * random.normal(size=size), random.integers(0, size // 2 + 1, size)
+        found, expected = sums_of_pairs(scores, ranks, **options), every_pair(scores, ranks, **options)
+        assert found.loss == pytest.approx(float(expected.loss), rel=2e-15)
+        for name in ("gradient", "gradient_size"):
+            error = np.abs(getattr(found, name) - getattr(expected, name))
+            assert np.all(error <= 2e-15 * expected.gradient_size)
 
 
 @linear
@@ -278,7 +276,7 @@ def test_lists_that_threads_share_agree_with_the_reference_to_the_promised_error
     ranks = torch.from_numpy(order)[None]
     loss = prefloss.bradley_terry_loss_grouped(given[None], ranks, reduction="sum", average="pairs", ties=ties)
     (gradient,) = torch.autograd.grad(loss, given)
-    expected, slopes, magnitudes = every_pair(array(given), order, ties)
+    expected, slopes, magnitudes = sums_of_pairs(array(given), order, ties=ties)
     assert abs(loss.item() - expected) <= 1e-13 * expected
     assert np.all(np.abs(gradient.numpy() - slopes) <= 1e-14 * magnitudes)
 
