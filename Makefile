@@ -19,9 +19,11 @@ help:  ## show this list
 	@echo 'PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves a download of gigabytes.'
 
 # One environment serves every target. The package is reinstalled where its sources changed.
-$(INSTALLED): $(PACKAGE)
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "prefloss needs Python 3.10 or newer, this is " + sys.version.split()[0] + "; make PYTHON=... names another")'
 	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): $(BIN)/python $(PACKAGE)
 	@echo 'What is needed is fetched and compiled now, which takes some minutes and prints nothing:'
 	$(BIN)/python -m pip install --quiet -c constraints.txt '.[dev]'
 	@touch $@
@@ -55,7 +57,7 @@ bench: $(INSTALLED)  ## time everything, write benchmarks/results.json and draw 
 	$(BIN)/python benchmarks/report.py --json benchmarks/results.json --charts docs $(ARGS)
 
 bench-check: $(INSTALLED)  ## hold the benchmarks' results against the reference, without timing
-	$(BIN)/python -m pytest benchmarks --benchmark-disable $(ARGS)
+	$(BIN)/python -m pytest -n logical benchmarks --benchmark-disable $(ARGS)
 
 coverage: $(INSTALLED)  ## how often intervals hold the truth, by design of collection; draws docs/coverage.svg (minutes)
 	$(BIN)/python benchmarks/coverage.py --svg docs/coverage.svg $(ARGS)
@@ -73,8 +75,8 @@ lint: $(INSTALLED)  ## check style and types
 exact: $(INSTALLED)  ## every float32 there is, on each instruction set (minutes)
 	$(BIN)/python -m pytest -s -m exhaustive $(ARGS)
 
-# Other builds of the package, each in a folder of its own that PYTHONPATH puts first. Python is not built with the
-# sanitizers, so their runtime must be loaded before it, and libstdc++ with it, or exceptions are not seen.
+# Other builds of the package, each in a folder of its own that PYTHONPATH puts first; pip is all they need. Python is not
+# built with the sanitizers, so their runtime must be loaded before it, and libstdc++ with it, or exceptions are not seen.
 install_in = rm -rf $(1) && $(BIN)/python -m pip install --quiet --no-deps --target $(1) . --config-settings=build-dir=$(1).build \
   $(addprefix --config-settings=cmake.define.,$(2)) && touch $(1)/installed
 runtime = $(shell $(CXX) -print-file-name=lib$(1).so) $(shell $(CXX) -print-file-name=libstdc++.so)
@@ -84,34 +86,34 @@ TSAN := LD_PRELOAD='$(call runtime,tsan)' TSAN_OPTIONS=halt_on_error=1:report_si
 ON_HOST_TESTS := $(addprefix tests/test_,$(addsuffix .py,cuda_kernels paired_values stats standard_error every_way autograd module transforms \
   not_plain option_values grouped grouped_calls relevance_and_mask indexed cuda_long_lists))
 
-build/sanitized/installed: $(INSTALLED)
+build/sanitized/installed: $(BIN)/python $(PACKAGE)
 	$(call install_in,$(@D),PREFLOSS_SANITIZE=address$(,)undefined PREFLOSS_CUDA=OFF)
 
-build/on_host/installed: $(INSTALLED)
+build/on_host/installed: $(BIN)/python $(PACKAGE)
 	$(call install_in,$(@D),PREFLOSS_CUDA_ON_HOST=ON)
 
-build/on_host_%/installed: $(INSTALLED)
+build/on_host_%/installed: $(BIN)/python $(PACKAGE)
 	$(call install_in,$(@D),PREFLOSS_CUDA_ON_HOST=ON PREFLOSS_SANITIZE=$(subst address,address$(,)undefined,$*))
 
 # A build with the sanitizers is larger than a wheel may be, and a browser does not start beside them.
 NOT_SANITIZED := --deselect tests/test_package.py::test_what_is_installed_compresses_to_less_than_8_megabytes \
   --deselect tests/test_evaluate_command.py::test_a_browser_shows_the_report_at_full_and_at_phone_width
 
-sanitize: build/sanitized/installed  ## run the tests with the address and undefined-behaviour sanitizers (GCC, Linux)
+sanitize: $(INSTALLED) build/sanitized/installed  ## run the tests with the address and undefined-behaviour sanitizers (GCC, Linux)
 	$(ASAN) PYTHONPATH=build/sanitized $(BIN)/python -m pytest $(PARALLEL) $(NOT_SANITIZED) $(ARGS)
 
 SEEDS ?= 0 1 $(shell shuf -i 2-9999 -n 1)
-cuda-on-host: build/on_host/installed  ## run the CUDA kernels on the CPU, threads in order, reversed and shuffled (needs nvcc's headers)
+cuda-on-host: $(INSTALLED) build/on_host/installed  ## run the CUDA kernels on the CPU, threads in order, reversed and shuffled (needs nvcc's headers)
 	set -e; for seed in $(SEEDS); do echo "CUDA_ON_HOST_SEED=$$seed"; CUDA_ON_HOST_SEED=$$seed PYTHONPATH=build/on_host $(BIN)/python -m pytest -q $(PARALLEL) $(ON_HOST_TESTS) $(ARGS); done
 
-cuda-sanitize: build/on_host_address/installed build/on_host_thread/installed  ## the same with the address and undefined-behaviour sanitizers, and its edges with the thread sanitizer
+cuda-sanitize: $(INSTALLED) build/on_host_address/installed build/on_host_thread/installed  ## the same with the address and undefined-behaviour sanitizers, and its edges with the thread sanitizer
 	$(ASAN) PYTHONPATH=build/on_host_address $(BIN)/python -m pytest -q $(PARALLEL) $(ON_HOST_TESTS) $(ARGS)
 	set -e; for seed in 0 1 5; do CUDA_ON_HOST_SEED=$$seed $(TSAN) PYTHONPATH=build/on_host_thread $(BIN)/python -m pytest -q tests/test_cuda_kernels.py $(ARGS); done
 
-build/threads/installed: $(INSTALLED)
+build/threads/installed: $(BIN)/python $(PACKAGE)
 	$(call install_in,$(@D),PREFLOSS_SANITIZE=thread PREFLOSS_CUDA=OFF)
 
-thread-sanitize: build/threads/installed  ## the tests of threads, a call's own and Python's, with the thread sanitizer (GCC, Linux)
+thread-sanitize: $(INSTALLED) build/threads/installed  ## the tests of threads, a call's own and Python's, with the thread sanitizer (GCC, Linux)
 	$(TSAN) PYTHONPATH=build/threads $(BIN)/python -m pytest -s $(PARALLEL) -k threads $(ARGS)
 
 planted-bugs: $(INSTALLED)  ## show that the tests find bugs planted in the CUDA kernels (minutes)
