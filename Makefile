@@ -57,7 +57,7 @@ bench: $(INSTALLED)  ## time everything, write benchmarks/results.json and draw 
 	$(BIN)/python benchmarks/report.py --json benchmarks/results.json --charts docs $(ARGS)
 
 bench-check: $(INSTALLED)  ## hold the benchmarks' results against the reference, without timing
-	$(BIN)/python -m pytest -n logical benchmarks --benchmark-disable $(ARGS)
+	$(BIN)/python -m pytest benchmarks --benchmark-disable $(ARGS)
 
 coverage: $(INSTALLED)  ## how often intervals hold the truth, by design of collection; draws docs/coverage.svg (minutes)
 	$(BIN)/python benchmarks/coverage.py --svg docs/coverage.svg $(ARGS)
