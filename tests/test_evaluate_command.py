@@ -122,12 +122,13 @@ def test_quoted_text_may_have_line_breaks_and_look_like_rows(tmp_path, monkeypat
     assert command._evaluation([path], {"chosen": "a", "rejected": "b"}, 1.0).pairs == 1
 
 
-def test_a_pair_of_weight_0_may_have_any_rewards_as_in_evaluate(tmp_path, capsys):
+def test_a_pair_of_weight_0_may_have_any_numbers_as_in_evaluate(tmp_path, capsys):
     path, out = tmp_path / "pairs.csv", tmp_path / "out.json"
-    for reward in ("nan", "inf", "1e200"):
-        path.write_text(f"a,b,w\n{reward},0,0\n2,0,1\n1,0,2\n")
-        assert main(["evaluate", str(path), *REWARDS, "--weight", "w", "--json", str(out)]) == 0
-        assert json.loads(out.read_text())["pairs"] == 2
+    for number in ("nan", "inf", "1e200"):
+        path.write_text(f"a,b,w,m\n{number},0,0,{number}\n2,0,1,0.5\n1,0,2,0.5\n")
+        for more in ([], ["--target", "m"], ["--target", "m", "--judge", "m"]):
+            assert main(["evaluate", str(path), *REWARDS, "--weight", "w", *more, "--json", str(out)]) == 0
+            assert json.loads(out.read_text())["pairs"] == 2
     path.write_text("a,b,w\n,0,0\n2,0,1\n")  # a null is an error there too
     assert "row 1, column 'a': must be a finite number, is nothing" in refused(capsys, path, *REWARDS, "--weight", "w")
 

@@ -235,10 +235,17 @@ def test_the_scale_of_weights_does_not_matter(scale, clustered):
 def test_a_pair_of_weight_0_counts_nothing_even_if_it_is_nan():
     pairs = made_pairs(50)
     more = {name: np.r_[values, np.nan] for name, values in pairs.items()}
-    for extra in ({}, {"cluster": np.arange(51), "group": np.arange(51)}):
+    wrong = np.r_[np.full(50, 0.5), np.nan], np.r_[np.full(50, 0.25), -7.0]
+    for extra in (
+        {},
+        {"cluster": np.arange(51), "group": np.arange(51)},
+        *({"margin": column, "target": column, "judge": column} for column in wrong),
+        *({"margin": column, "target": column} for column in wrong),
+    ):
         found = prefloss.evaluate(**more, weight=np.r_[np.ones(50), 0.0], **extra)
+        alone = prefloss.evaluate(**pairs, **{name: column[:50] for name, column in extra.items()})
         assert found.pairs == 50
-        assert found.loss.value == pytest.approx(prefloss.evaluate(**pairs).loss.value, **EXACT)
+        assert found.loss.value == pytest.approx(alone.loss.value, **EXACT)
         assert "group" not in extra or len(found.groups) == 50
 
 

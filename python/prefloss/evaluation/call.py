@@ -55,7 +55,8 @@ def evaluate(
     Args:
         chosen: rewards of the preferred responses. A finite reward lies between -1e80 and 1e80, and so does beta times it.
         rejected: rewards of the others.
-        weight: how much each pair counts (importance weights, for example), finite and >= 0. A pair of weight 0 has no effect.
+        weight: how much each pair counts (importance weights, for example), finite and >= 0. A pair of weight 0 has no effect,
+            whatever its numbers are.
         target: the probability that `chosen` is preferred, in [0, 1]: a number or a column. With `judge`, NaN or null where no
             person has labelled the pair.
         margin, beta, label_smoothing, flip_rate: as in `prefloss.bradley_terry_loss`; `margin` is a number or a column.
@@ -97,11 +98,11 @@ def evaluate(
     pairs = Pairs(
         rewards,
         others,
-        _margin(margin, settings.margin, count),
+        _margin(margin, settings.margin, count, weights),
         weights,
-        _target(target, settings.target, count, judge is not None),
+        _target(target, settings.target, count, weights, judge is not None),
         compared,
-        None if judge is None else _judge(judge, count),
+        None if judge is None else _judge(judge, count, weights),
     )
     _check_sizes(pairs, float(settings.beta))
     options = Options(
@@ -144,27 +145,28 @@ def _number_or_column(value: Any) -> Any:
     return value.item() if isinstance(value, torch.Tensor) and value.dim() == 0 else value
 
 
-def _margin(margin: Any, number: float, count: int) -> FloatArray | float:
+def _margin(margin: Any, number: float, count: int, weight: FloatArray | None) -> FloatArray | float:
     if margin is None or isinstance(margin, Real):
         return float(number)
     values = numbers("margin", margin, count)
-    between("margin", values, -math.inf, math.inf, "a finite number")
+    between("margin", values, -math.inf, math.inf, "a finite number", weight)
     return values
 
 
-def _target(target: Any, number: float, count: int, judged: bool) -> FloatArray | float:
+def _target(target: Any, number: float, count: int, weight: FloatArray | None, judged: bool) -> FloatArray | float:
     if target is None or isinstance(target, Real):
         return float(number)
     values = numbers("target", target, count, missing=True)
-    if not judged and (unknown := np.isnan(values)).any():
+    unknown = np.isnan(values) if weight is None else np.isnan(values) & (weight != 0)
+    if not judged and unknown.any():
         raise ValueError(
             f"target is NaN or null for {int(unknown.sum())} pairs, which nobody has labelled: leave them out, or give judge="
         )
-    between("target", values, 0.0, 1.0, PROBABILITY, missing=True)
+    between("target", values, 0.0, 1.0, PROBABILITY, weight, missing=True)
     return values
 
 
-def _judge(judge: Any, count: int) -> FloatArray:
+def _judge(judge: Any, count: int, weight: FloatArray | None) -> FloatArray:
     values = numbers("judge", judge, count)
-    between("judge", values, 0.0, 1.0, PROBABILITY)
+    between("judge", values, 0.0, 1.0, PROBABILITY, weight)
     return values

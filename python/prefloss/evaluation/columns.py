@@ -29,13 +29,24 @@ def numbers(name: str, column: Column, count: int | None = None, *, missing: boo
     return values if values.dtype in (np.float64, np.float32) else values.astype(np.float64)
 
 
-def between(name: str, values: FloatArray, low: float, high: float, accepted: str, *, missing: bool = False) -> None:
-    """Raise where an entry lies outside [low, high], or is NaN and not allowed to be."""
+def between(
+    name: str,
+    values: FloatArray,
+    low: float,
+    high: float,
+    accepted: str,
+    weight: FloatArray | None = None,
+    *,
+    missing: bool = False,
+) -> None:
+    """Raise where an entry of a pair that counts lies outside [low, high], or is NaN and not allowed to be."""
     if not len(values) or (values.min() >= low and values.max() <= high and not np.isinf(values).any()):
         return
     wrong = ~((values >= low) & (values <= high) & ~np.isinf(values))
     if missing:
         wrong &= ~np.isnan(values)
+    if weight is not None:
+        wrong &= weight != 0
     if wrong.any():
         place = int(wrong.argmax())
         raise ValueError(f"{name} must be {accepted}, got {values[place]} for pair {place} (counted from 0)")

@@ -214,8 +214,8 @@ def _present(path: Path, columns: dict[str, str], names: list[str]) -> list[str]
 
 
 def _check(path: Path, piece: Piece, columns: dict[str, str], greatest: float) -> None:
-    """Every number is finite and in its range. As in `evaluate`, a target may be missing where a judge stands in, and a reward may
-    be NaN, infinite or too large where the weight is 0."""
+    """Every number is finite and in its range. As in `evaluate`, a target may be missing where a judge stands in, and where the
+    weight is 0 the others may be NaN or anything else, but not missing."""
     numbers = {name: _numbers(path, columns[name], piece.columns[name]) for name in columns if name not in LABELS}
     for argument, values in piece.columns.items():
         wrong: np.ndarray[Any, np.dtype[np.bool_]] = values.is_null().to_numpy()
@@ -223,7 +223,7 @@ def _check(path: Path, piece: Piece, columns: dict[str, str], greatest: float) -
             given = numbers[argument]
             low, high = RANGES.get(argument, (-greatest, greatest))
             outside = ~(np.isfinite(given) & (given >= low) & (given <= high))
-            if argument not in RANGES and "weight" in numbers:
+            if argument != "weight" and "weight" in numbers:
                 outside &= numbers["weight"] != 0
             if argument == "target" and "judge" in columns:
                 wrong, outside = np.zeros_like(wrong), outside & ~np.isnan(given)
