@@ -11,7 +11,7 @@ import torch
 
 from .. import arguments
 from .build import state_of
-from .columns import Column, FloatArray, between, check_size, labels, numbers
+from .columns import Column, FloatArray, between, check_size, labels, numbers, of_pairs_that_count
 from .evaluation import Evaluation
 from .statistics import Options, Pairs
 
@@ -157,8 +157,7 @@ def _target(target: Any, number: float, count: int, weight: FloatArray | None, j
     if target is None or isinstance(target, Real):
         return float(number)
     values = numbers("target", target, count, missing=True)
-    unknown = np.isnan(values) if weight is None else np.isnan(values) & (weight != 0)
-    if not judged and unknown.any():
+    if not judged and (unknown := of_pairs_that_count(np.isnan(values), weight)).any():
         raise ValueError(
             f"target is NaN or null for {int(unknown.sum())} pairs, which nobody has labelled: leave them out, or give judge="
         )

@@ -29,6 +29,11 @@ def numbers(name: str, column: Column, count: int | None = None, *, missing: boo
     return values if values.dtype in (np.float64, np.float32) else values.astype(np.float64)
 
 
+def of_pairs_that_count(which: NDArray[np.bool_], weight: FloatArray | None) -> NDArray[np.bool_]:
+    """Those of `which` whose weight is not 0."""
+    return which if weight is None else which & (weight != 0)
+
+
 def between(
     name: str,
     values: FloatArray,
@@ -45,8 +50,7 @@ def between(
     wrong = ~((values >= low) & (values <= high) & ~np.isinf(values))
     if missing:
         wrong &= ~np.isnan(values)
-    if weight is not None:
-        wrong &= weight != 0
+    wrong = of_pairs_that_count(wrong, weight)
     if wrong.any():
         place = int(wrong.argmax())
         raise ValueError(f"{name} must be {accepted}, got {values[place]} for pair {place} (counted from 0)")
@@ -58,9 +62,7 @@ def check_size(name: str, values: FloatArray, greatest: float, weight: FloatArra
         return
     if values.min() >= -greatest and values.max() <= greatest:
         return
-    wrong = (np.abs(values) > greatest) & np.isfinite(values)
-    if weight is not None:
-        wrong &= weight != 0
+    wrong = of_pairs_that_count((np.abs(values) > greatest) & np.isfinite(values), weight)
     if wrong.any():
         place = int(wrong.argmax())
         raise ValueError(
