@@ -363,7 +363,7 @@ def test_statistics_of_rewards_that_are_not_finite_are_those_of_the_reference():
 
 @over_dtypes
 def test_statistics_around_every_boundary_agree_with_the_reference(dtype):
-    """Of the last of three rows; each row has the bits that it has alone."""
+    """Of each of three rows, which has the bits that it has alone."""
     random, rows = np.random.default_rng(13), 3
     steps = {
         THREADS * group_of(dtype),
@@ -381,4 +381,5 @@ def test_statistics_around_every_boundary_agree_with_the_reference(dtype):
             for row in range(rows):
                 columns = [column[row] for column in (chosen, rejected, *weights)]
                 torch.testing.assert_close(of_rows[row], sums(*columns), rtol=0, atol=0)
-            Bounds(*columns[:2], {"weight": columns[2]} if weights else {}).assert_sums(of_rows[-1])
+                options = {"weight": columns[2]} if weights else {}
+                Bounds(*columns[:2], options).assert_sums(of_rows[row])
