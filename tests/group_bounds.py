@@ -23,8 +23,9 @@ OPTIONS = {
 }
 over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 over_options = pytest.mark.parametrize("name", OPTIONS)
-over_ties = pytest.mark.parametrize("ties", ["skip", "half"])
-over_averages = pytest.mark.parametrize("average", ["groups", "pairs"])
+TIES, AVERAGES = ["skip", "half"], ["groups", "pairs"]
+over_ties = pytest.mark.parametrize("ties", TIES)
+over_averages = pytest.mark.parametrize("average", AVERAGES)
 RANK_DTYPES = [
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),

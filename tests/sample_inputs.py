@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import hypothesis.strategies as st
 import numpy as np
+import pytest
 import torch
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -18,6 +20,7 @@ FINITE_VALUES = [
     *(103.0, 104.0, -104.0, 708.0, 745.0, -745.0, 1e4, -1e4, 3e38, -3e38),
 ]
 VALUES = [*FINITE_VALUES, math.inf, -math.inf, math.nan]
+KINDS = {"moderate": (), "extreme": FINITE_VALUES, "not finite": VALUES}
 # One entry a pair each; each option alone. A callable takes (generator, shape, dtype).
 OPTIONS_ALONE = {
     "default": {},
@@ -33,6 +36,19 @@ OPTIONS_ALONE = {
     "most label smoothing": {"label_smoothing": 0.5},
     "centring": {"center_rewards_coefficient": 0.01},
 }
+
+
+def any_two(*axes):
+    """Combinations of three axes or more: so many that any two entries of two axes meet. The others are slow."""
+    axes = [list(axis) for axis in axes]
+    fewest = min(map(len, axes))
+    return [
+        pytest.param(
+            *(axis[place] for axis, place in zip(axes, places, strict=True)),
+            marks=() if sum(places) % fewest == 0 else pytest.mark.slow,
+        )
+        for places in itertools.product(*(range(len(axis)) for axis in axes))
+    ]
 
 
 def real(values, dtype):

@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 from group_bounds import (
+    AVERAGES,
     LEVELS,
     OPTIONS,
     RANK_DTYPES,
+    TIES,
     check,
     over_averages,
     over_dtypes,
-    over_options,
     over_ties,
     ranks_of,
 )
 from hypothesis import given
 from hypothesis import strategies as st
 from rounding_bounds import assert_same_bits
-from sample_inputs import FINITE_VALUES, VALUES, laid_out, real, rewards
+from sample_inputs import DTYPES, FINITE_VALUES, VALUES, any_two, laid_out, real, rewards
 
 import prefloss
 
 over_reductions = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 
 
-@over_dtypes
-@over_options
-@over_ties
-@over_averages
+@pytest.mark.parametrize(("name", "ties", "average", "dtype"), any_two(OPTIONS, TIES, AVERAGES, DTYPES), ids=str)
 def test_every_option_agrees_with_the_reference(name, ties, average, dtype):
     random = np.random.default_rng(len(name))
     cases = [((1, 1), 1), ((3, 2), 2), ((17, 9), 1), ((17, 9), 2), ((17, 9), 10**6), ((2, 40), 4)]
@@ -41,21 +40,23 @@ def test_every_option_agrees_with_the_reference(name, ties, average, dtype):
         check(given, ranks_of(random, shape, levels), options)
 
 
-@over_dtypes
+SIZES = [0, 1, 2, 3, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 513]
+
+
 @pytest.mark.parametrize(
-    "size",
+    ("size", "levels", "dtype"),
     [
-        *(0, 1, 2, 3, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 513),
-        *(pytest.param(size, marks=pytest.mark.slow) for size in (511, 512)),
+        *any_two(SIZES, [3, 10**6], DTYPES),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in product([511, 512], [3, 10**6], DTYPES)),
     ],
+    ids=str,
 )
-def test_every_size_of_groups_agrees_with_the_reference(size, dtype):
+def test_every_size_of_groups_agrees_with_the_reference(size, levels, dtype):
     """Several at a time in lanes, and one at a time in tiles."""
     random = np.random.default_rng(size)
     for groups in (1, 15, 17) if size <= 65 else (1, 2):
-        for levels, ties in ((3, "half"), (10**6, "skip")):
-            given, _ = rewards(random, (groups, size), dtype)
-            check(given, ranks_of(random, (groups, size), levels), {"ties": ties})
+        given, _ = rewards(random, (groups, size), dtype)
+        check(given, ranks_of(random, (groups, size), levels), {"ties": "half" if levels == 3 else "skip"})
 
 
 @over_dtypes
@@ -131,10 +132,10 @@ def test_ranks_are_compared_as_they_are():
             pytest.param(1001, few, name, marks=pytest.mark.kernels)
             for few, name in ((1, "default"), (7, "all"), (9, "default"), (40, "all"))
         ),
-        pytest.param(4200, 7, "all", marks=pytest.mark.kernels),  # a thread takes 4096 at a time
         *(
+            # A thread takes 4096 at a time.
             pytest.param(4200, few, name, marks=[pytest.mark.slow, pytest.mark.kernels])
-            for few in (1, 9, 40)
+            for few in (1, 7, 9, 40)
             for name in ("default", "all")
         ),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -12,9 +14,10 @@ from rounding_bounds import Bounds, assert_same_bits
 from sample_inputs import (
     DTYPES,
     FINITE_VALUES,
+    KINDS,
     OPTIONS_ALONE,
     REDUCTIONS,
-    VALUES,
+    any_two,
     array,
     arrays,
     laid_out,
@@ -70,12 +73,10 @@ def check(scores, chosen_index, rejected_index, options, device):
         bounds.assert_gradients(upstream, (None, None, gradients[1]))
 
 
-@over_dtypes
-@over_options
-@pytest.mark.parametrize("values", [(), FINITE_VALUES, VALUES], ids=["moderate", "extreme", "not-finite"])
-def test_each_option_alone_agrees_with_the_reference(name, dtype, values, device):
+@pytest.mark.parametrize(("name", "kind", "dtype"), any_two(OPTIONS_ALONE, KINDS, DTYPES), ids=str)
+def test_each_option_alone_agrees_with_the_reference(name, kind, dtype, device):
     """The sizes and the reductions meet each other in turns."""
-    random = np.random.default_rng(len(name))
+    random, values = np.random.default_rng(len(name)), KINDS[kind]
     turn = DTYPES.index(dtype) + len(values)
     for place, (items, count) in enumerate(((3, 700), (900, 40), (40, 90), (1, 1), (5, 0))):
         reduction = REDUCTIONS[(turn + place) % 3]
@@ -102,14 +103,20 @@ def test_any_options_together_agree_with_the_reference(dtype, device):
     check_one()
 
 
-@over_dtypes
+MANY = [(50, 120_001), (5_000, 90_001), (70_000, 70_001), (200_000, 9_000)]
+
+
 @pytest.mark.parametrize(
-    ("items", "count"), [(50, 120_001), (5_000, 90_001), (70_000, 70_001), (200_000, 9_000)], ids=str
+    ("sizes", "name", "dtype"),
+    [
+        *any_two(MANY, ["default", "weight tensor"], DTYPES[:2]),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in product(MANY, ["default"], DTYPES[2:])),
+    ],
+    ids=str,
 )
-def test_many_comparisons_agree_with_the_reference(items, count, dtype, device):
+def test_many_comparisons_agree_with_the_reference(sizes, name, dtype, device):
     """One stripe of comparisons, and several."""
-    random = np.random.default_rng(3)
-    name = ("default", "weight tensor")[DTYPES.index(dtype) % 2]
+    (items, count), random = sizes, np.random.default_rng(3)
     options = options_alone(name, random, (count,), dtype)
     check(scores_of(random, items, dtype), *comparisons(random, items, count), options, device)
 
@@ -232,8 +239,14 @@ def call_with(options, indices):
     return lambda scores: prefloss.bradley_terry_loss_indexed(scores, *indices, **options)
 
 
-@over_options
-@pytest.mark.parametrize("reduction", ["mean", pytest.param("sum", marks=pytest.mark.slow), "none"])
+@pytest.mark.parametrize(
+    ("name", "reduction"),
+    [
+        pytest.param(name, reduction, marks=() if turn == place % 3 else pytest.mark.slow)
+        for place, name in enumerate(OPTIONS_ALONE)
+        for turn, reduction in enumerate(REDUCTIONS)
+    ],
+)
 def test_first_and_second_derivatives_are_those_of_finite_differences(name, reduction):
     random = np.random.default_rng(7)
     indices = comparisons(random, 6, 20)
