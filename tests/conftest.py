@@ -12,7 +12,7 @@ import torch
 from calls import ALL
 from hypothesis import HealthCheck, settings
 
-from prefloss import _core, composed
+from prefloss import _core, composed, eager
 
 # What stands in the place of architectures in the build that runs the CUDA kernels on the CPU (tests/cuda_on_host).
 ON_HOST = "the CPU, for tests"
@@ -53,7 +53,7 @@ FIRST = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
 
 # HYPOTHESIS_PROFILE chooses: the same few examples each time, so that nothing fails by chance, or a search (make test-random).
 DRAWN = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("ci", derandomize=True, max_examples=25, database=None, **DRAWN)
+settings.register_profile("ci", derandomize=True, max_examples=15, database=None, **DRAWN)
 settings.register_profile("random", max_examples=1000, **DRAWN)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
@@ -95,9 +95,14 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: FIRST.get(item.path.name, len(FIRST)))
 
 
+def pytest_collection():
+    gc.disable()
+
+
 def pytest_collection_finish():
     """What has been imported stays: the garbage collector need not look through it again and again, a twentieth of the time."""
     gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure(config):
@@ -119,6 +124,18 @@ def composed_on_the_cpu(monkeypatch):
     monkeypatch.setattr(composed, "ASKED_FOR", True)
     for module in ("paired", "grouped", "indexed"):
         monkeypatch.setattr(f"prefloss.{module}.{module}_call", composed.unless_asked_for(None))
+
+
+SHORTER = 256
+
+
+@pytest.fixture
+def shorter_long_lists(monkeypatch):
+    """Lists take linear time from so many items on, half as many as else, and from twice as many where scores lie far apart.
+
+    So a test that visits each pair takes a quarter of the time. It does not hold of second derivatives by autograd.
+    """
+    monkeypatch.setattr(eager, "LARGE_GROUP", SHORTER)
 
 
 @pytest.fixture

@@ -49,14 +49,14 @@ def share_of_second_derivatives(scores, ranks, **options):
     )
 
 
+@pytest.mark.parametrize("step", [0, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("law", LAWS)
-def test_second_derivatives_agree_with_those_of_every_pair(law):
-    cases, start = list(cases_of(law)), list(LAWS).index(law)
-    for n in (start, start + 5):
-        ranks, name, ties, dtype = cases[n % len(cases)]
-        scores, order = made(law, ranks, DTYPES[dtype], 1030, n)
-        shares = share_of_second_derivatives(scores, order, ties=ties, **OPTIONS[name])
-        assert max(shares) <= 1, (ranks, name, ties, dtype, shares)
+def test_second_derivatives_agree_with_those_of_every_pair(law, step):
+    cases, n = list(cases_of(law)), list(LAWS).index(law) + step
+    ranks, name, ties, dtype = cases[n % len(cases)]
+    scores, order = made(law, ranks, DTYPES[dtype], 1030, n)
+    shares = share_of_second_derivatives(scores, order, ties=ties, **OPTIONS[name])
+    assert max(shares) <= 1, (ranks, name, ties, dtype, shares)
 
 
 @pytest.mark.parametrize("spread", [0, 0.3])
@@ -87,13 +87,25 @@ def test_the_diagonal_of_small_lists_agrees_with_that_of_every_pair(law, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("law", "way"),
+    ("law", "way", "dtype"),
     [
-        *((law, "by score") for law in ("normal", "deviation 30", "deviation 300", "half of them wide")),
-        *((law, "in a tree") for law in ("normal", "deviation 30")),
+        # Each law and each way; the others are slow.
+        ("normal", "in a tree", "float64"),
+        ("deviation 30", "by score", "float64"),
+        ("deviation 300", "by score", "float32"),
+        ("half of them wide", "by score", "float32"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("normal", "in a tree", "float32"),
+                *(("deviation 30", "in a tree", dtype) for dtype in DTYPES),
+                *(("normal", "by score", dtype) for dtype in DTYPES),
+                ("deviation 30", "by score", "float32"),
+                *((law, "by score", "float64") for law in ("deviation 300", "half of them wide")),
+            ]
+        ),
     ],
 )
-@pytest.mark.parametrize("dtype", DTYPES)
 def test_the_number_of_threads_does_not_change_a_bit_of_second_derivatives(dtype, law, way, set_threads):
     """So many items that each thread has time to come, and more than once: who is first changes from call to call."""
     options = {"ties": "half", "center_rewards_coefficient": 0.01} if way == "by score" else {"margin": 0.7}

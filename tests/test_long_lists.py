@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import RUNS_ON_HOST
+from conftest import RUNS_ON_HOST, SHORTER
 from every_pair import every_pair, sums_of_pairs
 from group_bounds import LEVELS, OPTIONS, check, over_dtypes, over_options, ranks_of
 from hypothesis import example, given
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.kernels
 # Linear time begins at longer lists there: tests/test_cuda_long_lists.py.
 linear = pytest.mark.skipif(RUNS_ON_HOST, reason="the CUDA kernels visit each pair of lists as short as these")
 
-JUST_LONG = 2 * eager.LARGE_GROUP + 6  # a list that is done in linear time, whatever its scores
+JUST_LONG = 2 * SHORTER + 6  # with `shorter_long_lists`, a list that is done in linear time, whatever its scores
 
 SCORES = {
     "normal": lambda random, n: random.normal(size=n),
@@ -56,22 +56,32 @@ LARGE_RANKS = {
 }
 
 
+CASES = [
+    *((scores, "distinct", "skip") for scores in SCORES),
+    *((scores, "a few", "half") for scores in SCORES),
+    *((scores, "a few", "skip") for scores in ("near ties", "equal", "clusters", "edges of cells")),
+    *((scores, "many", "skip") for scores in ("deviation 30", "deviation 1000", "outlier above", "far tail")),
+    ("deviation 30", "one of many items", "skip"),
+    ("far apart by twos", "in order by twos", "skip"),  # every slope is tiny, but for those of ties, and right
+    *(("normal", ranks, "half") for ranks in ("in order", "two", "one of many items", "many", "floating")),
+    ("far apart", "in order", "skip"),  # every slope is tiny, and right
+]
+
+
 @linear
 @pytest.mark.parametrize(
-    ("scores", "ranks", "ties"),
+    ("scores", "ranks", "ties", "dtype", "size"),
     [
-        *((scores, "distinct", "skip") for scores in SCORES),
-        *((scores, "a few", "half") for scores in SCORES),
-        *((scores, "a few", "skip") for scores in ("near ties", "equal", "clusters", "edges of cells")),
-        *((scores, "many", "skip") for scores in ("deviation 30", "deviation 1000", "outlier above", "far tail")),
-        ("deviation 30", "one of many items", "skip"),
-        ("far apart by twos", "in order by twos", "skip"),  # every slope is tiny, but for those of ties, and right
-        *(("normal", ranks, "half") for ranks in ("in order", "two", "one of many items", "many", "floating")),
-        ("far apart", "in order", "skip"),  # every slope is tiny, and right
+        # Each law in both dtypes, each case in one; the others are slow.
+        pytest.param(
+            *case, dtype, size, marks=() if size == 1100 and (i + i // len(SCORES) + j) % 2 == 0 else pytest.mark.slow
+        )
+        for i, case in enumerate(CASES)
+        for j, dtype in enumerate((torch.float32, torch.float64))
+        for size in (1100, 1400, 2200)
     ],
+    ids=str,
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("size", [1100, *(pytest.param(size, marks=pytest.mark.slow) for size in (1400, 2200))])
 def test_long_lists_agree_with_the_reference_to_the_promised_error(scores, ranks, dtype, ties, size):
     """Against the sum of the absolute values of an entry's terms: 2^-23, and in float64 1e-14; the loss to 1e-7 and 1e-13."""
     random = np.random.default_rng(3)
@@ -110,6 +120,7 @@ def test_sums_in_float64_are_those_of_the_widest_type(options):
 
 
 @linear
+@pytest.mark.usefixtures("shorter_long_lists")
 @pytest.mark.parametrize("scores", SCORES)
 @pytest.mark.parametrize(
     ("ranks", "ties", "name"),
@@ -143,6 +154,7 @@ def test_statistics_of_long_lists_are_those_of_every_pair(scores, ranks, ties, n
 
 
 @linear
+@pytest.mark.usefixtures("shorter_long_lists")
 @pytest.mark.parametrize(
     ("dtype", "ties"),
     [
@@ -216,6 +228,7 @@ def with_gradient(given, order):
 
 
 @linear
+@pytest.mark.usefixtures("shorter_long_lists")
 @pytest.mark.parametrize(
     ("kinds", "ranks", "ties", "name"),
     [
@@ -232,12 +245,13 @@ def with_gradient(given, order):
 def test_rewards_that_are_not_finite_in_a_long_list_agree_with_the_reference(name, ties, kinds, ranks):
     random = np.random.default_rng(7)
     given = random.normal(size=(1, JUST_LONG))
-    given[0, random.choice(JUST_LONG, 200, replace=False)] = random.choice(kinds, 200)
+    given[0, random.choice(JUST_LONG, 100, replace=False)] = random.choice(kinds, 100)
     order = torch.from_numpy(LARGE_RANKS[ranks](random, JUST_LONG))[None]
     check(torch.from_numpy(given), order, {**OPTIONS[name], "ties": ties})
 
 
 @linear
+@pytest.mark.usefixtures("shorter_long_lists")
 @pytest.mark.parametrize("scale", [1e140, 1e160, 1e308])
 def test_rewards_of_a_long_list_beyond_any_square_agree_with_the_reference(scale):
     random = np.random.default_rng(8)
@@ -255,14 +269,11 @@ LONGER = {
 }
 
 
-LONGER_IN_BRIEF = (("deviation 3000", "skip"), ("single items beside many", "half"))
-
-
 @linear
 @pytest.mark.parametrize(
     ("scores", "ties"),
     [
-        pytest.param(scores, ties, marks=[] if (scores, ties) in LONGER_IN_BRIEF else pytest.mark.slow)
+        pytest.param(scores, ties, marks=[] if (scores, ties) == ("deviation 3000", "skip") else pytest.mark.slow)
         for scores in LONGER
         for ties in ("skip", "half")
     ],
@@ -270,9 +281,10 @@ LONGER_IN_BRIEF = (("deviation 3000", "skip"), ("single items beside many", "hal
 def test_lists_that_threads_share_agree_with_the_reference_to_the_promised_error(scores, ties):
     """The bounds are those of shorter lists; `skip` is of ranks that all differ, `half` of a few."""
     random = np.random.default_rng(12)
-    given = torch.from_numpy(LONGER[scores](random, 9000)).requires_grad_()
-    ordered = np.arange(9000) if scores == "in order, and apart" else random.permutation(9000)
-    order = ordered if ties == "skip" else ordered // 900
+    size = 8400  # of which threads take 8192 at a time
+    given = torch.from_numpy(LONGER[scores](random, size)).requires_grad_()
+    ordered = np.arange(size) if scores == "in order, and apart" else random.permutation(size)
+    order = ordered if ties == "skip" else ordered // 840
     ranks = torch.from_numpy(order)[None]
     loss = prefloss.bradley_terry_loss_grouped(given[None], ranks, reduction="sum", average="pairs", ties=ties)
     (gradient,) = torch.autograd.grad(loss, given)

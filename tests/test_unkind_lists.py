@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import SHORTER
 from every_pair import share_of_promise
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ import prefloss
 from prefloss import eager
 
 pytestmark = IN_LINEAR_TIME
+LONG = 2 * SHORTER + 12  # with `shorter_long_lists`, whatever the scores
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -64,32 +66,36 @@ def test_slopes_that_are_many_and_equal_add_up_right(deviation, options):
     assert_kept(scores, (-(scores + random.normal(size=1024))).argsort().argsort(), **options)
 
 
+@pytest.mark.usefixtures("shorter_long_lists")
 @pytest.mark.parametrize("top", [1e6, 1e10, 1e15])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_an_outlier_changes_nothing_in_the_pairs_of_others(dtype, top):
     """One far above on a rank of its own, and all others tied: half of each tie's loss is linear in the scores."""
-    scores = np.r_[top, np.linspace(0.5, 1, 1023)].astype(DTYPES[dtype])
-    ranks = np.r_[0, np.ones(1023, int)]
+    scores = np.r_[top, np.linspace(0.5, 1, LONG - 1)].astype(DTYPES[dtype])
+    ranks = np.r_[0, np.ones(LONG - 1, int)]
     assert_kept(scores, ranks, DTYPES[dtype], ties="half")
 
 
+@pytest.mark.usefixtures("shorter_long_lists")
 def test_many_outliers_change_nothing_in_the_pairs_of_others():
-    scores = np.r_[1e20 * np.arange(101, 0, -1), np.linspace(0, 100, 1947)]
-    assert_kept(scores, np.minimum(np.arange(2048), 101), np.float64, ties="half")
+    scores = np.r_[1e20 * np.arange(101, 0, -1), np.linspace(0, 100, 923)]
+    assert_kept(scores, np.minimum(np.arange(1024), 101), np.float64, ties="half")
 
 
+@pytest.mark.usefixtures("shorter_long_lists")
 @pytest.mark.parametrize("offset", [0.0, 1e3, 1e6, 1e9, 1e12])
 def test_an_offset_of_the_scores_costs_no_digit_whatever_beta_is(offset):
     random = np.random.default_rng(0)
-    assert_kept(offset + random.normal(size=1024), random.permutation(1024), np.float64, beta=0.3)
+    assert_kept(offset + random.normal(size=LONG), random.permutation(LONG), np.float64, beta=0.3)
 
 
+@pytest.mark.usefixtures("shorter_long_lists")
 @pytest.mark.parametrize("top", [1e4, 1e6, 1e7])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_centring_of_scores_that_cancel_keeps_its_digits(dtype, top):
     """c (a + b)^2 is small, and the squares that it is the sum of are large."""
-    better = np.arange(1024) < 512
-    scores = np.round(4 * np.random.default_rng(0).normal(size=1024)) + np.where(better, top, -top)
+    better = np.arange(LONG) < LONG // 2
+    scores = np.round(4 * np.random.default_rng(0).normal(size=LONG)) + np.where(better, top, -top)
     assert_kept(scores, 1 - better, DTYPES[dtype], center_rewards_coefficient=0.01)
 
 
@@ -101,18 +107,22 @@ def test_a_difference_beyond_float32_does_not_overflow(ranks):
     assert loss.item() == pytest.approx(np.logaddexp(0, w).mean(), rel=1e-7)
 
 
+@pytest.mark.usefixtures("shorter_long_lists")
 @pytest.mark.parametrize("better", [2 - 1e-9, 6 - 1e-9, 8 - 1e-12, 30 - 1e-9])
 def test_scores_in_opposite_corners_of_cells_keep_the_promise(better):
     """There sigma is least, and what a rounding of the largest in these cells is of it greatest."""
-    assert_kept(np.where(np.arange(1024) < 512, better, 0.0), np.arange(1024) // 512, np.float64)
+    worse = np.arange(LONG) // (LONG // 2)
+    assert_kept(np.where(worse, 0.0, better), worse, np.float64)
 
 
+@pytest.mark.usefixtures("shorter_long_lists")
 @pytest.mark.parametrize(("margin", "beta", "step"), [(0.0, 0.1, 301.7), (-50.0, 1.0, 14.4)])
 def test_well_ordered_lists_keep_the_promise(margin, beta, step):
     """Each sigma is small, and has the rounding of a large z: z must not be rounded to float32."""
-    assert_kept(-step * np.arange(1024), np.arange(1024), margin=margin, beta=beta)
+    assert_kept(-step * np.arange(LONG), np.arange(LONG), margin=margin, beta=beta)
 
 
+@pytest.mark.usefixtures("shorter_long_lists")
 @pytest.mark.parametrize("flip_rate", [0.2, 0.45])
 @pytest.mark.parametrize("offset", [0.0, 1e6])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -123,18 +133,18 @@ def test_flips_that_take_all_of_a_loss_off_keep_the_promise(dtype, offset, flip_
         z = (low + high) / 2
         left = (1 - flip_rate) * np.log1p(np.exp(-z)) - flip_rate * np.log1p(np.exp(z))
         low, high = (z, high) if left > 0 else (low, z)
-    ranks = np.arange(1100) // 550
-    scores = offset + z * (ranks == 0) + 1e-6 * np.random.default_rng(0).normal(size=1100)
+    ranks = np.arange(LONG) // (LONG // 2)
+    scores = offset + z * (ranks == 0) + 1e-6 * np.random.default_rng(0).normal(size=LONG)
     assert_kept(scores, ranks, DTYPES[dtype], flip_rate=flip_rate)
 
 
-@pytest.mark.parametrize("ranks", [np.arange(1100) // 550, np.arange(1100)], ids=["two", "distinct"])
+@pytest.mark.usefixtures("shorter_long_lists")
+@pytest.mark.parametrize("ranks", [np.arange(LONG) // (LONG // 2), np.arange(LONG)], ids=["two", "distinct"])
 @pytest.mark.parametrize("beta", [pytest.param(1.0, marks=pytest.mark.slow), 0.3])
 @pytest.mark.parametrize("margin", [1e6, pytest.param(1e10, marks=pytest.mark.slow), 1e13])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_margin_that_takes_all_of_a_difference_off_costs_what_rounding_z_does(dtype, margin, beta, ranks):
     """Rewards and margin are far greater than z: their own roundings are all that may be lost."""
-    noise = np.random.default_rng(0).normal(size=1100) / beta
-    assert_kept(
-        np.where(ranks < ranks[550], margin / beta, 0.0) + noise, ranks, DTYPES[dtype], margin=margin, beta=beta
-    )
+    noise = np.random.default_rng(0).normal(size=LONG) / beta
+    better = ranks < ranks[LONG // 2]
+    assert_kept(np.where(better, margin / beta, 0.0) + noise, ranks, DTYPES[dtype], margin=margin, beta=beta)
