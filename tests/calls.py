@@ -193,7 +193,15 @@ COMPILED = [
     *(Call(layout, "everything") for layout in ("paired", "halves", "grouped", "masked", "ragged", "indexed")),
 ]
 
-over_all = pytest.mark.parametrize("call", ALL, ids=str)
+# They go the way of another layout: of what is tried with all calls, these few tell whether they do. The rest of them is slow.
+OVER_AGAIN = ("module", "interleaved", "long")
+
+
+def marks_of(call):
+    return pytest.mark.slow if call.layout in OVER_AGAIN and call not in FEW else ()
+
+
+over_all = pytest.mark.parametrize("call", [pytest.param(call, marks=marks_of(call)) for call in ALL], ids=str)
 over_few = pytest.mark.parametrize("call", FEW, ids=str)
 # Where another test that compiles has each of those too: one call of each sort of operator.
 SORTS = [Call(layout, "everything") for layout in ("paired", "grouped", "indexed")]
@@ -211,12 +219,12 @@ over_compiled, over_sorts = slow_but_for(COMPILED), slow_but_for(SORTS)
 def over_places(calls=ALL, accepts=lambda place: True):
     """Parametrises over calls and, of each, the tensors that its option takes; those of its layout where it is one of the few."""
     rows = [
-        (call, place)
+        pytest.param(call, place, marks=marks_of(call), id=f"{call}-{place}")
         for call in calls
         for place in ([*call.places, "upstream"] if call in FEW else call.optional)
         if accepts(place)
     ]
-    return pytest.mark.parametrize(("call", "place"), rows, ids=[f"{call}-{place}" for call, place in rows])
+    return pytest.mark.parametrize(("call", "place"), rows)
 
 
 def assert_the_same_step(call, tensors, actual, expected):

@@ -120,24 +120,36 @@ def test_digits_are_as_many_as_of_the_kernels(check, composed_on_the_cpu):
     check()
 
 
-TRACED = [Call("paired", "everything"), Call("masked", "default"), Call("indexed", "default")]
-
-
 @pytest.mark.filterwarnings("ignore:.torch.jit.script")  # torch's own
-def test_compiled_it_is_one_graph_and_gives_the_same(composed_on_the_cpu):
+@pytest.mark.parametrize(
+    "call",
+    [
+        Call("paired", "everything"),
+        *(pytest.param(Call(layout, "default"), marks=pytest.mark.slow) for layout in ("masked", "indexed")),
+    ],
+    ids=str,
+)
+def test_compiled_it_is_one_graph_and_gives_the_same(call, composed_on_the_cpu):
     """Without a warning of the compiler's."""
     torch.compiler.reset()
-    check_compiled(torch.compile(all_outputs, backend="aot_eager", fullgraph=True), TRACED, "cpu")
+    check_compiled(torch.compile(all_outputs, backend="aot_eager", fullgraph=True), [call], "cpu")
 
 
+RAGGED = Call("ragged", "default")
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script", "ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_compiled_with_sizes_of_groups_the_graph_breaks_and_it_gives_the_same(composed_on_the_cpu):
     torch.compiler.reset()
-    ragged = [Call("ragged", "default")]
-    check_compiled(torch.compile(all_outputs, backend="aot_eager"), ragged, "cpu")
+    check_compiled(torch.compile(all_outputs, backend="aot_eager"), [RAGGED], "cpu")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")
+def test_compiled_as_one_graph_sizes_of_groups_are_an_error(composed_on_the_cpu):
     torch.compiler.reset()
     with pytest.raises((torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError)):
-        check_compiled(torch.compile(all_outputs, backend="aot_eager", fullgraph=True), ragged, "cpu")
+        check_compiled(torch.compile(all_outputs, backend="aot_eager", fullgraph=True), [RAGGED], "cpu")
 
 
 def check_another_denominator():
@@ -160,9 +172,10 @@ def check_a_denominator_made_of_a_size():
 @pytest.mark.parametrize(
     "check",
     [
-        check_another_denominator,
-        check_an_integer_denominator,
-        check_other_numbers,
+        *(
+            pytest.param(check, marks=pytest.mark.slow)
+            for check in (check_another_denominator, check_an_integer_denominator, check_other_numbers)
+        ),
         check_a_denominator_made_of_a_size,
     ],
 )

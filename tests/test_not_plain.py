@@ -238,7 +238,9 @@ def test_fake_and_real_tensors_do_not_mix(call):
 
 @pytest.mark.kernels  # looks for the operators
 @over_compiled
-@pytest.mark.parametrize("tracing", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize(
+    "tracing", ["symbolic", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("real", "fake"))]
+)
 def test_a_traced_step_is_right_for_other_inputs(call, tracing):
     def traced(*values):
         leaves = {
