@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 
 import fresh_processes
 import numpy as np
@@ -74,6 +75,7 @@ def run_everything() -> tuple[float, float]:
     return max(loss for loss, _ in worst), max(slope for _, slope in worst)
 
 
+@cache
 def supported_paths() -> list[str]:
     """The instruction sets of this processor, which the error for an unknown one lists."""
     message = fresh_processes.run("import prefloss", PREFLOSS_CPU="?").stderr

@@ -1,6 +1,7 @@
-"""The kernels of every instruction set of this processor, each in its own process: right, at every size where loops end, and alike.
+"""The kernels of every instruction set of this processor: right, at every size where loops end, and alike.
 
-The other tests run on the instruction set that is in use; the long one here runs those of the values on all of them.
+Those that are not in use run in a process of their own. The other tests run on the instruction set that is in use; the long one
+here runs those of the values on all of them.
 """
 
 from __future__ import annotations
@@ -80,16 +81,18 @@ def check_threads(count, dtype):
             torch.testing.assert_close(other, results[0], rtol=0.0, atol=0.0, equal_nan=True)
 
 
-def run(path, file):
-    """What is done once for each instruction set: every check, and the results that must be alike into `file`."""
-    assert _core.cpu == path
-    assert prefloss.build_info()["cpu"] == path
-    torch.set_num_threads(1)  # the processes of all instruction sets share the cores
+def check():
+    """Every size, dtype and stride."""
+    torch.set_num_threads(1)
     for dtype in DTYPES:
         for count in SIZES:
             check_values(count, dtype, LAYOUTS[count % len(LAYOUTS)])
         for count in (4 * CHUNK, 5 * CHUNK + BLOCK + 37):
             check_threads(count, dtype)
+
+
+def alike():
+    """What must be alike on all instruction sets, by case."""
     cases = [(name, count, dtype) for name in ALIKE for dtype in DTYPES for count in (1, 65, BLOCK + 1, CHUNK + 37)]
     results = {}
     for name, count, dtype in cases:
@@ -97,38 +100,48 @@ def run(path, file):
         for reduction in REDUCTIONS:
             loss, _, first, second = call(pair, {**options, "reduction": reduction})
             results[name, count, dtype, reduction] = [loss, *first, *second[1:]]
-    torch.save(results, file)
+    return results
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """Of each instruction set: how its process ended, and the file that it wrote."""
-    folder = tmp_path_factory.mktemp("instruction_sets")
-    started = {
-        path: start("test_instruction_sets:run", path, folder / path, PREFLOSS_CPU=path) for path in supported_paths()
-    }
-    return {path: (process.wait(), folder / path) for path, process in started.items()}
+def on(path, function, *arguments):
+    """Calls a function of this module where that instruction set is in use."""
+    assert _core.cpu == path
+    assert prefloss.build_info()["cpu"] == path
+    globals()[function](*arguments)
 
 
-over_paths = pytest.mark.parametrize("path", ["baseline", "avx2", "avx512"])
+def save_alike(file):
+    torch.save(alike(), file)
 
 
-def skip_unless_supported(path, supported):
-    if path not in supported:
-        pytest.skip(f"this processor has no {path}")
-
-
-@over_paths
-def test_every_size_dtype_and_stride_is_right_and_no_thread_changes_a_bit(path, results):
-    skip_unless_supported(path, results)
-    process, _ = results[path]
+def run(function, path, *arguments):
+    """The same in a process of its own."""
+    process = start("test_instruction_sets:on", path, function, *arguments, PREFLOSS_CPU=path).wait()
     assert process.returncode == 0, process.stdout + process.stderr
 
 
-@pytest.mark.parametrize("path", ["avx2", "avx512"])
-def test_instruction_sets_agree_to_the_last_bits(path, results):
-    skip_unless_supported(path, results)
-    one, other = (torch.load(results[which][1]) for which in ("baseline", path))
+IN_USE = _core.cpu
+PATHS = ("baseline", "avx2", "avx512")
+
+
+def skip_unless_supported(path):
+    if path != IN_USE and path not in supported_paths():
+        pytest.skip(f"this processor has no {path}")
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=() if path == IN_USE else pytest.mark.slow) for path in PATHS]
+)
+def test_every_size_dtype_and_stride_is_right_and_no_thread_changes_a_bit(path, set_threads):
+    skip_unless_supported(path)
+    check() if path == IN_USE else run("check", path)
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if path != IN_USE])
+def test_instruction_sets_agree_to_the_last_bits(path, tmp_path):
+    skip_unless_supported(path)
+    run("save_alike", path, tmp_path / path)
+    one, other = alike(), torch.load(tmp_path / path)
     for case, expected in one.items():
         for mine, its in zip(other[case], expected, strict=True):
             kind = torch.finfo(its.dtype)
@@ -139,13 +152,13 @@ def test_instruction_sets_agree_to_the_last_bits(path, results):
 
 
 @pytest.mark.slow
-@over_paths
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     "file",
     ["test_paired_values.py", "test_indexed.py", "test_grouped.py", "test_grouped_calls.py", "test_long_lists.py"],
 )
 def test_the_tests_of_the_values_pass(path, file):
-    skip_unless_supported(path, supported_paths())
+    skip_unless_supported(path)
     process = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", Path(__file__).with_name(file)],
         env={**os.environ, "PREFLOSS_CPU": path},
