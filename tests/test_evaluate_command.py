@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import html.parser
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -322,7 +323,18 @@ def test_json_has_null_where_nothing_is_known(tmp_path):
     assert json.loads((tmp_path / "out.json").read_text())["loss"]["standard_error"] is None
 
 
-def test_a_closed_pipe_is_no_error(tmp_path):
+def test_a_closed_pipe_is_no_error(monkeypatch, tmp_path, capsys):
+    path = write(tmp_path / "pairs.parquet", table())
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        assert main(["evaluate", str(path), *REWARDS, "--group", "kind"]) == 1
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_is_no_error_of_the_process_either(tmp_path):
     path = write(tmp_path / "pairs.parquet", table())
     command = f'"{sys.executable}" -m prefloss evaluate "{path}" --chosen a --rejected b --group kind | true'
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)

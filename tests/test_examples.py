@@ -40,9 +40,8 @@ def run(monkeypatch, tmp_path):
     return here
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "leaderboard" else pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_a_closed_pipe_ends_an_example_without_a_word(name, tmp_path):
     command = f'"{sys.executable}" "{EXAMPLES / name}.py" {QUICK[name]} | true'
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}

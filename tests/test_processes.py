@@ -137,7 +137,7 @@ def test_threads_of_python_do_not_disturb_each_other(threads_of_python):
 
 def alone_and_together():
     cases = []
-    for i, name in enumerate([*OPTIONS_ALONE] * 3):
+    for i, name in enumerate([*OPTIONS_ALONE] * 2):
         count = (50, 5000, LARGE)[i % 3]
         options = options_alone(name, np.random.default_rng(i), (count,), torch.float32)
         cases.append((*inputs(count, seed=i), options))
@@ -222,7 +222,9 @@ class Losses(Dataset):
         return torch.cat((loss.double().view(1), stats.sums))
 
 
-@pytest.mark.parametrize(("method", "workers"), [pytest.param("fork", 2, marks=needs_fork), ("spawn", 1)])
+@pytest.mark.parametrize(
+    ("method", "workers"), [pytest.param("fork", 2, marks=needs_fork), pytest.param("spawn", 1, marks=pytest.mark.slow)]
+)
 @forks
 def test_workers_of_a_data_loader_compute_the_same_bits(method, workers, set_threads):
     set_threads(4)
@@ -243,7 +245,7 @@ def responses(count):
     return *(torch.from_numpy(random.normal(size=(count, 8))) for _ in range(2)), weight
 
 
-CUTS = [0, 5, 18]  # ranks of unequal size
+CUTS = [0, 5, 18, 18]  # ranks of unequal size, of which the last one has no pairs
 
 
 def loss_of_rank(outputs, weight, total, return_stats):
@@ -252,21 +254,22 @@ def loss_of_rank(outputs, weight, total, return_stats):
     )
 
 
-def train_on_rank(rank, ranks, rendezvous):
-    """Gradients and merged statistics of a rank's part, in one step and accumulated in two."""
+def run_on_rank(rank, rendezvous):
+    """(what training gives on this rank, in one step and accumulated in two; what all_reduce gives)"""
     torch.set_num_threads(1)
+    ranks, part = len(CUTS) - 1, slice(CUTS[rank], CUTS[rank + 1])
     dist.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks, timeout=timedelta(seconds=SECONDS)
     )
     try:
-        part = slice(CUTS[rank], CUTS[rank + 1])
-        return [steps_of_rank([tensor[part] for tensor in responses(CUTS[-1])], ranks, pieces) for pieces in (1, 2)]
+        mine = [tensor[part] for tensor in responses(CUTS[-1])]
+        return [steps_of_rank(mine, ranks, pieces) for pieces in (1, 2)], reduced_on_rank(rank, mine)
     finally:
         dist.destroy_process_group()
 
 
 def steps_of_rank(part, ranks, accumulate):
-    """DDP takes the mean over ranks, so the divisor is the total / ranks."""
+    """Gradients and merged statistics of a rank's part. DDP takes the mean over ranks, so the divisor is the total / ranks."""
     parallel = torch.nn.parallel.DistributedDataParallel(model())
     chosen, rejected, weight = part
     total = weight.sum()
@@ -288,49 +291,41 @@ needs_gloo = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(scope="module")
+def of_ranks():
+    """What run_on_rank returns, of each rank."""
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [(rank, os.path.join(folder, "rendezvous")) for rank in range(len(CUTS) - 1)]
+        return results_of_processes(FRESH, run_on_rank, ranks)
+
+
 @needs_gloo
-def test_ranks_of_unequal_size_train_as_one_process_does():
+def test_ranks_of_unequal_size_train_as_one_process_does(of_ranks):
     chosen, rejected, weight = responses(CUTS[-1])
     whole = model()
     outputs = whole(torch.cat((chosen, rejected)))
     loss, stats = loss_of_rank(outputs, weight, None, True)
     loss.backward()
     expected = [parameter.grad.tolist() for parameter in whole.parameters()]
-    with tempfile.TemporaryDirectory() as folder:
-        ranks = [(rank, 2, os.path.join(folder, "rendezvous")) for rank in range(2)]
-        results = results_of_processes(FRESH, train_on_rank, ranks)
-    for gradients, sums in (way for ways in results for way in ways):
+    for gradients, sums in (way for ways, _ in of_ranks for way in ways):
         for mine, its in zip(gradients, expected, strict=True):
             np.testing.assert_allclose(mine, its, rtol=1e-12, atol=1e-16)
         np.testing.assert_allclose(sums, stats.sums, rtol=1e-13)
 
 
-def reduce_on_rank(rank, ranks, rendezvous):
-    """The statistics of all ranks, of the first two alone (None elsewhere), and what this rank had. The last one has no pairs."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks, timeout=timedelta(seconds=SECONDS)
-    )
-    try:
-        mine = PairStats.zero()
-        if rank + 1 < ranks:
-            chosen, rejected, weight = (tensor[20 * rank :][: 20 + 10 * rank] for tensor in responses(100)[:3])
-            pair = chosen.sum(1), rejected.sum(1)
-            mine = prefloss.bradley_terry_loss(*pair, weight=weight, return_stats=True)[1]
-        first = dist.new_group([0, 1])
-        before = mine.sums.tolist()
-        of_first = mine.all_reduce(first).sums.tolist() if rank < 2 else None
-        return mine.all_reduce().sums.tolist(), of_first, before, mine.sums.tolist()
-    finally:
-        dist.destroy_process_group()
+def reduced_on_rank(rank, part):
+    """The statistics of all ranks, of the first two alone (None elsewhere), and what this rank had."""
+    chosen, rejected, weight = part
+    _, mine = prefloss.bradley_terry_loss(chosen.sum(1), rejected.sum(1), weight=weight, return_stats=True)
+    first = dist.new_group([0, 1])
+    before = mine.sums.tolist()
+    of_first = mine.all_reduce(first).sums.tolist() if rank < 2 else None
+    return mine.all_reduce().sums.tolist(), of_first, before, mine.sums.tolist()
 
 
 @needs_gloo
-@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
-def test_all_reduce_gives_each_rank_the_same_bits(ranks):
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = [(rank, ranks, os.path.join(folder, "rendezvous")) for rank in range(ranks)]
-        results = results_of_processes(FRESH, reduce_on_rank, arguments)
+def test_all_reduce_gives_each_rank_the_same_bits(of_ranks):
+    results = [reduced for _, reduced in of_ranks]
     everyone = [PairStats(torch.tensor(before, dtype=torch.float64)) for _, _, before, _ in results]
     for total, of_first, before, after in results:
         assert total == sum(everyone).sums.tolist()

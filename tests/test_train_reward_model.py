@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import math
 import os
 import subprocess
 import sys
 import types
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from fresh_processes import run
 
 import prefloss
 
@@ -24,17 +25,6 @@ DATA = Path(os.environ.get("PREFLOSS_DATA", ROOT.parent / "shared" / "data"))
 
 for package in ("matplotlib", "sklearn", "tqdm"):
     pytest.importorskip(package, reason="the example needs `pip install '.[examples]'`")
-
-
-# What `python -W error script ...` does, in a folder.
-RUN = """
-import os, runpy, sys, warnings
-folder, *sys.argv = sys.argv[1:]
-os.chdir(folder)
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-warnings.simplefilter("error")
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
 def write_pairs(path, count):
@@ -91,11 +81,14 @@ def refused(train_here, capsys):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """(folder, what was printed) of a run without --data."""
-    folder = tmp_path_factory.mktemp("world")
-    result = run(RUN, str(folder), str(SCRIPT), "--repeats", "200", "--epochs", "10")
-    assert result.returncode == 0, result.stderr
-    return folder, result
+    """(folder, what was printed to stdout, and to stderr) of a run without --data."""
+    folder, printed, said = tmp_path_factory.mktemp("world"), io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(said):
+        patch.syspath_prepend(SCRIPT.parent)
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [SCRIPT.name, "--repeats", "100", "--epochs", "10"])
+        importlib.import_module("train_reward_model").main()
+    return folder, printed.getvalue(), said.getvalue()
 
 
 def test_the_held_out_interval_holds_the_expected_loss_and_the_training_loss_is_below_it(world):
@@ -111,9 +104,10 @@ def test_the_interval_closes_as_one_over_the_root_of_n_and_holds_as_often_as_it_
     rows = metrics(world[0])["intervals"]["uniform"]
     constants = [row["half_width"] * math.sqrt(row["pairs"]) for row in rows]
     assert rows[-1]["pairs"] == 256 * rows[0]["pairs"]
-    assert max(constants) < 1.02 * min(constants)
-    # 5 x 200 intervals: one standard deviation of their share is 0.007.
-    assert np.mean([row["coverage"] for row in rows]) == pytest.approx(0.95, abs=0.02)
+    # A half-width of 100 pairs, the fewest, varies by 7 %; the mean of 100 of them by 0.7 %.
+    assert max(constants) < 1.04 * min(constants)
+    # 5 x 100 intervals: one standard deviation of their share is 0.01.
+    assert np.mean([row["coverage"] for row in rows]) == pytest.approx(0.95, abs=0.03)
 
 
 def test_a_narrow_collection_misses_however_large_and_the_weight_repairs_it(world):
@@ -121,7 +115,7 @@ def test_a_narrow_collection_misses_however_large_and_the_weight_repairs_it(worl
     narrow, weighted = found["intervals"]["narrow"], found["intervals"]["weighted"]
     assert all(row["coverage"] < 0.01 for row in narrow[1:])
     assert narrow[-1]["half_width"] < 0.1 * narrow[0]["half_width"]
-    assert np.mean([row["coverage"] for row in weighted[2:]]) == pytest.approx(0.95, abs=0.03)
+    assert np.mean([row["coverage"] for row in weighted[2:]]) == pytest.approx(0.95, abs=0.04)
     expected = found["narrow"]["expected_loss"]
     low, high = found["narrow"]["held_out_weighted"]["interval_95"]
     assert found["narrow"]["held_out"]["interval_95"][1] < low < expected < high
@@ -141,7 +135,7 @@ def test_groups_find_the_narrow_collection_out_and_known_shares_or_a_classifier_
         found["expected_loss"] - found[name][key] for name, key in (("held_out", "loss"), ("classified", "value"))
     ]
     assert abs(missing[1]) < 0.5 * missing[0]
-    assert "reweighted to known shares" in world[1].stdout
+    assert "reweighted to known shares" in world[1]
 
 
 def test_where_prompts_repeat_the_table_has_a_line_by_prompt(train_here, capsys, tmp_path):
@@ -155,19 +149,19 @@ def test_where_prompts_repeat_the_table_has_a_line_by_prompt(train_here, capsys,
 
 
 def test_the_table_says_what_the_metrics_say(world):
-    folder, result = world
+    folder, printed, said = world
     found = metrics(folder)
     for line, part in (("training pairs", found["training"]), ("held-out pairs", found["held_out"])):
-        assert f"{line:36}{part['pairs']:7}{part['loss']:9.4f}" in result.stdout
-    assert f"expected (known exactly){found['expected']['loss']:28.4f}" in result.stdout
-    assert result.stdout.count("MISSES") == 2  # the training line, and the narrow collection's
+        assert f"{line:36}{part['pairs']:7}{part['loss']:9.4f}" in printed
+    assert f"expected (known exactly){found['expected']['loss']:28.4f}" in printed
+    assert printed.count("MISSES") == 2  # the training line, and the narrow collection's
     # Progress must not get into a redirected table.
-    assert "100%" in result.stderr
-    assert "100%" not in result.stdout
+    assert "100%" in said
+    assert "100%" not in printed
 
 
 def test_the_head_loads_into_a_linear_layer_and_has_the_loss_that_was_printed(world, example):
-    folder, _ = world
+    folder, *_ = world
     synthetic = example("synthetic_preferences")
     head = torch.nn.Linear(synthetic.WIDTH, 1, bias=False)
     head.load_state_dict(torch.load(folder / "reward_model" / "reward_head.pt", weights_only=True))
@@ -176,7 +170,7 @@ def test_the_head_loads_into_a_linear_layer_and_has_the_loss_that_was_printed(wo
 
 
 def test_the_picture_is_a_png_and_the_metrics_name_the_versions(world):
-    folder, _ = world
+    folder, *_ = world
     assert (folder / "reward_model" / "reward_model.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert metrics(folder)["versions"] == {"prefloss": prefloss.__version__, "torch": torch.__version__}
     assert len(metrics(folder)["curve"]) == metrics(folder)["settings"]["epochs"] + 1
@@ -269,6 +263,7 @@ def test_bad_input_is_refused_in_one_line(refused, tmp_path, lines, last, messag
     assert refused("--data", path).startswith(f"{SCRIPT.name}: {path}{message}")
 
 
+@pytest.mark.slow
 def test_bad_input_ends_the_process_with_code_2_and_no_traceback(tmp_path):
     command = [sys.executable, "-W", "error", SCRIPT, "--data", tmp_path / "pairs.jsonl"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
