@@ -113,8 +113,8 @@ cuda-sanitize: $(INSTALLED) build/on_host_address/installed build/on_host_thread
 build/threads/installed: $(BIN)/python $(PACKAGE)
 	$(call install_in,$(@D),PREFLOSS_SANITIZE=thread PREFLOSS_CUDA=OFF)
 
-thread-sanitize: $(INSTALLED) build/threads/installed  ## the tests of threads, a call's own and Python's, with the thread sanitizer (GCC, Linux)
-	$(TSAN) PYTHONPATH=build/threads $(BIN)/python -m pytest -s $(PARALLEL) -k threads $(ARGS)
+thread-sanitize: $(INSTALLED) build/threads/installed  ## the tests of threads, a call's own and Python's, slow ones too, with the thread sanitizer (GCC, Linux)
+	$(TSAN) PYTHONPATH=build/threads $(BIN)/python -m pytest -s $(PARALLEL) -m 'not exhaustive' -k threads $(ARGS)
 
 planted-bugs: $(INSTALLED)  ## show that the tests find bugs planted in the CUDA kernels (minutes)
 	$(BIN)/python -m pytest -q -m planted tests/test_planted_bugs.py $(ARGS)
