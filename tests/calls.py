@@ -178,10 +178,11 @@ LARGE = 1000  # times as many pairs, groups or comparisons: several threads
 OF_GROUPS = ("ties half", "average pairs")
 OF_PAIRS = ("target number", *TENSORS_OF_PAIRS)
 OF_MASKED = ("default", "everything", "none", "ties half", "average pairs")  # other groups have the others
+OPTIONS = tuple(dict.fromkeys((*NUMBERS, *TENSORS)))
 ALL = [
     Call(layout, option)
     for layout in FUNCTIONS
-    for option in dict.fromkeys((*NUMBERS, *TENSORS))
+    for option in OPTIONS
     if option not in (OF_PAIRS if layout in GROUPS else OF_GROUPS) and (layout != "masked" or option in OF_MASKED)
 ]
 # For tests that take long: each layout plain, with all options together, and without a reduction.
@@ -193,12 +194,11 @@ COMPILED = [
     *(Call(layout, "everything") for layout in ("paired", "halves", "grouped", "masked", "ragged", "indexed")),
 ]
 
-# They go the way of another layout: of what is tried with all calls, these few tell whether they do. The rest of them is slow.
-OVER_AGAIN = ("module", "interleaved", "long")
-
 
 def marks_of(call):
-    return pytest.mark.slow if call.layout in OVER_AGAIN and call not in FEW else ()
+    """What is tried with all calls has the few of each layout, and each option with every third layout; the others are slow."""
+    turn = list(FUNCTIONS).index(call.layout) + OPTIONS.index(call.option)
+    return () if call in FEW or turn % 3 == 0 else pytest.mark.slow
 
 
 over_all = pytest.mark.parametrize("call", [pytest.param(call, marks=marks_of(call)) for call in ALL], ids=str)
