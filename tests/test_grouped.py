@@ -240,12 +240,16 @@ def test_groups_of_any_sizes_with_weights_agree_with_the_reference(dtype):
 def test_groups_of_nearly_one_size_agree_with_the_reference(dtype):
     """They lie in lanes together; where a group is smaller, nothing of its lane counts."""
     random = np.random.default_rng(12)
-    for least, most in ((0, 3), (2, 4), (5, 9), (30, 40), (60, 66)):
+    for place, (least, most) in enumerate(((0, 3), (2, 4), (5, 9), (30, 40), (60, 66))):
         sizes = random.integers(least, most + 1, 50)
         given, _ = rewards(random, (sizes.sum(),), dtype)
         ranks = ranks_of(random, (sizes.sum(),), 5)
-        for its in (ranks + 1, torch.tensor([-(2**31), -1, 0, 2**31 - 2, 2**31 - 1], dtype=torch.int32)[ranks]):
+        for n, its in enumerate(
+            (ranks + 1, torch.tensor([-(2**31), -1, 0, 2**31 - 2, 2**31 - 1], dtype=torch.int32)[ranks])
+        ):
             check(given + 3, its, {"group_sizes": sizes.tolist()})
+            name, ties = list(OPTIONS)[(place + n + DTYPES.index(dtype)) % len(OPTIONS)], TIES[(place + n) % 2]
+            check(given + 3, its, {**OPTIONS[name], "ties": ties, "group_sizes": sizes.tolist()})
 
 
 @over_reductions
