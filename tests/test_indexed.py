@@ -34,7 +34,6 @@ from prefloss.operators.indexed import accumulate, take
 
 INDEX_DTYPES = [torch.int64, torch.int32]
 over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-over_options = pytest.mark.parametrize("name", OPTIONS_ALONE)
 over_reductions = pytest.mark.parametrize("reduction", REDUCTIONS)
 
 

@@ -36,7 +36,6 @@ from prefloss import reference
 over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 over_layouts = pytest.mark.parametrize("layout", LAYOUTS)
 over_reductions = pytest.mark.parametrize("reduction", REDUCTIONS)
-over_options = pytest.mark.parametrize("name", OPTIONS_ALONE, ids=lambda name: name.replace(" ", "-"))
 
 
 def accumulation(dtype):
