@@ -81,8 +81,14 @@ def check_threads(count, dtype):
             torch.testing.assert_close(other, results[0], rtol=0.0, atol=0.0, equal_nan=True)
 
 
-def check():
-    """Every size, dtype and stride."""
+def assert_in_use(path):
+    assert _core.cpu == path
+    assert prefloss.build_info()["cpu"] == path
+
+
+def check(path):
+    """Every size, dtype and stride, where that instruction set is in use."""
+    assert_in_use(path)
     torch.set_num_threads(1)
     for dtype in DTYPES:
         for count in SIZES:
@@ -103,20 +109,14 @@ def alike():
     return results
 
 
-def on(path, function, *arguments):
-    """Calls a function of this module where that instruction set is in use."""
-    assert _core.cpu == path
-    assert prefloss.build_info()["cpu"] == path
-    globals()[function](*arguments)
-
-
-def save_alike(file):
+def save_alike(path, file):
+    assert_in_use(path)
     torch.save(alike(), file)
 
 
 def run(function, path, *arguments):
-    """The same in a process of its own."""
-    process = start("test_instruction_sets:on", path, function, *arguments, PREFLOSS_CPU=path).wait()
+    """Calls a function of this module, named, where that instruction set is in use: in a process of its own."""
+    process = start(f"test_instruction_sets:{function}", path, *arguments, PREFLOSS_CPU=path).wait()
     assert process.returncode == 0, process.stdout + process.stderr
 
 
@@ -134,7 +134,7 @@ def skip_unless_supported(path):
 )
 def test_every_size_dtype_and_stride_is_right_and_no_thread_changes_a_bit(path, set_threads):
     skip_unless_supported(path)
-    check() if path == IN_USE else run("check", path)
+    check(path) if path == IN_USE else run("check", path)
 
 
 @pytest.mark.parametrize("path", [path for path in PATHS if path != IN_USE])

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import types
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,16 +49,17 @@ def example(monkeypatch):
     return importlib.import_module
 
 
-@pytest.fixture
-def train_here(example, monkeypatch, tmp_path):
+def train(patch, folder, *options):
     """The script in this process, which has imported torch already, in a folder of its own."""
+    patch.syspath_prepend(SCRIPT.parent)
+    patch.chdir(folder)
+    patch.setattr(sys, "argv", [SCRIPT.name, *map(str, options)])
+    importlib.import_module("train_reward_model").main()
 
-    def run(*options):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [SCRIPT.name, *map(str, options)])
-        example("train_reward_model").main()
 
-    return run
+@pytest.fixture
+def train_here(monkeypatch, tmp_path):
+    return partial(train, monkeypatch, tmp_path)
 
 
 @pytest.fixture
@@ -84,10 +86,7 @@ def world(tmp_path_factory):
     """(folder, what was printed to stdout, and to stderr) of a run without --data."""
     folder, printed, said = tmp_path_factory.mktemp("world"), io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(said):
-        patch.syspath_prepend(SCRIPT.parent)
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", [SCRIPT.name, "--repeats", "100", "--epochs", "10"])
-        importlib.import_module("train_reward_model").main()
+        train(patch, folder, "--repeats", 100, "--epochs", 10)
     return folder, printed.getvalue(), said.getvalue()
 
 
