@@ -38,8 +38,11 @@ OPTIONS_ALONE = {
 }
 
 
-def any_two(*axes):
-    """Combinations of three axes or more: so many that any two entries of two axes meet. The others are slow."""
+def in_turns(*axes):
+    """Combinations in which the entries of the axes take turns; the others are slow.
+
+    Of three axes or more any two entries of two axes meet; of two, each entry of the longer one has one of the shorter.
+    """
     axes = [list(axis) for axis in axes]
     fewest = min(map(len, axes))
     return [

@@ -230,7 +230,7 @@ def test_vmap_of_grad_is_a_loop_over_rows(call, device):
     check_rows_of_gradients(call, rows, stacked, torch.vmap(gradient_of(call, sizes)), device)
 
 
-@pytest.mark.slow  # next to what the following one shows
+@pytest.mark.slow  # the next test shows as much, but for vmap
 @over_sorts
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # what dynamo itself does
 def test_compiled_grad_is_grad(call, device):

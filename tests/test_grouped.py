@@ -23,14 +23,14 @@ from group_bounds import (
 from hypothesis import given
 from hypothesis import strategies as st
 from rounding_bounds import assert_same_bits
-from sample_inputs import DTYPES, FINITE_VALUES, VALUES, any_two, laid_out, real, rewards
+from sample_inputs import DTYPES, FINITE_VALUES, VALUES, in_turns, laid_out, real, rewards
 
 import prefloss
 
 over_reductions = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 
 
-@pytest.mark.parametrize(("name", "ties", "average", "dtype"), any_two(OPTIONS, TIES, AVERAGES, DTYPES), ids=str)
+@pytest.mark.parametrize(("name", "ties", "average", "dtype"), in_turns(OPTIONS, TIES, AVERAGES, DTYPES), ids=str)
 def test_every_option_agrees_with_the_reference(name, ties, average, dtype):
     random = np.random.default_rng(len(name))
     cases = [((1, 1), 1), ((3, 2), 2), ((17, 9), 1), ((17, 9), 2), ((17, 9), 10**6), ((2, 40), 4)]
@@ -46,7 +46,7 @@ SIZES = [0, 1, 2, 3, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 513]
 @pytest.mark.parametrize(
     ("size", "levels", "dtype"),
     [
-        *any_two(SIZES, [3, 10**6], DTYPES),
+        *in_turns(SIZES, [3, 10**6], DTYPES),
         *(pytest.param(*case, marks=pytest.mark.slow) for case in product([511, 512], [3, 10**6], DTYPES)),
     ],
     ids=str,

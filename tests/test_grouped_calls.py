@@ -6,16 +6,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import not_on_host
-from group_bounds import (
-    AVERAGES,
-    OPTIONS,
-    RANK_DTYPES,
-    TIES,
-    over_dtypes,
-    ranks_of,
-)
+from group_bounds import AVERAGES, OPTIONS, RANK_DTYPES, TIES, over_dtypes, ranks_of
 from rounding_bounds import assert_same_bits
-from sample_inputs import any_two, real, rewards
+from sample_inputs import in_turns, real, rewards
 
 import prefloss
 
@@ -95,7 +88,7 @@ def test_the_number_of_threads_does_not_change_a_bit(shape, name, set_threads):
         assert_same_bits(other, results[0])
 
 
-@pytest.mark.parametrize(("name", "ties", "average"), any_two(OPTIONS, TIES, AVERAGES))
+@pytest.mark.parametrize(("name", "ties", "average"), in_turns(OPTIONS, TIES, AVERAGES))
 def test_first_and_second_derivatives_are_those_of_finite_differences(name, ties, average):
     random = np.random.default_rng(8)
     given = real(random.normal(size=(3, 4)), torch.float64).requires_grad_()

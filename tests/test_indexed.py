@@ -17,9 +17,9 @@ from sample_inputs import (
     KINDS,
     OPTIONS_ALONE,
     REDUCTIONS,
-    any_two,
     array,
     arrays,
+    in_turns,
     laid_out,
     on,
     options_alone,
@@ -72,7 +72,7 @@ def check(scores, chosen_index, rejected_index, options, device):
         bounds.assert_gradients(upstream, (None, None, gradients[1]))
 
 
-@pytest.mark.parametrize(("name", "kind", "dtype"), any_two(OPTIONS_ALONE, KINDS, DTYPES), ids=str)
+@pytest.mark.parametrize(("name", "kind", "dtype"), in_turns(OPTIONS_ALONE, KINDS, DTYPES), ids=str)
 def test_each_option_alone_agrees_with_the_reference(name, kind, dtype, device):
     """The sizes and the reductions meet each other in turns."""
     random, values = np.random.default_rng(len(name)), KINDS[kind]
@@ -108,7 +108,7 @@ MANY = [(50, 120_001), (5_000, 90_001), (70_000, 70_001), (200_000, 9_000)]
 @pytest.mark.parametrize(
     ("sizes", "name", "dtype"),
     [
-        *any_two(MANY, ["default", "weight tensor"], DTYPES[:2]),
+        *in_turns(MANY, ["default", "weight tensor"], DTYPES[:2]),
         *(pytest.param(*case, marks=pytest.mark.slow) for case in product(MANY, ["default"], DTYPES[2:])),
     ],
     ids=str,
@@ -238,14 +238,7 @@ def call_with(options, indices):
     return lambda scores: prefloss.bradley_terry_loss_indexed(scores, *indices, **options)
 
 
-@pytest.mark.parametrize(
-    ("name", "reduction"),
-    [
-        pytest.param(name, reduction, marks=() if turn == place % 3 else pytest.mark.slow)
-        for place, name in enumerate(OPTIONS_ALONE)
-        for turn, reduction in enumerate(REDUCTIONS)
-    ],
-)
+@pytest.mark.parametrize(("name", "reduction"), in_turns(OPTIONS_ALONE, REDUCTIONS))
 def test_first_and_second_derivatives_are_those_of_finite_differences(name, reduction):
     random = np.random.default_rng(7)
     indices = comparisons(random, 6, 20)
