@@ -86,6 +86,16 @@ def test_rewards_as_far_apart_as_products_of_exponentials_go(size, furthest, opt
         check(real(given[groups], torch.float32), ranks_of(random, given[groups].shape, 10**6), options)
 
 
+@pytest.mark.parametrize("size", [9, 20, 64, 128])
+@pytest.mark.parametrize("ties", [False, True])
+def test_groups_whose_worse_items_score_far_above_the_better_ones(ties, size):
+    """In lanes an item's pairs are one product, which would overflow if the logarithm were not taken in time."""
+    random = np.random.default_rng(size)
+    ranks = torch.from_numpy(np.argsort(random.uniform(size=(17, size))))
+    given = torch.where(ranks < size // 2, 0.0, 39.0) + torch.from_numpy(random.uniform(0.0, 0.9, (17, size)))
+    check(real(given.numpy(), torch.float32), ranks // 3 if ties else ranks, {})
+
+
 @pytest.mark.parametrize("shape", [(2, 5), (20, 5), (20, 30)], ids=str)
 def test_nan_reaches_only_the_items_that_it_is_paired_with(shape):
     random = np.random.default_rng(3)

@@ -1,6 +1,11 @@
-// Small groups of float32 rewards, as many at a time as a loop has lanes, in float64: exp(w) of a pair is the product
-// of a number of each item, so a pair takes no exponential, and four pairs share a division. Each lane's items are put
-// in the order of their ranks first, so that a pair's better item is always the one before. Compiled once per
+// Small groups of float32 rewards, as many at a time as a loop has lanes, in float64: e = exp(w) of a pair is the
+// product of a number of each item, so a pair takes no exponential. Nor does it take a division: an item's slope, the
+// sum of e / (1 + e) over its pairs, is one fraction all the time, n / d, to which a pair is added as
+//
+//   n / d + e / (1 + e) = (n (1 + e) + d e) / (d (1 + e)).
+//
+// The denominator d, the product of all 1 + e, has the item's losses too: their sum is its logarithm. Each lane's items
+// are put in the order of their ranks first, so that a pair's better item is always the one before. Compiled once per
 // instruction set, so everything here has internal linkage.
 #pragma once
 
@@ -8,11 +13,18 @@
 #include <cmath>
 #include <limits>
 
+#include "../cell_polynomials.h"
 #include "group_visit.h"
-#include "long_list/direct_pairs.h"
 
 namespace prefloss::cpu {
 namespace {
+
+// Lanes whose numbers stay in registers while a few items meet all others: those of one of the widest vectors.
+#ifdef __AVX512F__
+constexpr int kVector = 8;
+#else
+constexpr int kVector = 4;
+#endif
 
 // Groups of at most kMost items, a lane each. w = beta (the worse item's reward - the better one's) + margin.
 template <int kMost>
@@ -26,108 +38,120 @@ struct ProductsInLanes {
     furthest_ = 0;
     beta_ = static_cast<double>(options.ranked.formula.beta);
     margin_ = static_cast<double>(options.ranked.margin);
-    std::fill_n(scores_[0], room_ * kTile, 0.0);
+    std::fill_n(rewards_[0], room_ * kTile, 0.0f);
     std::fill_n(levels_[0], room_ * kTile, std::numeric_limits<int32_t>::max());  // behind all items
-    std::fill_n(counts_, kTile, 0.0);
     std::fill_n(sizes_, kTile, 0);
+    std::fill_n(middles_, kTile, 0.0);
   }
 
   // False where a product could overflow: the rewards lie too far apart, or one of them is NaN.
   bool put(int lane, const float* rewards, const int32_t* levels, int count) {
-    double low = HUGE_VAL, high = -HUGE_VAL;
-    bool is_nan = false;
+    float low = std::numeric_limits<float>::infinity(), high = -low;
+    int nans = 0;
+#pragma omp simd reduction(min : low) reduction(max : high) reduction(+ : nans)
     for (int i = 0; i < count; i++) {
-      const double reward = static_cast<double>(rewards[i]);
-      low = std::min(low, reward);
-      high = std::max(high, reward);
-      is_nan |= reward != reward;
+      low = rewards[i] < low ? rewards[i] : low;
+      high = rewards[i] > high ? rewards[i] : high;
+      nans += rewards[i] != rewards[i] ? 1 : 0;
+    }
+    for (int i = 0; i < count; i++) {
+      rewards_[i][lane] = rewards[i];
       levels_[i][lane] = levels[i];
     }
-    counts_[lane] = sizes_[lane] = count;
+    sizes_[lane] = count;
     if (count == 0) return true;
-    const double middle = low + (high - low) / 2, furthest = std::abs(beta_) * (high - low) + std::abs(margin_);
-    for (int i = 0; i < count; i++) scores_[i][lane] = beta_ * (static_cast<double>(rewards[i]) - middle);
+    const double range = static_cast<double>(high) - static_cast<double>(low),
+                 furthest = std::abs(beta_) * range + std::abs(margin_);
+    middles_[lane] = static_cast<double>(low) + range / 2;
     furthest_ = std::max(furthest_, furthest);
-    return !is_nan && furthest <= kGreatestProduct;
+    return nans == 0 && furthest <= kGreatestProduct;
   }
 
   void add_pairs() {
     set_places();
     put_in_order();
-    const bool any_ties = count_pairs();
-    LaneSums losses;
-    most_ = most_products(furthest_);
-    for (int top = 0; top < size_; top += kFour) {
-      for (auto& lanes : rows_) std::fill_n(lanes, kTile, 0.0);
-      any_ties ? add_behind<true>(top, losses) : add_behind<false>(top, losses);
-      for (int row = 0; row < kFour; row++) {
-        for (int lane = 0; lane < kTile; lane++) slopes_[top + row][lane] -= rows_[row][lane];
-      }
-    }
-    losses.flush();
-    std::copy_n(losses.terms, kTile, terms);
+    most_ = factors_below_overflow(furthest_);
+    if (count_pairs())
+      add_all<true>();
+    else
+      add_all<false>();
   }
 
   // Of the item i of a group.
   double slope(int i, int lane) const { return beta_ * slopes_[places_[i][lane]][lane]; }
 
  private:
-  static constexpr int kFour = kDirectRows;  // items that meet another one at a time
-  static_assert(kMost % kFour == 0);
-  int size_ = 0, room_ = 0, most_ = 0;           // the last: so many products until the logarithm is taken
+  static constexpr int kFour = 4;  // items that meet another one at a time
+  static_assert(kMost % kFour == 0 && kTile % kVector == 0);
+  int size_ = 0, room_ = 0, most_ = 0;           // the last: so many 1 + e have a product that is far from overflow
   double beta_ = 1, margin_ = 0, furthest_ = 0;  // no |w| is greater than the last
-  alignas(64) double counts_[kTile];             // items of each group
-  alignas(64) int32_t sizes_[kTile];             // the same numbers
+  alignas(64) int32_t sizes_[kTile];             // items of each group
+  alignas(64) double middles_[kTile];            // of its rewards
   // Of the items as they come; places_: where each is in the order of the ranks.
+  alignas(64) float rewards_[kMost][kTile];
   alignas(64) int32_t levels_[kMost][kTile], places_[kMost][kTile];
-  alignas(64) double scores_[kMost][kTile];
-  // In the order of the ranks; order_ and ordered_: the levels.
-  alignas(64) int32_t order_[kMost][kTile];
-  alignas(64) double up_[kMost][kTile], down_[kMost][kTile], slopes_[kMost][kTile], ordered_[kMost][kTile];
-  alignas(64) double rows_[kFour][kTile];
+  // In the order of the ranks. wide_levels_: the same levels, as wide as the numbers that they choose among.
+  alignas(64) float ranked_rewards_[kMost][kTile];
+  alignas(64) int32_t ranked_levels_[kMost][kTile];
+  alignas(64) double up_[kMost][kTile], down_[kMost][kTile], wide_levels_[kMost][kTile], slopes_[kMost][kTile];
+  // The fractions of pairs with better items; and those of kFour items' pairs with worse ones, of which the denominator
+  // is kept less 1, so that tiny losses keep their digits.
+  alignas(64) double numerators_[kMost][kTile], denominators_[kMost][kTile];
+  alignas(64) double row_numerators_[kFour][kTile], row_products_[kFour][kTile];
 
   // How many items are before each in the order of the ranks.
   void set_places() {
-    std::fill_n(places_[0], size_ * kTile, 0);
-    for (int i = 0; i < size_; i++) {
-      alignas(64) int32_t before[kTile], its_level[kTile];
-      std::copy_n(places_[i], kTile, before);
-      std::copy_n(levels_[i], kTile, its_level);
-      for (int j = i + 1; j < size_; j++) {
-        const int32_t* const levels = levels_[j];
-        int32_t* const places = places_[j];
-#pragma omp simd
+    std::fill_n(places_[0], room_ * kTile, 0);
+    for (int top = 0; top < room_; top += kFour) {
+      alignas(64) int32_t places[kFour][kTile], levels[kFour][kTile];
+      for (int row = 0; row < kFour; row++) {
         for (int lane = 0; lane < kTile; lane++) {
-          const int32_t is_before = levels[lane] < its_level[lane] ? 1 : 0;
-          before[lane] += is_before;
-          places[lane] += 1 - is_before;
+          places[row][lane] = 0;
+          levels[row][lane] = levels_[top + row][lane];
         }
       }
-      std::copy_n(before, kTile, places_[i]);
+      const auto meet = [&](int j, const auto& there) {
+#pragma omp simd
+        for (int lane = 0; lane < kTile; lane++) {
+          const int32_t its = levels_[j][lane];
+          int32_t before_it = 0;
+          for (int row = 0; row < kFour; row++) {
+            const int32_t is_before = there(row) & (its < levels[row][lane]) ? -1 : 0;  // as vectors compare
+            places[row][lane] -= is_before;
+            before_it += (there(row) ? 1 : 0) + is_before;
+          }
+          places_[j][lane] += before_it;
+        }
+      };
+      for (int j = top + 1; j < top + kFour; j++) meet(j, [=](int row) { return top + row < j; });
+      for (int j = top + kFour; j < room_; j++) meet(j, [](int) { return true; });
+      for (int row = 0; row < kFour; row++) {
+        for (int lane = 0; lane < kTile; lane++) places_[top + row][lane] += places[row][lane];
+      }
     }
   }
 
   // exp of the scores, and of minus them, in the order of the ranks; 0 where there is no item: such a pair adds
   // nothing.
   void put_in_order() {
-    for (int i = 0; i < size_; i++) {
+    for (int i = 0; i < room_; i++) {
       for (int lane = 0; lane < kTile; lane++) {
         const int32_t place = places_[i][lane];
-        up_[place][lane] = scores_[i][lane];
-        order_[place][lane] = levels_[i][lane];
+        ranked_rewards_[place][lane] = rewards_[i][lane];
+        ranked_levels_[place][lane] = levels_[i][lane];
       }
     }
     const double of_margin = std::exp(margin_);
     for (int i = 0; i < room_; i++) {
-      const double number = i;
 #pragma omp simd
       for (int lane = 0; lane < kTile; lane++) {
-        const double score = up_[i][lane];
-        const BothWays its = BothWays::of(score);
-        const bool is_there = number < counts_[lane];
+        const BothWays its = BothWays::of(beta_ * (static_cast<double>(ranked_rewards_[i][lane]) - middles_[lane]));
+        const bool is_there = i < sizes_[lane];
         up_[i][lane] = or_zero(is_there, its.up * of_margin);
         down_[i][lane] = or_zero(is_there, its.down);
         slopes_[i][lane] = 0;
+        numerators_[i][lane] = 0;
+        denominators_[i][lane] = 1;
       }
     }
   }
@@ -136,59 +160,105 @@ struct ProductsInLanes {
   bool count_pairs() {
     alignas(64) int32_t tied[kTile] = {}, run[kTile] = {};  // the latter: how many before an item have its rank
     for (int i = 1; i < size_; i++) {
-      const int32_t *its = order_[i], *before = order_[i - 1];
+      const int32_t *its = ranked_levels_[i], *before = ranked_levels_[i - 1];
 #pragma omp simd
       for (int lane = 0; lane < kTile; lane++) {
-        run[lane] = (i < sizes_[lane]) & (its[lane] == before[lane]) ? run[lane] + 1 : 0;
+        const int32_t is_tied = (i < sizes_[lane] ? 1 : 0) & (its[lane] == before[lane] ? 1 : 0);
+        run[lane] = (run[lane] + 1) & -is_tied;
         tied[lane] += run[lane];
       }
     }
     double all = 0;
     for (int lane = 0; lane < kTile; lane++) {
-      pairs[lane] = 0.5 * counts_[lane] * (counts_[lane] - 1) - tied[lane];
+      const double size = sizes_[lane];
+      pairs[lane] = 0.5 * size * (size - 1) - tied[lane];
       all += tied[lane];
     }
     for (int i = 0; i < size_ && all > 0; i++) {
-      for (int lane = 0; lane < kTile; lane++) ordered_[i][lane] = order_[i][lane];
+      for (int lane = 0; lane < kTile; lane++) wide_levels_[i][lane] = ranked_levels_[i][lane];
     }
     return all > 0;
   }
 
-  // kFour items from `top` on with those behind them.
   template <bool kTies>
-  void add_behind(int top, LaneSums& losses) {
-    for (int j = top + 1; j < std::min(size_, top + kFour); j++)
-      add_rows<kTies>(top, j, losses, [=](int row) { return top + row < j; });
-    for (int j = top + kFour; j < size_; j++) add_rows<kTies>(top, j, losses, [](int) { return true; });
+  void add_all() {
+    LaneSums losses;
+    int factors = 0;  // of each item's denominator
+    for (int top = 0; top < size_; top += kFour, factors += kFour) {
+      if (factors + kFour > most_) {
+        take_columns(top);
+        factors = 0;
+      }
+      for (int begin = top + 1; begin < size_; begin += most_) {
+        const int end = std::min(size_, begin + most_);
+        for (int lane = 0; lane < kTile; lane += kVector) add_rows<kTies>(top, begin, end, lane);
+        take_rows(top, end - begin, losses);
+      }
+    }
+    take_columns(0);
+    losses.flush();
+    std::copy_n(losses.terms, kTile, terms);
   }
 
-  // The items from `top` on for which there(row) holds, and the item j, which is behind them.
-  template <bool kTies, typename There>
-  PREFLOSS_HOST_DEVICE void add_rows(int top, int j, LaneSums& losses, const There& there) {
-    if (losses.products == most_) losses.flush();
-    losses.products++;
-    const double *up = up_[j], *levels = ordered_[j];
-    const double (*row_down)[kTile] = down_ + top, (*row_levels)[kTile] = ordered_ + top;
-    double *its = slopes_[j], *product = losses.product;
+  // kFour items from `top` on and those of [begin, end) that are behind them, in kVector lanes from `from` on.
+  template <bool kTies>
+  void add_rows(int top, int begin, int end, int from) {
+    alignas(64) double numerators[kFour][kVector], products[kFour][kVector], downs[kFour][kVector];
+    for (int row = 0; row < kFour; row++) {
+      for (int lane = 0; lane < kVector; lane++) {
+        numerators[row][lane] = products[row][lane] = 0;
+        downs[row][lane] = down_[top + row][from + lane];
+      }
+    }
+    const auto add = [&](int j, const auto& there) {
+      const double *up = up_[j] + from, *levels = wide_levels_[j] + from;
+      double *numerator = numerators_[j] + from, *denominator = denominators_[j] + from;
 #pragma omp simd
-    for (int lane = 0; lane < kTile; lane++) {
-      const auto pair = [&](int row) {
-        const double e = row_down[row][lane] * up[lane];
-        return or_zero(there(row) & (!kTies | (row_levels[row][lane] < levels[lane])), e);
-      };
-      const double a = pair(0), b = pair(1), c = pair(2), d = pair(3);
-      const double one_a = 1 + a, one_b = 1 + b, one_c = 1 + c, one_d = 1 + d;
-      const double first = one_a * one_b, second = one_c * one_d, inverse = 1 / (first * second);
-      const double of_first = inverse * second, of_second = inverse * first;
-      const double slope_a = a * (of_first * one_b), slope_b = b * (of_first * one_a),
-                   slope_c = c * (of_second * one_d), slope_d = d * (of_second * one_c);
-      rows_[0][lane] += slope_a;
-      rows_[1][lane] += slope_b;
-      rows_[2][lane] += slope_c;
-      rows_[3][lane] += slope_d;
-      its[lane] += (slope_a + slope_b) + (slope_c + slope_d);
-      const double u = fused(a, b, a + b), v = fused(c, d, c + d), all = fused(u, v, u + v);
-      product[lane] += fused(product[lane], all, all);
+      for (int lane = 0; lane < kVector; lane++) {
+        double n = numerator[lane], d = denominator[lane];
+        for (int row = 0; row < kFour; row++) {
+          const bool counted = there(row) & (!kTies | (wide_levels_[top + row][from + lane] < levels[lane]));
+          const double e = or_zero(counted, downs[row][lane] * up[lane]), more = fused(products[row][lane], e, e);
+          numerators[row][lane] = fused(numerators[row][lane], e, numerators[row][lane] + more);
+          products[row][lane] += more;
+          n = fused(n + d, e, n);
+          d = fused(d, e, d);
+        }
+        numerator[lane] = n;
+        denominator[lane] = d;
+      }
+    };
+    for (int j = begin; j < std::min(end, top + kFour); j++) add(j, [=](int row) { return top + row < j; });
+    for (int j = std::max(begin, top + kFour); j < end; j++) add(j, [](int) { return true; });
+    for (int row = 0; row < kFour; row++) {
+      for (int lane = 0; lane < kVector; lane++) {
+        row_numerators_[row][from + lane] = numerators[row][lane];
+        row_products_[row][from + lane] = products[row][lane];
+      }
+    }
+  }
+
+  // Moves the fractions of kFour items' pairs with worse ones, at most so many of each, to slopes and losses.
+  void take_rows(int top, int factors, LaneSums& losses) {
+    for (int row = 0; row < kFour; row++) {
+      if (losses.products + factors > most_) losses.flush();
+      losses.products += factors;
+      for (int lane = 0; lane < kTile; lane++) {
+        const double product = row_products_[row][lane];
+        slopes_[top + row][lane] -= row_numerators_[row][lane] / (1 + product);
+        losses.product[lane] += fused(losses.product[lane], product, product);
+      }
+    }
+  }
+
+  // The same of the pairs with better ones, of the items from `first` on.
+  void take_columns(int first) {
+    for (int j = first; j < size_; j++) {
+      for (int lane = 0; lane < kTile; lane++) {
+        slopes_[j][lane] += numerators_[j][lane] / denominators_[j][lane];
+        numerators_[j][lane] = 0;
+        denominators_[j][lane] = 1;
+      }
     }
   }
 };

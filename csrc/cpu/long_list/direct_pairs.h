@@ -36,15 +36,11 @@ auto with_wanted(Wanted wanted, const Body& body) {
   return body(std::integral_constant<Wanted, Wanted::kSlopes>());
 }
 
-// So many products of kDirectRows numbers 1 + exp(w) may be multiplied, where no w is greater than `logit`: what they
-// come to is below 2^1000.
-inline int most_products(double logit) { return factors_below_overflow(logit) / kDirectRows; }
-
 // softplus(w) over many pairs, a lane at a time: log1p of a product, as LossProduct has it, and max(w, 0).
 class DirectLosses {
  public:
-  // No product is greater than exp(logit).
-  explicit DirectLosses(double logit) : most_(most_products(logit)) {}
+  // No w is greater than `logit`. A product that is added has kDirectRows factors 1 + exp(w).
+  explicit DirectLosses(double logit) : most_(factors_below_overflow(logit) / kDirectRows) {}
 
   void add(const double* product, const double* hinge) {
     if (products_ == most_) flush();
