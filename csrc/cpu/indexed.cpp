@@ -20,6 +20,7 @@ namespace prefloss::cpu {
 namespace {
 
 constexpr int64_t kMostStripes = 16;
+constexpr int64_t kItems = 1024;  // whose sums a thread adds at a time
 // An item has half the weight of its comparisons; one that is in all has half of all, but for rounding.
 constexpr double kOneInAll = 1e-9;
 
@@ -208,13 +209,14 @@ bool indexed(const Comparisons& comparisons, const Pairs& pairs, const Divisor& 
   std::vector<Real> copy;
   const Real* scores = contiguous(comparisons, copy);
   std::vector<Partial> partials(static_cast<size_t>(chunks));
-  std::vector<double> sums(slopes ? static_cast<size_t>(stripes * items) : 0);
+  const std::unique_ptr<double[]> sums(slopes ? new double[static_cast<size_t>(stripes * items)] : nullptr);
   std::vector<ItemLoss> losses(statistics ? static_cast<size_t>(stripes * items) : 0);
-  const auto sums_of = [&](int64_t stripe) { return sums.data() + stripe * items; };
+  const auto sums_of = [&](int64_t stripe) { return sums.get() + stripe * items; };
   const auto losses_of = [&](int64_t stripe) { return losses.data() + stripe * items; };
   std::atomic<bool> outside{false};
   for_chunks(stripes, threads, [&](int64_t stripe) {
     ChunkOfItems<Real, Integer> part{comparisons, scores, std::min(kChunk, pairs.count)};
+    if (slopes) std::fill_n(sums_of(stripe), items, 0.0);  // by the thread that adds to them
     for (int64_t chunk = stripe * chunks / stripes; chunk < (stripe + 1) * chunks / stripes; chunk++) {
       if (!part.load_from(chunk * kChunk, pairs.count)) outside = true;
       if (outside) return;
@@ -239,8 +241,8 @@ bool indexed(const Comparisons& comparisons, const Pairs& pairs, const Divisor& 
   if (statistics) std::copy_n(linked, 2, outputs.sums + kLinked);
   if (!slopes) return true;
   const double by = divisor.total_weight ? divisor.resolve(total.weight) : divisor.of_row(0);
-  for_chunks((items + kChunk - 1) / kChunk, threads, [&](int64_t chunk) {
-    const int64_t begin = chunk * kChunk, end = std::min(items, begin + kChunk);
+  for_chunks((items + kItems - 1) / kItems, threads, [&](int64_t chunk) {
+    const int64_t begin = chunk * kItems, end = std::min(items, begin + kItems);
     double* first = sums_of(0);
     for (int64_t stripe = 1; stripe < stripes; stripe++) {
       const double* more = sums_of(stripe);
