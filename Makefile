@@ -40,7 +40,7 @@ test: $(INSTALLED)  ## run the tests
 test-random: $(INSTALLED)  ## the tests whose inputs Hypothesis draws, with new seeds and many more examples
 	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest $(PARALLEL) -m hypothesis $(ARGS)
 
-COMPOSED_TESTS := $(addprefix tests/test_,$(addsuffix .py,composed paired_values half_precision dpo bpr grouped grouped_calls relevance_and_mask indexed \
+COMPOSED_TESTS := $(addprefix tests/test_,$(addsuffix .py,composed paired_values half_precision dpo bpr grouped grouped_calls relevance_and_mask indexed merged_comparisons \
   option_values stats standard_error autograd module arguments arguments_of_layouts friendly_arguments \
   not_plain every_way transforms))
 test-composed: $(INSTALLED)  ## the tests of values, errors and statistics, with losses composed as on a device without kernels
