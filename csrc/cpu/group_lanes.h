@@ -33,15 +33,13 @@ struct GroupsInLanes {
     sizes = {};
   }
 
-  // Any group fits.
-  bool put(int lane, const Real* its_rewards, const Integer* its_levels, int count) {
+  void put(int lane, const Real* its_rewards, const Integer* its_levels, int count) {
     for (int i = 0; i < count; i++) {
       rewards[i][lane] = its_rewards[i];
       levels[i][lane] = its_levels[i];
     }
     sizes.of[lane] = static_cast<Integer>(count);
     least = std::min(least, count);
-    return true;
   }
 
   void add_pairs(const GroupOptions<Real>& options) {

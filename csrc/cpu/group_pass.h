@@ -126,7 +126,8 @@ class GroupsForward {
     if constexpr (std::is_same_v<Real, float>) {
       if (options_.is_softplus()) {
         products_.clear(static_cast<int>(largest), options_);
-        if (put_in(products_, first, many)) {
+        put_in(products_, first, many);
+        if (products_.fit()) {
           products_.add_pairs();
           take_from(products_, first, many);
           return true;
@@ -140,16 +141,13 @@ class GroupsForward {
     return true;
   }
 
-  // Puts groups into lanes. False where they cannot take one of them.
   template <typename GroupsInIts>
-  bool put_in(GroupsInIts& lanes, int64_t first, int64_t many) {
-    bool fits = true;
-    for (int64_t lane = 0; lane < many && fits; lane++) {
+  void put_in(GroupsInIts& lanes, int64_t first, int64_t many) {
+    for (int64_t lane = 0; lane < many; lane++) {
       const int64_t from = groups_.begin(first + lane) - groups_.begin(first);
-      fits = lanes.put(static_cast<int>(lane), items_.rewards + from, items_.levels + from,
-                       static_cast<int>(groups_.size_of(first + lane)));
+      lanes.put(static_cast<int>(lane), items_.rewards + from, items_.levels + from,
+                static_cast<int>(groups_.size_of(first + lane)));
     }
-    return fits;
   }
 
   template <typename GroupsInIts>

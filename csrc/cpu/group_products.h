@@ -41,30 +41,41 @@ struct ProductsInLanes {
     std::fill_n(rewards_[0], room_ * kTile, 0.0f);
     std::fill_n(levels_[0], room_ * kTile, std::numeric_limits<int32_t>::max());  // behind all items
     std::fill_n(sizes_, kTile, 0);
-    std::fill_n(middles_, kTile, 0.0);
   }
 
-  // False where a product could overflow: the rewards lie too far apart, or one of them is NaN.
-  bool put(int lane, const float* rewards, const int32_t* levels, int count) {
-    float low = std::numeric_limits<float>::infinity(), high = -low;
-    int nans = 0;
-#pragma omp simd reduction(min : low) reduction(max : high) reduction(+ : nans)
-    for (int i = 0; i < count; i++) {
-      low = rewards[i] < low ? rewards[i] : low;
-      high = rewards[i] > high ? rewards[i] : high;
-      nans += rewards[i] != rewards[i] ? 1 : 0;
-    }
+  void put(int lane, const float* rewards, const int32_t* levels, int count) {
     for (int i = 0; i < count; i++) {
       rewards_[i][lane] = rewards[i];
       levels_[i][lane] = levels[i];
     }
     sizes_[lane] = count;
-    if (count == 0) return true;
-    const double range = static_cast<double>(high) - static_cast<double>(low),
-                 furthest = std::abs(beta_) * range + std::abs(margin_);
-    middles_[lane] = static_cast<double>(low) + range / 2;
-    furthest_ = std::max(furthest_, furthest);
-    return nans == 0 && furthest <= kGreatestProduct;
+  }
+
+  // False where a product could overflow: rewards of one group lie too far apart, or one of them is NaN.
+  bool fit() {
+    alignas(64) float low[kTile], high[kTile];
+    alignas(64) int32_t nans[kTile] = {};
+    std::copy_n(rewards_[0], kTile, low);
+    std::copy_n(rewards_[0], kTile, high);
+    for (int i = 0; i < size_; i++) {
+      const float* const rewards = rewards_[i];
+#pragma omp simd
+      for (int lane = 0; lane < kTile; lane++) {
+        const float reward = either(i < sizes_[lane], rewards[lane], low[lane]);
+        low[lane] = reward < low[lane] ? reward : low[lane];
+        high[lane] = reward > high[lane] ? reward : high[lane];
+        nans[lane] += reward != reward ? 1 : 0;
+      }
+    }
+    bool all = true;
+    for (int lane = 0; lane < kTile; lane++) {
+      const double range = static_cast<double>(high[lane]) - static_cast<double>(low[lane]),
+                   furthest = std::abs(beta_) * range + (sizes_[lane] > 0 ? std::abs(margin_) : 0.0);
+      middles_[lane] = static_cast<double>(low[lane]) + range / 2;
+      furthest_ = std::max(furthest_, furthest);
+      all &= nans[lane] == 0 && furthest <= kGreatestProduct;
+    }
+    return all;
   }
 
   void add_pairs() {
@@ -123,8 +134,8 @@ struct ProductsInLanes {
           places_[j][lane] += before_it;
         }
       };
-      for (int j = top + 1; j < top + kFour; j++) meet(j, [=](int row) { return top + row < j; });
-      for (int j = top + kFour; j < room_; j++) meet(j, [](int) { return true; });
+      for (int j = top + 1; j < std::min(size_, top + kFour); j++) meet(j, [=](int row) { return top + row < j; });
+      for (int j = top + kFour; j < size_; j++) meet(j, [](int) { return true; });
       for (int row = 0; row < kFour; row++) {
         for (int lane = 0; lane < kTile; lane++) places_[top + row][lane] += places[row][lane];
       }
@@ -134,7 +145,8 @@ struct ProductsInLanes {
   // exp of the scores, and of minus them, in the order of the ranks; 0 where there is no item: such a pair adds
   // nothing.
   void put_in_order() {
-    for (int i = 0; i < room_; i++) {
+    std::fill_n(ranked_rewards_[0] + size_ * kTile, (room_ - size_) * kTile, 0.0f);
+    for (int i = 0; i < size_; i++) {
       for (int lane = 0; lane < kTile; lane++) {
         const int32_t place = places_[i][lane];
         ranked_rewards_[place][lane] = rewards_[i][lane];
