@@ -5,8 +5,6 @@
 
 namespace prefloss {
 
-// From so many pairs on a second thread is worth its start.
-constexpr int64_t kParallelPairs = 32768;
 constexpr int kAllThreads = 1 << 16;  // as many as torch has
 
 // What a call may use.

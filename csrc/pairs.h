@@ -7,6 +7,9 @@
 
 namespace prefloss {
 
+// From so many pairs, or items, on a second thread of the CPU is worth its start.
+constexpr int64_t kParallelPairs = 32768;
+
 // Rewards have one of the first four; options may be masks; indices and ranks are integers.
 enum class Dtype : int { kFloat64, kFloat32, kBFloat16, kFloat16, kBool, kInt64, kInt32, kInt16, kInt8, kUInt8 };
 constexpr int kDtypes = 10;

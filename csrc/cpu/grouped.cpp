@@ -28,14 +28,11 @@ class Memory {
   std::unique_ptr<Value[]> large_;
 };
 
-// Fewer pairs, or items, than this are done before a second thread would have started.
-constexpr int64_t kParallel = 32768;
-
 int useful_threads(const Groups& groups, int threads) {
   int64_t pairs = 0;
-  for (int64_t g = 0; threads > 1 && g < groups.count() && pairs < kParallel; g++)
+  for (int64_t g = 0; threads > 1 && g < groups.count() && pairs < kParallelPairs; g++)
     pairs += groups.size_of(g) * (groups.size_of(g) - 1) / 2;
-  return pairs < kParallel ? 1 : threads;
+  return pairs < kParallelPairs ? 1 : threads;
 }
 
 // Calls body(begin, end) for parts of all groups. Where groups are small, those that may share lanes stay together.
@@ -103,7 +100,7 @@ bool visit_groups(const Groups& groups, const GroupOptions<Real>& options, bool 
 // Each slope times the factor of its group: exactly 0 in a group that counts nothing, and where there is no item.
 template <typename Result>
 void scale_groups(const Groups& groups, const double* factors, const double* slopes, Result* scaled, int threads) {
-  for_parts(groups, groups.items < kParallel ? 1 : threads, [&](int64_t begin, int64_t end) {
+  for_parts(groups, groups.items < kParallelPairs ? 1 : threads, [&](int64_t begin, int64_t end) {
     for (int64_t g = begin; g < end; g++) {
       const int64_t first = groups.begin(g), last = first + groups.size_of(g);
       const double factor = factors[g];
