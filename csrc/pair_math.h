@@ -164,18 +164,32 @@ using PairLossSum = LossProduct<double>;
 // The same for |z| <= kModerate: sum -log sigma(z) = log prod (1 + exp(-z)), without a hinge. exp(-16) is 1e-7, so that
 // a rounding of the product, 2^-53 of it, is at most 1e-9 of what a pair adds.
 struct ModerateLossProduct {
-  static constexpr double kLog2 = 0.6932, kGreatestLogarithm = 700;  // a little more than log 2; float64 ends at 709
+  static constexpr int kMost = 32;  // pairs between two calls of take_exponent; each adds less than 24 to the exponent
   double product = 1;
 
-  PREFLOSS_HOST_DEVICE void add(float z) {
-    const double e = static_cast<double>(exp_moderate<Digits::kFloat>(z));
-    product = fused(product, e, product);
+  PREFLOSS_HOST_DEVICE void add(float z) { multiply(exp_moderate<Digits::kFloat>(z)); }
+
+  // Two, which are one product in float32 first: conversions to float64 are slow.
+  PREFLOSS_HOST_DEVICE void add(float z, float w) {
+    const float e = exp_moderate<Digits::kFloat>(z), f = exp_moderate<Digits::kFloat>(w);
+    multiply(fused(e, f, e) + f);
   }
 
-  // An upper limit of what a pair adds to the logarithm.
-  PREFLOSS_HOST_DEVICE static double most(double greatest_magnitude) { return greatest_magnitude + kLog2; }
+  // Divides the product by the power of two that leaves it in [1, 2), and returns the exponent.
+  PREFLOSS_HOST_DEVICE int64_t take_exponent() {
+    const uint64_t bits = to_bits(product), exponent = (bits >> 52) - 1023;
+    product = from_bits(bits - (exponent << 52));
+    return static_cast<int64_t>(exponent);
+  }
 
+  // Of the product, and of 2^exponent.
   PREFLOSS_HOST_DEVICE double value() const { return log1p_positive(product - 1); }
+  PREFLOSS_HOST_DEVICE static double logarithm(int64_t exponent) {
+    return static_cast<double>(exponent) * 0.693147180559945309417;
+  }
+
+ private:
+  PREFLOSS_HOST_DEVICE void multiply(float e) { product = fused(product, static_cast<double>(e), product); }
 };
 
 template <typename Real>

@@ -1,8 +1,9 @@
 // The default loss, -log sigma(a - b), over one chunk of pairs. Compiled once per instruction set, so everything here
 // has internal linkage.
 //
-// Most differences are moderate, and for a block of such ones the formulas are shorter; the others' blocks take the
-// long way, which is right for any number.
+// Most differences are moderate, and for those the formulas are shorter. A block is tried the short way, which finds
+// whether its differences are moderate. If one is not, this block and the rest of the chunk go the long way, which is
+// right for any number.
 #pragma once
 
 #include <algorithm>
@@ -16,22 +17,8 @@
 namespace prefloss::cpu {
 namespace {
 
-// a - b of contiguous entries, in an order that `store_gradients` knows too.
-template <typename Stored, typename Real>
-void subtract_all(const Stored* chosen, const Stored* rejected, int count, Real* difference) {
-  for (int i = 0; i < count; i++) difference[i] = widen(chosen[i]) - widen(rejected[i]);
-}
-
-// Gradients of contiguous entries, rounded; rejected's is chosen's with the other sign.
-template <typename Half>
-void store_gradients(const float* gradient, int count, Half* chosen, Half* __restrict rejected) {
-  narrow_all(gradient, count, chosen);
-  for (int i = 0; i < count; i++) rejected[i].bits = opposite(chosen[i].bits);
-}
-
 // Two neighbours in bfloat16 are the halves of a word, and each half as a float is one operation, where a conversion
-// of 16 bits to 32 is two. The lower halves of all words come first, then the upper halves, then what is left of an odd
-// count.
+// of 16 bits to 32 is two.
 inline uint32_t word_of(const BFloat16* two) {
   uint32_t word;
   std::memcpy(&word, two, sizeof word);
@@ -40,14 +27,42 @@ inline uint32_t word_of(const BFloat16* two) {
 
 constexpr uint32_t kUpperHalf = 0xffff0000u;
 
+inline TwoFloats difference_of_two(const BFloat16* chosen, const BFloat16* rejected) {
+  const uint32_t a = word_of(chosen), b = word_of(rejected);
+  return {from_bits(a << 16) - from_bits(b << 16), from_bits(a & kUpperHalf) - from_bits(b & kUpperHalf)};
+}
+
+// a - b of contiguous entries, in an order that `store_gradients` knows too. That of bfloat16: the lower halves of all
+// words come first, then the upper halves, then what is left of an odd count.
+template <typename Stored>
+void subtract_all(const Stored* chosen, const Stored* rejected, int count, float* difference) {
+  for (int i = 0; i < count; i++) difference[i] = widen(chosen[i]) - widen(rejected[i]);
+}
+
 inline void subtract_all(const BFloat16* chosen, const BFloat16* rejected, int count, float* __restrict difference) {
   const int words = count / 2;
   for (int i = 0; i < words; i++) {
-    const uint32_t a = word_of(chosen + 2 * i), b = word_of(rejected + 2 * i);
-    difference[i] = from_bits(a << 16) - from_bits(b << 16);
-    difference[words + i] = from_bits(a & kUpperHalf) - from_bits(b & kUpperHalf);
+    const TwoFloats two = difference_of_two(chosen + 2 * i, rejected + 2 * i);
+    difference[i] = two.first;
+    difference[words + i] = two.second;
   }
   if (count % 2 != 0) difference[count - 1] = widen(chosen[count - 1]) - widen(rejected[count - 1]);
+}
+
+#ifdef PREFLOSS_F16C
+inline void subtract_all(const Float16* chosen, const Float16* rejected, int count, float* difference) {
+  int i = 0;
+  for (; i + 8 <= count; i += 8)
+    _mm256_storeu_ps(difference + i, _mm256_sub_ps(eight_floats(chosen + i), eight_floats(rejected + i)));
+  for (; i < count; i++) difference[i] = widen(chosen[i]) - widen(rejected[i]);
+}
+#endif
+
+// Gradients of contiguous entries, rounded; rejected's is chosen's with the other sign.
+template <typename Half>
+void store_gradients(const float* gradient, int count, Half* chosen, Half* __restrict rejected) {
+  narrow_all(gradient, count, chosen);
+  for (int i = 0; i < count; i++) rejected[i].bits = opposite(chosen[i].bits);
 }
 
 inline void store_gradients(const float* gradient, int count, BFloat16* __restrict chosen,
@@ -66,62 +81,13 @@ inline void store_gradients(const float* gradient, int count, BFloat16* __restri
   }
 }
 
-#ifdef PREFLOSS_F16C
-inline void subtract_all(const Float16* chosen, const Float16* rejected, int count, float* difference) {
-  int i = 0;
-  for (; i + 8 <= count; i += 8)
-    _mm256_storeu_ps(difference + i, _mm256_sub_ps(eight_floats(chosen + i), eight_floats(rejected + i)));
-  for (; i < count; i++) difference[i] = widen(chosen[i]) - widen(rejected[i]);
+// The greatest magnitude of differences, as an integer: those order NaN behind infinity.
+inline int32_t greater_magnitude(int32_t greatest, float z) {
+  const int32_t bits = static_cast<int32_t>(to_bits(absolute(z)));
+  return bits > greatest ? bits : greatest;
 }
-#endif
 
-// a - b of a block of pairs.
-template <typename Real>
-class Differences {
- public:
-  // `in_order`: for others than `store_gradients`.
-  explicit Differences(const Pairs& pairs, bool in_order = false) : pairs_(pairs), in_order_(in_order) {}
-
-  void load(int64_t row, int64_t begin, int count) {
-    if (!load_in_place<Real>(row, begin, count) &&
-        (in_order_ || (!load_in_place<BFloat16>(row, begin, count) && !load_in_place<Float16>(row, begin, count)))) {
-      const Real* chosen = cpu::load(pairs_.chosen, row, begin, count, chosen_);
-      const Real* rejected = cpu::load(pairs_.rejected, row, begin, count, rejected_);
-      subtract_all(chosen, rejected, count, values);
-    }
-    if constexpr (sizeof(Real) == sizeof(float)) {
-      int32_t most = 0;  // as integers, which order NaN behind infinity
-#pragma omp simd reduction(max : most)
-      for (int i = 0; i < count; i++) {
-        const int32_t bits = static_cast<int32_t>(to_bits(absolute(values[i])));
-        most = bits > most ? bits : most;
-      }
-      greatest_ = from_bits(static_cast<uint32_t>(most));
-    }
-  }
-
-  // Whether all are; never those of float64, which have no shorter formulas.
-  bool are_moderate() const { return greatest_ <= kModerate; }
-  double greatest() const { return static_cast<double>(greatest_); }
-
-  alignas(64) Real values[kBlock];
-
- private:
-  const Pairs& pairs_;
-  const bool in_order_;
-  float greatest_ = std::numeric_limits<float>::infinity();  // magnitude
-  Buffer<Real> chosen_, rejected_;
-
-  template <typename Stored>
-  bool load_in_place(int64_t row, int64_t begin, int count) {
-    if constexpr (sizeof(Stored) <= sizeof(Real)) {
-      if (!is_in_place<Stored>(pairs_.chosen) || !is_in_place<Stored>(pairs_.rejected)) return false;
-      subtract_all(pairs_.chosen.entry<Stored>(row, begin), pairs_.rejected.entry<Stored>(row, begin), count, values);
-      return true;
-    }
-    return false;
-  }
-};
+inline bool is_moderate(int32_t greatest) { return from_bits(static_cast<uint32_t>(greatest)) <= kModerate; }
 
 // The terms of the default loss, one a pair.
 template <typename Real>
@@ -135,76 +101,136 @@ void plain_terms(const Pairs& pairs, const Column& terms, int64_t row, int64_t c
   });
 }
 
-constexpr int kLanes = 32;
-
-// Calls add(lane, value): value i of a block goes to lane i % kLanes.
-template <typename Real, typename Add>
-void for_lanes(const Real* values, int count, const Add& add) {
-  const int whole = count - count % kLanes;
-  for (int i = 0; i < whole; i += kLanes) {
-#pragma omp simd
-    for (int lane = 0; lane < kLanes; lane++) add(lane, values[i + lane]);
-  }
-  for (int lane = 0; lane < count - whole; lane++) add(lane, values[whole + lane]);
+// Whether both are contiguous, and stored as `Stored`.
+template <typename Stored>
+bool are_in_place(const Pairs& pairs) {
+  return is_in_place<Stored>(pairs.chosen) && is_in_place<Stored>(pairs.rejected);
 }
 
-// Adds up losses of moderate differences in kLanes products. The variables that the loop changes are its own, which the
-// compiler keeps in registers.
+constexpr int kLanes = 32;
+
+// Calls add(lane, z, w) for two differences, entries i and i + kLanes of 2 kLanes neighbours, or add(lane, z) for one
+// that is left, in any dtype.
+template <typename Difference, typename Add>
+void for_lanes(int count, const Difference& difference, Add& add) {
+  const int whole = count - count % (2 * kLanes);
+  for (int i = 0; i < whole; i += 2 * kLanes) {
+#pragma omp simd
+    for (int lane = 0; lane < kLanes; lane++) add(lane, difference(i + lane), difference(i + kLanes + lane));
+  }
+  for (int i = whole; i < count; i += kLanes) {
+    const int some = std::min(kLanes, count - i);
+    for (int lane = 0; lane < some; lane++) add(lane, difference(i + lane));
+  }
+}
+
+template <typename Stored, typename Add>
+void for_differences(const Stored* chosen, const Stored* rejected, int count, Add& add) {
+  for_lanes(count, [=](int i) { return widen(chosen[i]) - widen(rejected[i]); }, add);
+}
+
+template <typename Add>
+void for_differences(const BFloat16* chosen, const BFloat16* rejected, int count, Add& add) {
+  const int whole = count - count % (2 * kLanes);
+  for (int i = 0; i < whole; i += 2 * kLanes) {
+#pragma omp simd
+    for (int lane = 0; lane < kLanes / 2; lane++) {
+      const int first = i + 2 * lane, second = first + kLanes;
+      const TwoFloats z = difference_of_two(chosen + first, rejected + first);
+      const TwoFloats w = difference_of_two(chosen + second, rejected + second);
+      add(lane, z.first, w.first);
+      add(kLanes / 2 + lane, z.second, w.second);
+    }
+  }
+  for_lanes(count - whole, [=](int i) { return widen(chosen[whole + i]) - widen(rejected[whole + i]); }, add);
+}
+
+#ifdef PREFLOSS_F16C
+template <typename Add>
+void for_differences(const Float16* chosen, const Float16* rejected, int count, Add& add) {
+  Buffer<float> difference;
+  subtract_all(chosen, rejected, count, difference.values);
+  for_lanes(count, [&](int i) { return difference.values[i]; }, add);
+}
+#endif
+
+// Adds up losses of moderate differences in kLanes products.
 class ModerateLosses {
   using Product = ModerateLossProduct;
 
  public:
-  ModerateLosses() { start(); }
+  ModerateLosses() { std::fill_n(product_, kLanes, 1.0); }
 
-  void add(const Differences<float>& differences, int count) {
-    const double most = (count + kLanes - 1) / kLanes * Product::most(differences.greatest());
-    if (logarithm_ + most > Product::kGreatestLogarithm) take_logarithms();
-    logarithm_ += most;
-    alignas(64) double product[kLanes];
-    std::copy_n(product_, kLanes, product);
-    const auto add_to = [&](int lane, float z) {
-      Product its{product[lane]};
-      its.add(z);
-      product[lane] = its.product;
-    };
-    for_lanes(differences.values, count, add_to);
-    std::copy_n(product, kLanes, product_);
+  // Adds a block of differences; if one is not moderate, none of them, and returns false. The variables that the loop
+  // changes are its own: the compiler keeps them in registers.
+  template <typename Stored>
+  bool add(const Stored* chosen, const Stored* rejected, int count) {
+    Lanes lanes;
+    std::copy_n(product_, kLanes, lanes.product);
+    for_differences(chosen, rejected, count, lanes);
+    int32_t greatest = 0;
+    for (int lane = 0; lane < kLanes; lane++) greatest = std::max(greatest, lanes.greatest[lane]);
+    if (!is_moderate(greatest)) return false;
+    any_ = true;
+    for (int lane = 0; lane < kLanes; lane++) {
+      Product its{lanes.product[lane]};
+      exponents_ += its.take_exponent();
+      product_[lane] = its.product;
+    }
+    return true;
   }
 
-  double total() {
-    if (logarithm_ > 0) take_logarithms();
-    return terms_;
+  double total() const {
+    if (!any_) return 0.0;
+    return Product::logarithm(exponents_) + sum(kLanes, [&](int lane) { return Product{product_[lane]}.value(); });
   }
 
  private:
-  static_assert(kBlock % kLanes == 0 && kBlock / kLanes * (kModerate + Product::kLog2) < Product::kGreatestLogarithm);
+  static_assert(kBlock / kLanes <= Product::kMost);
+  bool any_ = false;
   alignas(64) double product_[kLanes];
-  double terms_ = 0, logarithm_ = 0;  // no product's is greater
+  int64_t exponents_ = 0;
 
-  void start() {
-    std::fill_n(product_, kLanes, 1.0);
-    logarithm_ = 0;
-  }
+  struct Lanes {
+    alignas(64) double product[kLanes];
+    alignas(64) int32_t greatest[kLanes] = {};
 
-  void take_logarithms() {
-    terms_ += sum(kLanes, [&](int lane) { return Product{product_[lane]}.value(); });
-    start();
-  }
+    void operator()(int lane, float z) {
+      greatest[lane] = greater_magnitude(greatest[lane], z);
+      Product its{product[lane]};
+      its.add(z);
+      product[lane] = its.product;
+    }
+
+    void operator()(int lane, float z, float w) {
+      greatest[lane] = greater_magnitude(greater_magnitude(greatest[lane], z), w);
+      Product its{product[lane]};
+      its.add(z, w);
+      product[lane] = its.product;
+    }
+  };
 };
 
 // Adds up losses of any differences.
 template <typename Real>
 class AllLosses {
  public:
-  void add(const Differences<Real>& differences, int count) {
+  template <typename Stored>
+  void add(const Stored* chosen, const Stored* rejected, int count) {
     any_ = true;
-    const auto add_to = [&](int lane, Real z) {
-      PairLossSum sum{product_[lane], hinge_[lane]};
-      sum.add(z);
-      product_[lane] = sum.u;
-      hinge_[lane] = sum.hinge;
-    };
-    for_lanes(differences.values, count, add_to);
+    for_differences(chosen, rejected, count, *this);
+  }
+
+  void operator()(int lane, Real z) {
+    PairLossSum sum{product_[lane], hinge_[lane]};
+    sum.add(z);
+    product_[lane] = sum.u;
+    hinge_[lane] = sum.hinge;
+  }
+
+  void operator()(int lane, Real z, Real w) {
+    operator()(lane, z);
+    operator()(lane, w);
   }
 
   double total() const {
@@ -219,45 +245,65 @@ class AllLosses {
 
 template <typename Real>
 Partial plain_sum(const Pairs& pairs, int64_t row, int64_t chunk) {
-  Differences<Real> differences(pairs);
   ModerateLosses moderate;
   AllLosses<Real> others;
-  for_blocks(chunk, pairs.count, [&](int64_t begin, int count) {
-    differences.load(row, begin, count);
+  [[maybe_unused]] bool short_way = true;
+  const auto add = [&](const auto* chosen, const auto* rejected, int count) {
     if constexpr (sizeof(Real) == sizeof(float)) {
-      if (differences.are_moderate()) return moderate.add(differences, count);
+      short_way = short_way && moderate.add(chosen, rejected, count);
+      if (short_way) return;
     }
-    others.add(differences, count);
+    others.add(chosen, rejected, count);
+  };
+  Buffer<Real> chosen_buffer, rejected_buffer;
+  for_blocks(chunk, pairs.count, [&](int64_t begin, int count) {
+    if constexpr (sizeof(Real) == sizeof(float)) {
+      if (are_in_place<BFloat16>(pairs))
+        return add(pairs.chosen.entry<BFloat16>(row, begin), pairs.rejected.entry<BFloat16>(row, begin), count);
+      if (are_in_place<Float16>(pairs))
+        return add(pairs.chosen.entry<Float16>(row, begin), pairs.rejected.entry<Float16>(row, begin), count);
+    }
+    const Real* chosen = load(pairs.chosen, row, begin, count, chosen_buffer);
+    add(chosen, load(pairs.rejected, row, begin, count, rejected_buffer), count);
   });
   Partial partial = Partial::zero();
   partial.terms = moderate.total() + others.total();
   return partial;
 }
 
-// From differences to the gradients of chosen.
-inline void to_gradients(bool moderate, float scale, int count, float* values) {
-  if (moderate) {
-    for (int i = 0; i < count; i++) values[i] = moderate_slope(values[i], scale);
-  } else {
-    for (int i = 0; i < count; i++) values[i] = scale * pair_slope(values[i]);
+// From differences to the gradients of chosen, the short way, which returns whether all differences are moderate.
+inline bool to_moderate_gradients(const float* difference, float scale, int count, float* __restrict gradient) {
+  int32_t greatest = 0;
+#pragma omp simd reduction(max : greatest)
+  for (int i = 0; i < count; i++) {
+    const float z = difference[i];
+    greatest = greater_magnitude(greatest, z);
+    gradient[i] = moderate_slope(z, scale);
   }
+  return is_moderate(greatest);
 }
 
-template <typename Half>
-bool are_contiguous(const Pairs& pairs, const Gradients& gradients) {
-  return is_in_place<Half>(pairs.chosen) && is_in_place<Half>(pairs.rejected) && is_in_place<Half>(gradients.chosen) &&
-         is_in_place<Half>(gradients.rejected);
+// The long way.
+inline void to_gradients(const float* difference, float scale, int count, float* __restrict gradient) {
+  for (int i = 0; i < count; i++) gradient[i] = scale * pair_slope(difference[i]);
 }
 
 // The gradients of half-precision rewards.
 template <typename Half>
 void half_backward(const Pairs& pairs, float scale, const Gradients& gradients, int64_t row, int64_t chunk) {
-  const bool contiguous = are_contiguous<Half>(pairs, gradients);
-  Differences<float> differences(pairs, !contiguous);
+  const bool contiguous =
+      are_in_place<Half>(pairs) && is_in_place<Half>(gradients.chosen) && is_in_place<Half>(gradients.rejected);
+  Buffer<float> chosen_buffer, rejected_buffer, difference_buffer;
+  float *const difference = difference_buffer.values, *const slopes = chosen_buffer.values;
+  bool short_way = true;
   for_blocks(chunk, pairs.count, [&](int64_t begin, int count) {
-    differences.load(row, begin, count);
-    float* const slopes = differences.values;
-    to_gradients(differences.are_moderate(), scale, count, slopes);
+    if (contiguous)
+      subtract_all(pairs.chosen.entry<Half>(row, begin), pairs.rejected.entry<Half>(row, begin), count, difference);
+    else
+      subtract_all(load(pairs.chosen, row, begin, count, chosen_buffer),
+                   load(pairs.rejected, row, begin, count, rejected_buffer), count, difference);
+    short_way = short_way && to_moderate_gradients(difference, scale, count, slopes);
+    if (!short_way) to_gradients(difference, scale, count, slopes);
     if (contiguous)
       return store_gradients(slopes, count, gradients.chosen.entry<Half>(row, begin),
                              gradients.rejected.entry<Half>(row, begin));
