@@ -87,9 +87,15 @@ PREFLOSS_HOST_DEVICE Real sigmoid(Real z) {
   return sigmoid(z, exp_negative(absolute(z)));
 }
 
+// `e` is exp(-|z|).
+template <typename Real>
+PREFLOSS_HOST_DEVICE Real pair_slope(Real z, const Rounded<Real>& e) {
+  return -sigmoid(-z, e);
+}
+
 template <typename Real>
 PREFLOSS_HOST_DEVICE Real pair_slope(Real z) {
-  return -sigmoid(-z);
+  return pair_slope(z, exp_negative(absolute(z)));
 }
 
 // factor * pair_slope(z) for |z| <= kModerate, for results that are rounded to half precision: within 2^-17 of it,
@@ -125,7 +131,7 @@ struct LossProduct {
   PREFLOSS_HOST_DEVICE Real add_for_slope(Real z) {
     const Rounded<Real> e = exp_negative(absolute(z));
     add(z, e);
-    return -sigmoid(-z, e);
+    return pair_slope(z, e);
   }
 
   template <typename Real>
