@@ -40,7 +40,7 @@ test: $(INSTALLED)  ## run the tests
 test-random: $(INSTALLED)  ## the tests whose inputs Hypothesis draws, with new seeds and many more examples
 	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest $(PARALLEL) -m hypothesis $(ARGS)
 
-COMPOSED_TESTS := $(addprefix tests/test_,$(addsuffix .py,composed paired_values half_precision dpo bpr grouped grouped_calls relevance_and_mask indexed merged_comparisons \
+COMPOSED_TESTS := $(addprefix tests/test_,$(addsuffix .py,composed paired_values paired_digits half_precision dpo bpr grouped grouped_calls relevance_and_mask indexed merged_comparisons \
   option_values stats standard_error autograd module arguments arguments_of_layouts friendly_arguments \
   not_plain every_way transforms))
 test-composed: $(INSTALLED)  ## the tests of values, errors and statistics, with losses composed as on a device without kernels
@@ -83,7 +83,7 @@ runtime = $(shell $(CXX) -print-file-name=lib$(1).so) $(shell $(CXX) -print-file
 ASAN := LD_PRELOAD='$(call runtime,asan)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 # Torch is not built with the thread sanitizer, which would see what its threads share, but not how they wait for each other.
 TSAN := LD_PRELOAD='$(call runtime,tsan)' TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0:ignore_noninstrumented_modules=1
-ON_HOST_TESTS := $(addprefix tests/test_,$(addsuffix .py,cuda_kernels paired_values stats standard_error every_way autograd module transforms \
+ON_HOST_TESTS := $(addprefix tests/test_,$(addsuffix .py,cuda_kernels paired_values paired_digits stats standard_error every_way autograd module transforms \
   not_plain option_values grouped grouped_calls relevance_and_mask indexed cuda_long_lists))
 
 build/sanitized/installed: $(BIN)/python $(PACKAGE)

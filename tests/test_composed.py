@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import test_compiled
 import test_indexed
+import test_paired_digits
 import test_paired_values
 import torch
 from calls import ALL, FEW, Call, over_all, over_few
@@ -109,8 +110,8 @@ def check_halves_of_groups():
 @pytest.mark.parametrize(
     "check",
     [
-        test_paired_values.test_targets_next_to_one_keep_their_digits_in_float32,
-        test_paired_values.test_statistics_take_the_digits_of_a_float32_loss_that_float32_has_no_room_for,
+        test_paired_digits.test_targets_next_to_one_keep_their_digits_in_float32,
+        test_paired_digits.test_statistics_take_the_digits_of_a_float32_loss_that_float32_has_no_room_for,
         test_indexed.test_half_precision_is_rounded_once_an_item,
         check_centring_of_rewards_whose_sum_has_no_double,
         check_halves_of_groups,

@@ -155,7 +155,14 @@ def test_instruction_sets_agree_to_the_last_bits(path, tmp_path):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     "file",
-    ["test_paired_values.py", "test_indexed.py", "test_grouped.py", "test_grouped_calls.py", "test_long_lists.py"],
+    [
+        "test_paired_values.py",
+        "test_paired_digits.py",
+        "test_indexed.py",
+        "test_grouped.py",
+        "test_grouped_calls.py",
+        "test_long_lists.py",
+    ],
 )
 def test_the_tests_of_the_values_pass(path, file):
     skip_unless_supported(path)

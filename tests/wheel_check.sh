@@ -59,7 +59,7 @@ step "metadata and contents"
 "$tools/check-wheel-contents" "$wheel"
 
 # What says whether values, gradients and statistics are right, and what is installed.
-tests="paired_values grouped grouped_calls relevance_and_mask indexed long_lists stats standard_error package"
+tests="paired_values paired_digits grouped grouped_calls relevance_and_mask indexed long_lists stats standard_error package"
 for distribution in "$wheel" "$sdist"; do
   step "an environment of its own: $(basename "$distribution")"
   rm -rf "$out/environment" "$out/tests"
