@@ -5,10 +5,12 @@ What disturbs a busy machine then disturbs all of them alike, and the ratio of t
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -36,6 +38,12 @@ def wall_time(run: Run, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
+def give_back_memory() -> None:
+    """To the system, what has been freed. Else the C allocator does it at some later call, whoever's, which then takes milliseconds."""
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):  # glibc's
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def measure(
     contenders: Mapping[str, Run], seconds: float, time_calls: Callable[[Run, int], float] = wall_time
 ) -> dict[str, Timing]:
@@ -55,7 +63,8 @@ def measure(
         while time.perf_counter() < end or len(times[order[0]]) < MINIMUM_ROUNDS:
             shuffle(order)  # nobody always follows the same rival, who leaves the caches in the same state
             for name in order:
-                contenders[name]()  # brings back what the last contender drove out of the caches
+                give_back_memory()
+                contenders[name]()  # brings back what the last contender drove out of the caches, and memory of its own
                 times[name].append(time_calls(contenders[name], calls))
     finally:
         if collecting:
