@@ -5,12 +5,10 @@
 
 namespace prefloss {
 
-constexpr int kAllThreads = 1 << 16;  // as many as torch has
-
 // What a call may use.
 struct Place {
   bool cuda = false;
-  int threads = 1;            // CPU: at most so many
+  int threads = 1;            // CPU
   void* stream = nullptr;     // CUDA
   double* scratch = nullptr;  // CUDA: memory for sums, ..._scratch_size() float64
 };

@@ -42,6 +42,7 @@ struct {
   Status (*create_device_guard)(int32_t index, void** guard);
   Status (*delete_device_guard)(void* guard);
   Status (*parallel_for)(int64_t begin, int64_t end, int64_t grain, Body body, void* context);
+  Status (*get_num_threads)(uint32_t* threads);
   int32_t (*device_cpu)();
   int32_t (*device_cuda)();
   int32_t dtypes[kDtypes];  // torch's number of each Dtype
@@ -118,6 +119,7 @@ void load(const std::string& library) {
   find(torch.create_device_guard, "aoti_torch_create_device_guard");
   find(torch.delete_device_guard, "aoti_torch_delete_device_guard");
   find(torch.parallel_for, "torch_parallel_for");
+  find(torch.get_num_threads, "torch_get_num_threads");
   find(torch.device_cpu, "aoti_torch_device_type_cpu");
   find(torch.device_cuda, "aoti_torch_device_type_cuda");
   constexpr const char* kNames[kDtypes] = {"float64", "float32", "bfloat16", "float16", "bool",
@@ -249,6 +251,12 @@ DeviceGuard::DeviceGuard(const Tensor& tensor) {
 
 DeviceGuard::~DeviceGuard() {
   if (guard_ != nullptr) torch.delete_device_guard(guard_);
+}
+
+int threads() {
+  uint32_t threads = 1;
+  check(torch.get_num_threads(&threads), "say how many threads it has");
+  return static_cast<int>(threads);
 }
 
 }  // namespace torch_abi

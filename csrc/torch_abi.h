@@ -96,5 +96,8 @@ class DeviceGuard {
   void* guard_ = nullptr;
 };
 
+// So many threads does a loop of this thread take.
+int threads();
+
 }  // namespace torch_abi
 }  // namespace prefloss

@@ -117,6 +117,18 @@ def test_any_number_of_threads_gives_the_same_bits_to_rows(set_threads):
         assert torch.equal(losses, results[0][1])
 
 
+def digests_with(threads):
+    torch.set_num_threads(threads)
+    return digest(*inputs(LARGE), {})
+
+
+def test_fewer_threads_than_torch_asks_for_give_the_same_bits(monkeypatch):
+    """A batch system may allow fewer than `torch.get_num_threads()` says: those that there are do the work of all."""
+    monkeypatch.setenv("OMP_THREAD_LIMIT", "2")  # read where OpenMP is loaded
+    few, one = results_of_processes("spawn", digests_with, [(8,), (1,)])
+    assert few == one
+
+
 @pytest.fixture(scope="module")
 def threads_of_python():
     """What one process gave, for pairs and for items."""

@@ -269,7 +269,7 @@ Column Columns::of(const torch_abi::Tensor& kept) {
 
 Place place_of(bool cuda, int device_index, int64_t entries) {
   // Fewer pairs are done before a second thread would have started.
-  Place place{cuda, entries < kParallelPairs ? 1 : kAllThreads};
+  Place place{cuda, entries < kParallelPairs ? 1 : torch_abi::threads()};
   if (cuda && torch.api->current_work_stream(dlpack::kCuda, device_index, &place.stream) != 0)
     throw std::runtime_error("torch has no current stream for a CUDA device");
   return place;

@@ -2,11 +2,11 @@
 // instruction set.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <numeric>
 #include <vector>
 #ifdef __SANITIZE_THREAD__
-#include <algorithm>
 #include <thread>
 #endif
 
@@ -14,6 +14,15 @@
 
 namespace prefloss::cpu {
 namespace {
+
+// The chunks of one thread: the same ones in every call, so that what it has read and written lies in its own caches.
+// When they are done it takes what is left of the others': chunks need not be of one size, nor threads equally fast.
+struct alignas(64) Share {
+  std::atomic<int64_t> next;
+  int64_t end;
+
+  int64_t take() { return next < end ? next++ : end; }  // counts only where something is left: most looks find nothing
+};
 
 // Calls body(chunk) for every chunk. One thread enters no parallel region at all; within such a region this is one.
 template <typename Body>
@@ -33,17 +42,25 @@ void for_chunks(int64_t chunks, int threads, const Body& body) {
   }
   for (std::thread& each : others) each.join();
 #else
-  // A thread takes the next chunk when it is done with one: chunks need not be of one size, nor threads equally fast.
   struct Loop {
     const Body& body;
-    int64_t chunks;
-    std::atomic<int64_t> next;
-  } loop{body, chunks, {0}};
+    std::vector<Share> shares;
+  } loop{body, std::vector<Share>(static_cast<size_t>(std::min<int64_t>(threads, chunks)))};
+  const auto count = static_cast<int64_t>(loop.shares.size());
+  for (int64_t n = 0; n < count; n++) {
+    Share& share = loop.shares[static_cast<size_t>(n)];
+    share.next = n * chunks / count;
+    share.end = (n + 1) * chunks / count;
+  }
   parallel_for(
-      chunks, threads,
-      [](int64_t, int64_t, void* context) {
+      count, threads,
+      [](int64_t own, int64_t, void* context) {
         Loop& its = *static_cast<Loop*>(context);
-        for (int64_t chunk = its.next++; chunk < its.chunks; chunk = its.next++) its.body(chunk);
+        const auto all = static_cast<int64_t>(its.shares.size());
+        for (int64_t n = own; n < own + all; n++) {
+          Share& share = its.shares[static_cast<size_t>(n % all)];
+          for (int64_t chunk = share.take(); chunk < share.end; chunk = share.take()) its.body(chunk);
+        }
       },
       &loop);
 #endif
