@@ -5,12 +5,11 @@ What disturbs a busy machine then disturbs all of them alike, and the ratio of t
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import math
+import operator
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -31,17 +30,14 @@ class Timing(NamedTuple):
 
 
 def wall_time(run: Run, calls: int) -> float:
-    """Seconds a call takes, by the host's clock."""
-    start = time.perf_counter()
+    """Seconds a call takes, by the host's clock: the median, as the first call that frees a large block may also pay for giving
+    back to the system what a rival has freed, which takes milliseconds."""
+    clock = time.perf_counter
+    ends = [clock()]
     for _ in range(calls):
         run()
-    return (time.perf_counter() - start) / calls
-
-
-def give_back_memory() -> None:
-    """To the system, what has been freed. Else the C allocator does it at some later call, whoever's, which then takes milliseconds."""
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):  # glibc's
-        ctypes.CDLL(None).malloc_trim(0)
+        ends.append(clock())
+    return statistics.median(map(operator.sub, ends[1:], ends))
 
 
 def measure(
@@ -63,8 +59,7 @@ def measure(
         while time.perf_counter() < end or len(times[order[0]]) < MINIMUM_ROUNDS:
             shuffle(order)  # nobody always follows the same rival, who leaves the caches in the same state
             for name in order:
-                give_back_memory()
-                contenders[name]()  # brings back what the last contender drove out of the caches, and memory of its own
+                contenders[name]()  # brings back what the last contender drove out of the caches
                 times[name].append(time_calls(contenders[name], calls))
     finally:
         if collecting:
