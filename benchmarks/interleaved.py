@@ -6,8 +6,8 @@ What disturbs a busy machine then disturbs all of them alike, and the ratio of t
 from __future__ import annotations
 
 import gc
+import itertools
 import math
-import operator
 import random
 import statistics
 import time
@@ -40,7 +40,7 @@ def wall_time(run: Run, calls: int) -> float:
     for _ in range(calls):
         run()
         ends.append(clock())
-    return statistics.median(map(operator.sub, ends[1:], ends))
+    return statistics.median(end - start for start, end in itertools.pairwise(ends))
 
 
 def measure(
