@@ -28,7 +28,7 @@ from prefloss import PairStats
 
 pytestmark = pytest.mark.usefixtures("set_threads")
 SECONDS = 300  # only what hangs takes so long, on however busy a machine
-PARALLEL_PAIRS = 32_768  # kParallelPairs in csrc/device.h
+PARALLEL_PAIRS = 32_768  # kParallelPairs in csrc/pairs.h
 LARGE = 8 * PARALLEL_PAIRS + 1  # many chunks for each of many threads
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
